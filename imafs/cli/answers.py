@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""How the answers of the control socket read on a terminal.
+
+Whatever is missing or of an unexpected type is left out or shown as it is: the daemon
+may be of another version than this program.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+
+from imafs.errors import Refused
+
+_REFUSED = Refused.exit_code
+
+
+def show(op: str, answer: Mapping[str, object], *, as_json: bool) -> int:
+    """Print ``answer`` to ``op`` on stdout; the exit code."""
+    if as_json:
+        print(json.dumps(answer))
+    elif op == "measure":
+        return _measured(answer)
+    elif op == "status":
+        print("\n".join(status_lines(answer)))
+    elif op == "hello":
+        print(f"imafs {readable(answer.get('imafs', '-'))}, protocol {answer.get('protocol', '-')}")
+    else:
+        for key, value in answer.items():
+            print(f"{readable(key)}: {readable(value)}")
+    return 0 if not _failures(op, answer) else _REFUSED
+
+
+def readable(value: object) -> str:
+    """``value`` in one line: a name's unprintable characters and odd bytes as escapes."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else _escape(c) for c in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    return str(value) if isinstance(value, int | float) else json.dumps(value)
+
+
+def _escape(character: str) -> str:
+    raw = character.encode("utf-8", "surrogateescape")
+    return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _items(answer: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
+    value = answer.get(key)
+    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+def _group(answer: Mapping[str, object], key: str) -> Mapping[str, object]:
+    value = answer.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _failures(op: str, answer: Mapping[str, object]) -> list[Mapping[str, object]]:
+    """The paths of a measure that were refused while others were not."""
+    return [i for i in _items(answer, "measured") if "error" in i] if op == "measure" else []
+
+
+def _measured(answer: Mapping[str, object]) -> int:
+    items = _items(answer, "measured") or [answer]
+    for item in items:
+        name = readable(item.get("name", item.get("path", "-")))
+        if "error" in item:
+            print(f"imafs: {name}: {readable(item['error'])}", file=sys.stderr)
+            continue
+        note = " (already measured)" if item.get("duplicate") is True else ""
+        print(f"{readable(item.get('digest', '-'))}  {name}{note}")
+    return _REFUSED if _failures("measure", answer) else 0
+
+
+def status_lines(status: Mapping[str, object]) -> list[str]:
+    """The text of ``imafs ctl status``."""
+
+    def word(key: str) -> str:
+        return readable(status.get(key, "-"))
+
+    rows = [
+        ("imafs", f"{word('version')} on {word('mountpoint')}, profile {word('profile')}"),
+        ("template", f"{word('template')}, hash {word('hash')}"),
+        ("TPM", word("tcti")),
+        ("records", _counts(_group(status, "records"))),
+        ("bytes", _counts(_group(status, "bytes"))),
+        ("violations", word("violations")),
+        ("suspended", word("suspended")),
+    ]
+    rows += [("PCR", _pcr(item)) for item in _items(status, "pcrs")]
+    rows.append(("readers", ", ".join(map(_process, _items(status, "readers"))) or "none"))
+    writer = _group(status, "writer")
+    rows.append(("writer", _process(writer) if writer else "none"))
+    failures = _group(status, "failures")
+    last = failures.get("last")
+    suffix = f" (last: {readable(last)})" if last is not None else ""
+    rows.append(("failures", f"{readable(failures.get('extend', '-'))} extends{suffix}"))
+    return [f"{name:<11} {text}" for name, text in rows]
+
+
+def _counts(group: Mapping[str, object]) -> str:
+    words = [f"{readable(value)} {readable(key.replace('_', ' '))}" for key, value in group.items()]
+    return ", ".join(words) or "-"
+
+
+def _process(item: Mapping[str, object]) -> str:
+    return f"{readable(item.get('name', '-'))}[{readable(item.get('pid', '-'))}]"
+
+
+def _pcr(item: Mapping[str, object]) -> str:
+    value, replayed = readable(item.get("value", "-")), readable(item.get("replayed", "-"))
+    text = f"{readable(item.get('pcr', '-'))} {readable(item.get('bank', '-'))} {value}: "
+    if item.get("equal") is True:
+        return text + "the lists replay to it"
+    if item.get("pending") is True:
+        return text + "records are still to be extended"
+    if item.get("equal") is False:
+        return text + f"DIFFERS, the lists replay to {replayed}"
+    return text + "not compared"

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs ctl``: ask a running daemon; its verbs are the table of operations."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from imafs.control.ops import OPERATIONS, Kind, Operation, Option, metavar, validate
+from imafs.errors import UsageError
+
+_BAR_WIDTH = 40
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``ctl`` and a parser for every operation."""
+    parser = subparsers.add_parser("ctl", help="ask a running daemon")
+    parser.add_argument(
+        "--control",
+        metavar="SOCKET",
+        help="control socket of the daemon (default: the only one of this user)",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for operation in OPERATIONS.values():
+        verb = verbs.add_parser(operation.verb, help=operation.help, description=operation.help)
+        verb.add_argument("--json", action="store_true", help="print the answer as JSON")
+        verb.set_defaults(operation=operation.name)
+        for option in operation.options:
+            _add_option(verb, option)
+
+
+def _add_option(verb: argparse.ArgumentParser, option: Option) -> None:
+    dest = f"option_{option.name}"
+    number: Callable[[str], object] = int if option.kind is Kind.INT else str
+    if not option.cli.startswith("-"):
+        several = "*" if option.kind is Kind.PATHS else "?"
+        verb.add_argument(
+            dest,
+            metavar=option.cli,
+            help=option.help,
+            type=number,
+            nargs=None if option.required else several,
+        )
+    elif option.kind is Kind.BOOL:
+        verb.add_argument(
+            option.cli, dest=dest, action="store_true", default=None, help=option.help
+        )
+    else:
+        verb.add_argument(
+            option.cli,
+            dest=dest,
+            metavar=metavar(option),
+            help=option.help,
+            type=number,
+            required=option.required,
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask and print the answer; the exit code. Raises what :class:`ControlClient` raises."""
+    from imafs.cli import answers
+    from imafs.control.client import ControlClient
+    from imafs.control.paths import the_socket
+
+    operation = OPERATIONS[args.operation]
+    options = _options(operation, args)
+    bar = _Bar() if operation.shows_progress and sys.stderr.isatty() else None
+    with ControlClient(args.control if args.control is not None else the_socket()) as client:
+        try:
+            answer = client.call(
+                operation.name, options, progress=bar.show if bar is not None else None
+            )
+        finally:
+            if bar is not None:
+                bar.end()
+    return answers.show(operation.name, answer, as_json=args.json)
+
+
+def _options(operation: Operation, args: argparse.Namespace) -> dict[str, object]:
+    given: dict[str, object] = {}
+    for option in operation.options:
+        value = getattr(args, f"option_{option.name}")
+        if value is None or (option.kind is Kind.PATHS and not value):
+            continue
+        if option.kind is Kind.PATHS:
+            value = [_absolute(item, option) for item in value]
+        elif option.kind is Kind.PATH:
+            value = _absolute(value, option)
+        given[option.name] = value
+    return validate(operation.name, given)
+
+
+def _absolute(path: str, option: Option) -> str:
+    if not path:  # Path would make it the working directory
+        raise UsageError(f"{option.name}: an empty path")
+    # Not resolved: ".." after a symbolic link is for the daemon's open to resolve.
+    return str(Path(path).absolute())
+
+
+class _Bar:
+    """A progress bar on a terminal's stderr."""
+
+    def __init__(self) -> None:
+        self._shown = False
+
+    def show(self, done: int, total: int) -> None:
+        share = min(max(done / total, 0.0), 1.0) if total > 0 else 0.0
+        full = round(share * _BAR_WIDTH)
+        bar = "#" * full + "." * (_BAR_WIDTH - full)
+        sys.stderr.write(f"\r[{bar}] {share:4.0%} {done}/{total}")
+        sys.stderr.flush()
+        self._shown = True
+
+    def end(self) -> None:
+        """Leave the line, so that what follows begins on its own."""
+        if self._shown:
+            sys.stderr.write("\n")
+            sys.stderr.flush()

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The daemon: composes TPM, emulator, mount and control socket, and takes them down."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from imafs.cli import logs
+from imafs.control import paths
+from imafs.control.server import serve
+from imafs.control.verbs import Verbs
+from imafs.engine.config import EmulatorConfig
+from imafs.engine.emulator import Emulator
+from imafs.engine.notify import notify
+from imafs.errors import ControlError, ImafsError
+from imafs.formats.algorithms import HashAlgorithm
+from imafs.formats.binary import Record
+from imafs.fuse import mountinfo, session
+from imafs.sources import files, lists
+from imafs.tpm import Device, open_device
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that ``imafs mount`` was asked for."""
+
+    directory: str
+    layout: str
+    control: Path | None
+    config: EmulatorConfig
+    tpm: str
+    tpm_state: Path | None
+    banks: Sequence[HashAlgorithm] | None
+    allow_hardware: bool
+    load: str | None
+    load_bank: str | None
+    measure: list[str]
+    log_file: str | None
+
+
+def run(plan: Plan) -> int:
+    """Runs until the end of the mount; returns the exit code."""
+    logs.configure(plan.log_file)
+    # A hung FUSE daemon is otherwise opaque: kill -USR1 prints every thread's stack.
+    faulthandler.register(signal.SIGUSR1)
+    # The TPM thread must not keep the event loop waiting for its 5 ms slices.
+    sys.setswitchinterval(0.0005)
+    mountpoint = mountinfo.resolve(plan.directory)
+    mountinfo.check_fuse()
+    cleaned = mountinfo.clean(mountpoint)
+    if cleaned:
+        log.info("%s: unmounted %d dead mounts of an earlier imafs", mountpoint, cleaned)
+    mountinfo.check_mountpoint(mountpoint)
+    records = lists.load(plan.load, plan.load_bank)[0] if plan.load else []
+    control = plan.control or _default_control(mountpoint)
+    with ExitStack() as stack:
+        device = open_device(
+            plan.tpm,
+            state_dir=plan.tpm_state,
+            banks=plan.banks,
+            allow_hardware=plan.allow_hardware,
+        )
+        stack.callback(device.close)
+        try:
+            trio.run(_main, plan, mountpoint, control, device, records)
+        except BaseExceptionGroup as group:
+            raise _single(group) from None
+    return 0
+
+
+def _default_control(mountpoint: str) -> Path:
+    try:
+        path = paths.default_socket(mountpoint)
+    except ControlError:
+        # No runtime directory: beside the mount, where its owner can write anyway.
+        return Path(mountpoint + ".sock")
+    paths.prepare_directory(path.parent)
+    return path
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error of ours in a group of groups; the group itself for anything else."""
+    leaves: list[BaseException] = []
+    todo: list[BaseException] = [group]
+    while todo:
+        error = todo.pop()
+        if isinstance(error, BaseExceptionGroup):
+            todo.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], ImafsError) else group
+
+
+async def _main(
+    plan: Plan, mountpoint: str, control: Path, device: Device, records: list[Record]
+) -> None:
+    emulator = Emulator(plan.config, device)
+    # The signals are taken before anything exists that they would leave behind.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            end = nursery.cancel_scope.cancel
+            nursery.start_soon(_until_signal, signals, end)
+            await emulator.start(records)
+            records.clear()
+            nursery.start_soon(emulator.run)
+            await _measure(emulator, plan.measure)
+            async with session.mounted(emulator, mountpoint, plan.layout, end):
+                about = {"mountpoint": mountpoint, "control": str(control)}
+                verbs = Verbs(emulator, end, about)
+                await nursery.start(
+                    partial(serve, control, verbs.handlers(), about={"mountpoint": mountpoint})
+                )
+                _announce(mountpoint, control, device)
+                await trio.sleep_forever()
+    notify("STOPPING=1")
+
+
+async def _until_signal(signals: AsyncIterator[int], end: Callable[[], object]) -> None:
+    async for number in signals:
+        log.info("%s: unmounting", signal.Signals(number).name)
+        end()
+
+
+async def _measure(emulator: Emulator, paths_: list[str]) -> None:
+    """The files of --measure, hashed in a thread, in order."""
+    if not paths_:
+        return
+    want_sha1 = emulator.config.template.has("d")
+    names = await trio.to_thread.run_sync(lambda: list(files.walk(paths_)))
+    for name in names:
+        measurement = await trio.to_thread.run_sync(
+            partial(files.examine, name, emulator.config.algorithm, want_sha1=want_sha1)
+        )
+        emulator.append(emulator.record(measurement))
+    await emulator.wait_extended(emulator.queue.totals.added, 60.0)
+    log.info("measured %d files", len(names))
+
+
+def _announce(mountpoint: str, control: Path, device: Device) -> None:
+    tcti = device.tcti or "none"
+    print(
+        f"imafs: mounted {shlex.quote(mountpoint)} control={shlex.quote(str(control))} tcti={tcti}",
+        flush=True,
+    )
+    notify("READY=1", f"STATUS=mounted {mountpoint}")

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The command line's frame: one parser, one place that turns errors into exit codes.
+
+A command is a module with ``add_parser(subparsers)`` and ``run(args) -> int``; it imports
+what is heavy inside ``run``, so that ``imafs --help`` and ``imafs ctl`` start at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import io
+import os
+import sys
+from types import ModuleType
+
+from imafs import __version__
+from imafs.errors import ImafsError, UsageError
+
+_INTERRUPTED = 128 + 2  # as a shell shows SIGINT
+_PIPE_CLOSED = 128 + 13  # and SIGPIPE
+
+
+def _commands() -> list[ModuleType]:
+    names = [f"imafs.cli.{name}" for name in ("mount", "umount", "ctl")]
+    return [importlib.import_module(n) for n in names if importlib.util.find_spec(n) is not None]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="imafs", description="The IMA directory of securityfs as a FUSE filesystem."
+    )
+    parser.add_argument("--version", action="version", version=f"imafs {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    for command in _commands():
+        before = set(subparsers.choices)
+        command.add_parser(subparsers)
+        for name in set(subparsers.choices) - before:
+            subparsers.choices[name].set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``imafs`` with ``argv`` (default: the process's); the exit code.
+
+    Any :class:`ImafsError` becomes one line on stderr and its own exit code. Another
+    exception is a bug and keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names are bytes: never fail to print one
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _run(argv)
+    except ImafsError as error:
+        print(f"imafs: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads stdout any more; what is buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+
+
+def _run(argv: list[str] | None) -> int:
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as exit_:  # argparse: --help, --version, usage
+        code = exit_.code if isinstance(exit_.code, int) else UsageError.exit_code
+    else:
+        code = args.run(args)
+    sys.stdout.flush()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs mount DIR``: the options, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imafs.cli.daemon import Plan
+    from imafs.formats.algorithms import HashAlgorithm
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "mount",
+        help="mount the emulator on an empty directory",
+        description="Plays the kernel: serves the IMA directory of securityfs on DIR, "
+        "backed by a measurement queue that extends a TPM. Runs in the foreground until "
+        "SIGTERM, SIGINT, `imafs umount DIR` or `imafs ctl stop`.",
+    )
+    parser.add_argument("dir", metavar="DIR", help="an empty directory")
+    parser.add_argument("--background", action="store_true", help="return when the mount answers")
+    parser.add_argument(
+        "--layout",
+        choices=("ima", "securityfs"),
+        default="ima",
+        help="DIR is the IMA directory itself, or securityfs' root with integrity/ima and ima",
+    )
+    parser.add_argument("--control", metavar="SOCKET", help="control socket (default: from DIR)")
+    parser.add_argument(
+        "--log-file", metavar="FILE", help="append log lines to FILE instead of stderr"
+    )
+    _kernel_options(parser.add_argument_group("the kernel that is played"))
+    _tpm_options(parser.add_argument_group("the TPM"))
+    _list_options(parser.add_argument_group("the measurement list"))
+    parser.set_defaults(run=run)
+
+
+def _kernel_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--profile", default="mainline", help="mainline (7.2 on), legacy (before)")
+    group.add_argument("--no-staging", action="store_true", help="CONFIG_IMA_STAGING=n")
+    group.add_argument("--flush-htable", action="store_true", help="boot with ima_flush_htable")
+    group.add_argument("--disable-htable", action="store_true", help="CONFIG_IMA_DISABLE_HTABLE=y")
+    group.add_argument("--hash", metavar="ALG", default="sha256", help="ima_hash= (sha256)")
+    group.add_argument("--template", metavar="NAME", default="ima-ng", help="ima_template=")
+    group.add_argument("--template-fmt", metavar="FMT", help="ima_template_fmt=, such as d-ng|n-ng")
+    group.add_argument(
+        "--pcr", type=int, default=10, metavar="N", help="CONFIG_IMA_MEASURE_PCR_IDX, 8 to 14 (10)"
+    )
+    group.add_argument(
+        "--padded-banks",
+        metavar="ALG,...",
+        help="banks whose hash this kernel's IMA lacks: they get zero-padded SHA-1 "
+        "(Debian 6.1: sha384,sha512)",
+    )
+    group.add_argument(
+        "--st-size",
+        choices=("actual", "zero"),
+        default="actual",
+        help="file sizes: the true ones, or 0 as in a kernel (splice clients then read nothing)",
+    )
+    group.add_argument(
+        "--large-reads",
+        action="store_true",
+        help="fill every read instead of stopping at a page as seq_file does",
+    )
+
+
+def _tpm_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--tpm",
+        metavar="WHICH",
+        default="swtpm",
+        help="swtpm (started and stopped by imafs), none (TPM-bypass), or a TCTI string",
+    )
+    group.add_argument("--tpm-state", metavar="DIR", help="keep the state of swtpm in DIR")
+    group.add_argument("--banks", metavar="ALG,...", help="PCR banks of swtpm")
+    group.add_argument(
+        "--adopt", action="store_true", help="go on although PCRs hold what no loaded list explains"
+    )
+    group.add_argument(
+        "--allow-hardware-tpm", action="store_true", help="extend a TPM that is not a software one"
+    )
+
+
+def _list_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--load", metavar="FILE", help="begin with a recorded binary list (no boot_aggregate)"
+    )
+    group.add_argument("--load-bank", metavar="ALG", help="bank of that list where it is ambiguous")
+    group.add_argument(
+        "--measure",
+        metavar="PATH",
+        nargs="+",
+        default=[],
+        help="measure these files and directories before the mount is announced",
+    )
+    group.add_argument("--no-boot-aggregate", action="store_true", help="begin with an empty list")
+    group.add_argument(
+        "--cache",
+        metavar="SIZE",
+        default="64M",
+        help="bound of the cache of rendered views: bytes, or with K, M, G (64M)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    if args.background:
+        from imafs.cli.background import start
+
+        return start(args.dir, sys.argv[1:])
+    from imafs.cli.daemon import run as run_daemon
+
+    return run_daemon(plan(args))
+
+
+def plan(args: argparse.Namespace) -> Plan:
+    """The options as a plan. Raises :class:`imafs.errors.ImafsError` where they make no sense."""
+    from imafs.cli.daemon import Plan
+    from imafs.engine.config import EmulatorConfig
+    from imafs.errors import UsageError
+    from imafs.formats import templates
+    from imafs.formats.algorithms import by_name
+    from imafs.kernel import profiles
+
+    algorithm = by_name(args.hash)
+    algorithm.constructor()
+    if args.template_fmt:
+        template = templates.custom(args.template_fmt)
+    elif args.template in templates.TEMPLATES:
+        template = templates.TEMPLATES[args.template]
+    else:
+        raise UsageError(
+            f"unknown template {args.template!r}; there are: {', '.join(templates.TEMPLATES)}"
+        )
+    if not 8 <= args.pcr <= 14:
+        raise UsageError(f"--pcr {args.pcr}: CONFIG_IMA_MEASURE_PCR_IDX is 8 to 14")
+    config = EmulatorConfig(
+        profile=profiles.lookup(args.profile),
+        staging=not args.no_staging,
+        flush_htable=args.flush_htable,
+        disable_htable=args.disable_htable,
+        algorithm=algorithm,
+        template=template,
+        pcr=args.pcr,
+        padded_banks=frozenset(a.name for a in _algorithms(args.padded_banks)),
+        boot_aggregate=not args.no_boot_aggregate,
+        adopt=args.adopt,
+        large_reads=args.large_reads,
+        size_zero=args.st_size == "zero",
+        cache=size(args.cache),
+    )
+    return Plan(
+        directory=args.dir,
+        layout=args.layout,
+        control=Path(os.path.abspath(args.control)) if args.control else None,
+        config=config,
+        tpm=args.tpm,
+        tpm_state=Path(args.tpm_state) if args.tpm_state else None,
+        banks=_algorithms(args.banks) or None,
+        allow_hardware=args.allow_hardware_tpm,
+        load=args.load,
+        load_bank=args.load_bank,
+        measure=[os.path.abspath(path) for path in args.measure],
+        log_file=args.log_file,
+    )
+
+
+def _algorithms(text: str | None) -> Sequence[HashAlgorithm]:
+    from imafs.formats.algorithms import by_name
+
+    return [by_name(name) for name in text.split(",")] if text else []
+
+
+def size(text: str) -> int:
+    """Bytes of ``64M`` and the like. Raises :class:`imafs.errors.UsageError`."""
+    from imafs.errors import UsageError
+
+    units = {"K": 10, "M": 20, "G": 30}
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not digits.isdigit() or (unit and unit not in units):
+        raise UsageError(f"--cache {text}: a number of bytes, or with K, M or G")
+    return int(digits) << units.get(unit, 0)

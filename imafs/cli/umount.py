@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs umount DIR``: ends the daemon of a mount, or clears what a dead one left."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from imafs.control import paths
+from imafs.control.client import ControlClient
+from imafs.errors import ControlError, MountError
+
+#: Seconds that a daemon gets to unmount after it was told to stop.
+_DEADLINE = 15.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "umount",
+        help="unmount an emulator and end its daemon",
+        description="Tells the daemon that mounted DIR to stop and waits until it has. A mount "
+        "whose daemon is dead is unmounted; nobody else's is touched.",
+    )
+    parser.add_argument("dir", metavar="DIR")
+    parser.add_argument("--control", metavar="SOCKET", help="where mount was given one")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from imafs.fuse import mountinfo
+
+    path = mountinfo.resolve(args.dir)
+    mount = mountinfo.top(path)
+    if mount is None:
+        raise MountError(f"{path}: nothing is mounted here")
+    if not mount.ours:
+        raise MountError(f"{path}: {mount.source} ({mount.fstype}) is not a mount of imafs")
+    try:
+        with ControlClient(args.control or paths.default_socket(path)) as client:
+            client.stop()
+    except ControlError:
+        # No daemon to ask: its mount must be dead, else it listens somewhere else.
+        if mountinfo.probe(path) == 0:
+            raise MountError(
+                f"{path}: the daemon is alive but not at its default socket; name it with --control"
+            ) from None
+        mountinfo.detach(path)
+    deadline = time.monotonic() + _DEADLINE
+    while (now := mountinfo.top(path)) is not None and now.ours:
+        if time.monotonic() > deadline:
+            raise MountError(f"{path}: still mounted after {_DEADLINE:g} s")
+        time.sleep(0.02)
+    return 0

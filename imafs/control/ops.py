@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The one table of operations of the control socket.
+
+The server validates requests with it, ``imafs ctl`` builds its command line from
+it, and ``python -m imafs.control.ops`` prints it as Markdown for the README.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from imafs.errors import UsageError
+
+# Keys of a request that are no option of any operation.
+RESERVED = frozenset({"op", "id", "progress"})
+INT_MAX = 2**63 - 1
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2})*\Z")
+
+
+class Kind(Enum):
+    """Type of an option; the value is what people read."""
+
+    STR = "str"
+    INT = "int"
+    BOOL = "bool"
+    PATH = "path"  # absolute: the daemon's working directory is not the caller's
+    PATHS = "list of paths"  # not empty, each absolute
+    HEX = "hex str"  # stays a str: the handler decodes it
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option; ``cli`` is its form on the command line, ``NAME`` or ``--name``.
+
+    A positional (no leading dashes) of an option that is not required may be left out.
+    ``minimum`` and ``maximum`` bound integers.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    cli: str
+    required: bool = False
+    minimum: int = 0
+    maximum: int = INT_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation.
+
+    ``exactly_one``: of these options a request has exactly one. ``needs``: pairs
+    (a, b): with option a, b is required. ``lengthy``: may take long, so clients
+    set no deadline of their own. ``abandonable``: ends when its client hangs up.
+    ``shows_progress``: sends progress lines when asked to.
+    """
+
+    name: str
+    help: str
+    options: tuple[Option, ...] = ()
+    exactly_one: tuple[str, ...] = ()
+    needs: tuple[tuple[str, str], ...] = ()
+    lengthy: bool = False
+    abandonable: bool = False
+    shows_progress: bool = False
+
+    @property
+    def verb(self) -> str:
+        """The name on the command line: ``critical-data``."""
+        return self.name.replace("_", "-")
+
+    def describe(self) -> dict[str, object]:
+        """What ``hello`` tells of this operation, JSON types only."""
+        options = {
+            o.name: {"type": o.kind.value, "required": o.required, "help": o.help}
+            for o in self.options
+        }
+        return {"help": self.help, "options": options}
+
+
+_TABLE = (
+    Operation(
+        "measure",
+        "measure files, or a digest without its file",
+        (
+            Option("paths", Kind.PATHS, "files to measure", "PATH"),
+            Option("digest", Kind.STR, "measure this file digest, ALG:HEX; needs name", "--digest"),
+            Option("name", Kind.STR, "name in the record instead of the path", "--name"),
+        ),
+        exactly_one=("paths", "digest"),
+        needs=(("digest", "name"),),
+        lengthy=True,
+    ),
+    Operation(
+        "violation",
+        "add a violation: a record whose digests are zero",
+        (Option("name", Kind.STR, "name in the record", "NAME", required=True),),
+    ),
+    Operation(
+        "critical_data",
+        "measure critical data as a kernel subsystem would",
+        (
+            Option("label", Kind.STR, "label of the data source", "LABEL", required=True),
+            Option("name", Kind.STR, "name in the record", "NAME", required=True),
+            Option("file", Kind.PATH, "file that holds the data", "FILE"),
+            Option("data", Kind.HEX, "the data itself", "--data"),
+        ),
+        exactly_one=("file", "data"),
+    ),
+    Operation(
+        "generate",
+        "add generated records, each of its own digest",
+        (
+            Option("count", Kind.INT, "number of records", "N", required=True),
+            Option("name", Kind.STR, "prefix of the records' names", "--name"),
+        ),
+        lengthy=True,
+        abandonable=True,
+        shows_progress=True,
+    ),
+    Operation("repeat", "ask once more for the last measurement", lengthy=True),
+    Operation(
+        "load",
+        "append a recorded measurement list; refused whole when malformed",
+        (
+            Option("file", Kind.PATH, "binary measurement list", "FILE", required=True),
+            Option("bank", Kind.STR, "PCR bank of that list's digests", "--bank"),
+        ),
+        lengthy=True,
+        shows_progress=True,
+    ),
+    Operation(
+        "wait",
+        "wait until a number of records is there, or all are extended into the TPM",
+        (
+            Option("records", Kind.INT, "records since boot to wait for", "--records"),
+            Option("extended", Kind.BOOL, "wait for the TPM too", "--extended"),
+            Option("timeout", Kind.INT, "give up after so many seconds", "--timeout"),
+        ),
+        lengthy=True,
+        abandonable=True,
+    ),
+    Operation("status", "show lists, PCRs, readers and failures"),
+    Operation("suspend", "stop adding records, as a kernel before kexec does"),
+    Operation("resume", "add records again"),
+    Operation("reset", "begin anew as after a reboot: empty lists, PCRs reset"),
+    Operation("stop", "unmount and end the daemon"),
+    Operation("hello", "tell version, protocol and operations"),
+)
+
+OPERATIONS: Mapping[str, Operation] = {operation.name: operation for operation in _TABLE}
+
+
+def validate(op: str, options: Mapping[str, object]) -> dict[str, object]:
+    """The options of a request for ``op``, checked; :class:`UsageError` names the wrong one.
+
+    An option that is ``None`` (JSON null) counts as left out.
+    """
+    operation = OPERATIONS.get(op)
+    if operation is None:
+        raise UsageError(f"op: unknown operation {op!r}")
+    known = {option.name: option for option in operation.options}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in options:
+        if name not in known:
+            raise UsageError(f"{op}: unknown option {name!r}")
+    for name, value in given.items():
+        problem = _problem(known[name], value)
+        if problem is not None:
+            raise UsageError(f"{op}: {name}: {problem}")
+    for option in operation.options:
+        if option.required and option.name not in given:
+            raise UsageError(f"{op}: {option.name}: missing")
+    if operation.exactly_one and sum(name in given for name in operation.exactly_one) != 1:
+        raise UsageError(f"{op}: give exactly one of {', '.join(operation.exactly_one)}")
+    for name, needed in operation.needs:
+        if name in given and needed not in given:
+            raise UsageError(f"{op}: {needed}: missing ({name} needs it)")
+    paths = given.get("paths")
+    if isinstance(paths, list) and len(paths) > 1 and "name" in given:
+        raise UsageError(f"{op}: name: fits one path only, not {len(paths)}")
+    return given
+
+
+def _problem(option: Option, value: object) -> str | None:
+    """Why ``value`` is not one for ``option``, or None."""
+    if option.kind is Kind.BOOL:
+        return None if isinstance(value, bool) else _expected("true or false", value)
+    if option.kind is Kind.INT:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return _expected("an integer", value)
+        if not option.minimum <= value <= option.maximum:
+            return f"not within {option.minimum} and {option.maximum}"
+        return None
+    if option.kind is Kind.PATHS:
+        if not isinstance(value, list):
+            return _expected("a list of paths", value)
+        if not value:
+            return "the list is empty"
+        for index, item in enumerate(value):
+            problem = _text_problem(Kind.PATH, item)
+            if problem is not None:
+                return f"item {index}: {problem}"
+        return None
+    return _text_problem(option.kind, value)
+
+
+def _text_problem(kind: Kind, value: object) -> str | None:
+    if not isinstance(value, str):
+        return _expected("a string", value)
+    if "\0" in value:  # a C string in every place where the kernel has one
+        return "contains a NUL character"
+    try:
+        # File names travel as Python has them: other bytes than UTF-8 are U+DC80..U+DCFF.
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        return f"character {error.start} is a surrogate that stands for no byte"
+    if kind is Kind.PATH and not value.startswith("/"):
+        return "not an absolute path"
+    if kind is Kind.HEX and _HEX.match(value) is None:
+        return "not pairs of hexadecimal digits"
+    return None
+
+
+def _expected(what: str, value: object) -> str:
+    names = {bool: "a boolean", int: "an integer", float: "a number", str: "a string"}
+    names.update({list: "a list", dict: "an object"})
+    return f"expected {what}, got {names.get(type(value), type(value).__name__)}"
+
+
+def synopsis(operation: Operation) -> str:
+    """One line of usage: ``generate N [--name STR]``."""
+    words = [operation.verb]
+    for option in operation.options:
+        word = option.cli
+        if option.cli.startswith("--") and option.kind is not Kind.BOOL:
+            word += f" {metavar(option)}"
+        if option.kind is Kind.PATHS:
+            word += "..."
+        words.append(word if option.required else f"[{word}]")
+    return " ".join(words)
+
+
+def metavar(option: Option) -> str:
+    """The word that stands for the value of a ``--option``."""
+    names = {Kind.INT: "N", Kind.HEX: "HEX", Kind.PATH: "FILE"}
+    return names.get(option.kind, option.name.upper())
+
+
+def markdown() -> str:
+    """The table of operations for the README."""
+    lines = ["| `imafs ctl` | request keys | what it does |", "|---|---|---|"]
+    for operation in OPERATIONS.values():
+        keys = [
+            f"`{o.name}` {o.kind.value}{' (required)' if o.required else ''}: {o.help}"
+            for o in operation.options
+        ]
+        row = (f"`{synopsis(operation)}`", "<br>".join(keys), operation.help)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

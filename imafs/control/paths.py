@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Where control sockets are: one directory per user, one name per mountpoint.
+
+``/run/imafs`` for root, else ``$XDG_RUNTIME_DIR/imafs``; the name is the absolute mountpoint
+with ``-`` for ``/`` and ``%XX`` for what is not a letter, a digit, ``.`` or ``_``, so that
+``/mnt/ima`` is ``mnt-ima.sock``. A path that the kernel's ``sun_path`` (108 bytes with the NUL,
+unix(7)) cannot hold keeps its tail, ``~`` and a hash of the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote_to_bytes
+
+from imafs.errors import ControlError
+
+SUN_PATH_MAX = 107
+_SUFFIX = ".sock"
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._")
+_PROBE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other end of a connection, as SO_PEERCRED gives it (unix(7))."""
+
+    pid: int
+    uid: int
+    gid: int
+
+    def __str__(self) -> str:
+        # 0 is a process of another PID namespace, and an unknown one.
+        return f"process {self.pid} of uid {self.uid}" if self.pid else "another process"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSocket:
+    """A socket on which somebody listens; ``mountpoint`` begins with ``...`` when cut."""
+
+    path: Path
+    mountpoint: str
+    pid: int
+
+
+class _WithOptions(Protocol):
+    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+
+
+def peer_of(connection: _WithOptions) -> Peer:
+    """Who connected, or for a client who called listen()."""
+    size = struct.calcsize("3i")
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    return Peer(*struct.unpack("3i", raw))
+
+
+def socket_directory() -> Path:
+    """The directory of this user's sockets; it need not exist."""
+    if os.geteuid() == 0:
+        return Path("/run/imafs")
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not runtime.startswith("/"):
+        raise ControlError("XDG_RUNTIME_DIR is not set: name the socket with --control SOCKET")
+    return Path(runtime, "imafs")
+
+
+def default_socket(mountpoint: str | os.PathLike[str]) -> Path:
+    """The socket of ``mountpoint``. Ask before mounting: resolving links looks at the place.
+
+    Raises :class:`ControlError` when even a hashed name is too long for its directory.
+    """
+    directory = socket_directory()
+    real = os.fsencode(os.path.realpath(mountpoint))
+    parts = _escape(real)
+    room = SUN_PATH_MAX - len(os.fsencode(directory)) - 1 - len(_SUFFIX)
+    if sum(map(len, parts)) > room:
+        end = "~" + hashlib.sha256(real).hexdigest()[:16]
+        room -= len(end)
+        if room < 0:
+            raise ControlError(f"{directory} is too long a name for a socket's directory")
+        while sum(map(len, parts)) > room:  # whole escapes only
+            del parts[0]
+        parts.append(end)
+    return directory / ("".join(parts) + _SUFFIX)
+
+
+def _escape(real: bytes) -> list[str]:
+    """Each byte of the path without its leading ``/``, escaped."""
+    parts = []
+    for index, byte in enumerate(real[1:] or b"/"):
+        if byte == 0x2F:
+            parts.append("-")
+        elif byte in _PLAIN and not (index == 0 and byte == 0x2E):  # no hidden sockets
+            parts.append(chr(byte))
+        else:
+            parts.append(f"%{byte:02x}")
+    return parts
+
+
+def mountpoint_of(name: str) -> str:
+    """The mountpoint that a socket's file name stands for."""
+    stem, cut, _ = name.removesuffix(_SUFFIX).partition("~")
+    plain = os.fsdecode(unquote_to_bytes(stem.replace("-", "/")))
+    if cut:
+        return "..." + plain
+    return "/" if plain == "/" else "/" + plain
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make the default directory, mode 0700, or see that it is ours alone.
+
+    A lax mode of our own directory is tightened (systemd's RuntimeDirectory= makes 0755).
+    Raises :class:`ControlError`.
+    """
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        info = directory.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+            raise ControlError(f"{directory}: not a directory of this user")
+        if info.st_mode & 0o077:
+            directory.chmod(0o700)
+    except OSError as error:
+        raise ControlError(f"{directory}: {error.strerror}") from error
+
+
+def listener(path: Path) -> Peer | None:
+    """Who listens on the socket at ``path``, None for nobody (stale or no file).
+
+    A listener that does not accept counts as living: it may only be stopped. Raises
+    :class:`ControlError` for a path that is no socket or cannot be asked.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            if path.is_symlink() or (path.exists() and not path.is_socket()):
+                raise ControlError(f"{path}: exists and is not a socket") from None
+            return None
+        except TimeoutError:  # its backlog is full, so there is somebody
+            return Peer(0, -1, -1)
+        except OSError as error:
+            raise ControlError(f"{path}: {error.strerror or error}") from error
+        return peer_of(probe)
+
+
+def find_sockets(directory: Path | None = None) -> list[FoundSocket]:
+    """The sockets in ``directory`` (default: this user's) on which somebody listens, by name."""
+    directory = socket_directory() if directory is None else directory
+    try:
+        names = sorted(p.name for p in directory.iterdir() if p.name.endswith(_SUFFIX))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ControlError(f"{directory}: {error.strerror}") from error
+    found = []
+    for name in names:
+        path = directory / name
+        if not path.is_socket():
+            continue
+        who = listener(path)
+        if who is not None:
+            found.append(FoundSocket(path, mountpoint_of(name), who.pid))
+    return found
+
+
+def the_socket() -> Path:
+    """The one living socket of this user; :class:`ControlError` when there is not exactly one."""
+    found = find_sockets()
+    if len(found) == 1:
+        return found[0].path
+    if not found:
+        raise ControlError(
+            f"no imafs listens in {socket_directory()}: is it mounted? "
+            "(name its socket with --control SOCKET)"
+        )
+    places = ", ".join(f"{f.mountpoint} ({f.path})" for f in found)
+    raise ControlError(f"{len(found)} imafs are mounted, choose with --control SOCKET: {places}")

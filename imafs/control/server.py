@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The daemon's end of the control socket; knows operations, but no engine."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import select
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from imafs import __version__
+from imafs.control import paths, wire
+from imafs.control.ops import OPERATIONS
+from imafs.errors import ControlError, ImafsError, Refused, UsageError
+
+log = logging.getLogger("imafs.control")
+
+SEND_SECONDS = 5.0  # a client that does not take a line within this is cut off
+LINGER_SECONDS = 2.0  # how long the rest of a line that is too long is read and thrown away
+PROGRESS_SECONDS = 0.1  # between two progress lines
+HANGUP_SECONDS = 0.5  # between two looks whether the client of an abandonable operation is there
+LOCK_SECONDS = 5.0
+
+ProgressCallback = Callable[[int, int], None]
+"""``progress(done, total)``: never blocks; what is reported too fast is left out."""
+
+Handler = Callable[[Mapping[str, object], ProgressCallback], Awaitable[Mapping[str, object]]]
+"""Takes validated options, returns what stands beside ``"ok": true``; raises ImafsError."""
+
+
+async def serve(
+    path: str | os.PathLike[str],
+    handlers: Mapping[str, Handler],
+    *,
+    about: Mapping[str, object] | None = None,
+    task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Listen on ``path`` until cancelled; started with the path once clients can connect.
+
+    ``handlers``: by operation; ``hello`` is answered here, with ``about`` added (for example
+    the mountpoint). An operation without a handler is refused with EOPNOTSUPP. Raises
+    :class:`ControlError` when somebody else listens there or the socket cannot be made.
+
+    An answer that is being sent when the server is cancelled is still sent (within
+    SEND_SECONDS), so a handler may set off the end of the daemon and return.
+    """
+    unknown = set(handlers) - set(OPERATIONS)
+    if unknown or "hello" in handlers:
+        raise ValueError(f"handlers of no operation: {sorted(unknown) or 'hello'}")
+    async with _listening(Path(path)) as listener:
+        server = _Server(handlers, about or {})
+        task_status.started(Path(path))
+        await trio.serve_listeners(server.connection, [listener])
+
+
+@asynccontextmanager
+async def _listening(path: Path) -> AsyncIterator[trio.SocketListener]:
+    """A socket of mode 0600 that listens on ``path``; removed at the end if still ours."""
+    if len(os.fsencode(path)) > paths.SUN_PATH_MAX:
+        raise ControlError(f"{path}: too long for a socket ({paths.SUN_PATH_MAX} bytes at most)")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        async with _locked(path.parent):
+            who = paths.listener(path)
+            if who is not None:
+                raise ControlError(f"{path}: {who} listens there already")
+            made = _bind(sock, path)
+        try:
+            if stat.S_IMODE(made.st_mode) & 0o077:
+                raise ControlError(f"{path}: this system made the socket accessible to others")
+            # A duplicate for the event loop, which closes it before we are done: while our
+            # own listens nobody takes the name for stale, so what is removed is ours.
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
+        finally:
+            _remove(path, made)
+
+
+def _bind(sock: socket.socket, path: Path) -> os.stat_result:
+    try:
+        path.unlink(missing_ok=True)  # stale: nobody listens
+        # Linux gives the file the mode of the socket's own inode, less the umask (unix_bind,
+        # net/unix/af_unix.c): at no moment lax, and without the process-wide umask.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(os.fspath(path))
+        sock.listen(socket.SOMAXCONN)
+        return path.lstat()
+    except OSError as error:
+        raise ControlError(f"{path}: {error.strerror or error}") from error
+
+
+def _remove(path: Path, made: os.stat_result) -> None:
+    try:
+        now = path.lstat()
+        if (now.st_dev, now.st_ino) == (made.st_dev, made.st_ino):
+            path.unlink()
+    except FileNotFoundError:
+        log.debug("%s: removed by somebody else", path)
+    except OSError as error:
+        log.warning("%s: cannot be removed: %s", path, error.strerror)
+
+
+@asynccontextmanager
+async def _locked(directory: Path) -> AsyncIterator[None]:
+    """Only one daemon at a time looks for a stale socket and replaces it."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ControlError(f"{directory}: {error.strerror}") from error
+    try:
+        # Whoever may read the directory could hold its lock for ever: do not block.
+        with trio.move_on_after(LOCK_SECONDS) as scope:
+            while not _try_lock(descriptor):
+                await trio.sleep(0.02)
+        if scope.cancelled_caught:
+            raise ControlError(f"{directory}: locked by another process")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class _Server:
+    """What all connections share."""
+
+    def __init__(self, handlers: Mapping[str, Handler], about: Mapping[str, object]) -> None:
+        self._handlers = handlers
+        self._about = about
+
+    async def connection(self, stream: trio.SocketStream) -> None:
+        """One client, from its first byte to its last."""
+        try:
+            async with stream:
+                who = paths.peer_of(stream.socket)
+                if who.uid in (os.geteuid(), 0):
+                    await self._requests(stream)
+                else:
+                    log.warning("%s was refused", who)
+                    refusal = Refused(errno.EPERM, "only the daemon's own user may ask here")
+                    await _send(stream, wire.encode(wire.failure(refusal, None)))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            log.debug("a client hung up")
+        except trio.TooSlowError:
+            log.info("a client that does not read its answers was cut off")
+
+    async def _requests(self, stream: trio.SocketStream) -> None:
+        buffer = wire.LineBuffer(wire.MAX_REQUEST)
+        while True:
+            try:
+                line = buffer.next_line()
+            except UsageError as error:
+                await _send(stream, wire.encode(wire.failure(error, None)))
+                await _linger(stream)
+                return
+            if line is not None:
+                await self._request(stream, line)
+                continue
+            received = await stream.receive_some(65536)
+            if not received:
+                break
+            buffer.feed(received)
+        if rest := buffer.rest():  # a last line without its end, as from printf | nc -U
+            await self._request(stream, rest)
+
+    async def _request(self, stream: trio.SocketStream, line: bytes) -> None:
+        try:
+            request = wire.parse_request(line)
+        except wire.BadRequestError as error:
+            answer = wire.encode(wire.failure(error, error.id))
+        else:
+            answer = await self._perform(stream, request)
+        # Shielded: a handler that ends the daemon is still answered.
+        await _send(stream, answer, shield=True)
+
+    async def _perform(self, stream: trio.SocketStream, request: wire.Request) -> bytes:
+        """The answer; BrokenResourceError or TooSlowError when the client is lost meanwhile."""
+        progress = _Progress(stream, request.id)
+        watch = trio.CancelScope()
+        answer = b""
+        async with trio.open_nursery() as nursery:
+            if request.progress:
+                nursery.start_soon(progress.run)
+            if OPERATIONS[request.op].abandonable:
+                nursery.start_soon(_watch, stream.socket.fileno(), watch, nursery.cancel_scope)
+            answer = await self._answer(request, progress.report)
+            progress.finish()
+            watch.cancel()
+        if nursery.cancel_scope.cancelled_caught:
+            raise trio.BrokenResourceError
+        if progress.failure is not None:
+            raise progress.failure
+        return answer
+
+    async def _answer(self, request: wire.Request, progress: ProgressCallback) -> bytes:
+        try:
+            if request.op == "hello":
+                result = self._hello()
+            elif request.op in self._handlers:
+                result = await self._handlers[request.op](request.options, progress)
+            else:
+                raise Refused(errno.EOPNOTSUPP, f"{request.op}: not offered by this daemon")
+            return wire.encode(wire.success(result, request.id))
+        except ImafsError as error:
+            return wire.encode(wire.failure(error, request.id))
+        except Exception:  # a bug in one operation must not end the emulated kernel
+            log.exception("operation %s failed", request.op)
+            bug = ImafsError(f"{request.op}: internal error, see the daemon's log")
+            return wire.encode(wire.failure(bug, request.id))
+
+    def _hello(self) -> Mapping[str, object]:
+        offered = {
+            name: operation.describe()
+            for name, operation in OPERATIONS.items()
+            if name == "hello" or name in self._handlers
+        }
+        return {**self._about, "imafs": __version__, "protocol": wire.PROTOCOL, "ops": offered}
+
+
+class _Progress:
+    """Sends the latest progress now and then; a slow client never holds the handler up."""
+
+    def __init__(self, stream: trio.SocketStream, request_id: wire.RequestId) -> None:
+        self._stream = stream
+        self._id = request_id
+        self._latest: tuple[int, int] | None = None
+        self._news = trio.Event()
+        self._ended = trio.Event()
+        self.failure: Exception | None = None
+
+    def report(self, done: int, total: int) -> None:
+        self._latest = (done, total)
+        self._news.set()
+
+    def finish(self) -> None:
+        """Let :meth:`run` send what is left and return."""
+        self._ended.set()
+        self._news.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._news.wait()
+            latest, self._latest, self._news = self._latest, None, trio.Event()
+            ended = self._ended.is_set()
+            if latest is not None:
+                try:
+                    await _send(self._stream, wire.encode(wire.progress(*latest, self._id)))
+                except (trio.BrokenResourceError, trio.TooSlowError) as error:
+                    self.failure = error
+                    return
+            if ended:
+                return
+            with trio.move_on_after(PROGRESS_SECONDS):
+                await self._ended.wait()
+
+
+async def _watch(descriptor: int, watch: trio.CancelScope, abandoned: trio.CancelScope) -> None:
+    """Cancel ``abandoned`` when the client is gone.
+
+    A client that only shut down its sending half still reads: POLLHUP tells both halves
+    closed (unix_poll, net/unix/af_unix.c). Looked at from time to time, for readiness
+    itself cannot be waited for: a half-closed socket is always readable.
+    """
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    with watch:
+        while not poll.poll(0):
+            await trio.sleep(HANGUP_SECONDS)
+        abandoned.cancel()
+
+
+async def _send(stream: trio.SocketStream, line: bytes, *, shield: bool = False) -> None:
+    """Send a line; TooSlowError when the client does not take it in time."""
+    with trio.fail_after(SEND_SECONDS, shield=shield):
+        await stream.send_all(line)
+
+
+async def _linger(stream: trio.SocketStream) -> None:
+    """Read on for a while: a client still sending would get EPIPE instead of the answer."""
+    await stream.send_eof()
+    with trio.move_on_after(LINGER_SECONDS):
+        while await stream.receive_some(65536):
+            pass

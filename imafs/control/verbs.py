@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What each operation of the control socket does to the emulator."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import trio
+
+from imafs.control.server import Handler, ProgressCallback
+from imafs.engine.emulator import Emulator, Receipt
+from imafs.engine.status import status
+from imafs.errors import FormatError, Refused
+from imafs.formats.algorithms import by_name
+from imafs.formats.fields import Measurement
+from imafs.sources import files, generate, lists
+
+Options = Mapping[str, object]
+Answer = dict[str, object]
+
+#: Records appended between two turns of everybody else.
+_TURN = 256
+#: Records that may wait for the TPM before a bulk operation waits too.
+_BACKLOG = 16384
+
+
+def _text(options: Options, key: str, default: str | None = None) -> str:
+    value = options.get(key, default)
+    assert isinstance(value, str)
+    return value
+
+
+def _raw(text: str) -> bytes:
+    return os.fsencode(text)
+
+
+class Verbs:
+    """Handlers over one emulator; ``stop`` ends the daemon, ``about`` names its mount."""
+
+    def __init__(
+        self, emulator: Emulator, stop: Callable[[], object], about: Mapping[str, object]
+    ) -> None:
+        self._emulator = emulator
+        self._stop = stop
+        self._about = about
+        self._generated: dict[str, int] = {}
+        # Bulk operations give turns away in between; what would change the queue's
+        # rules under them (suspend, reset) waits, so that a list is loaded whole.
+        self._bulk = trio.Lock()
+
+    def handlers(self) -> dict[str, Handler]:
+        """The table that the server is given."""
+        return {
+            "measure": self.measure,
+            "violation": self.violation,
+            "critical_data": self.critical_data,
+            "generate": self.generate,
+            "repeat": self.repeat,
+            "load": self.load,
+            "wait": self.wait,
+            "status": self.status,
+            "suspend": self.suspend,
+            "resume": self.resume,
+            "reset": self.reset,
+            "stop": self.stop,
+        }
+
+    async def measure(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Files by path, or a digest with a name."""
+        if "digest" in options:
+            return {"measured": [await self._measure_digest(options)]}
+        paths = options["paths"]
+        assert isinstance(paths, list)
+        name = options.get("name")
+        done: list[Answer] = []
+        found = await trio.to_thread.run_sync(list, files.walk(paths))
+        receipts: list[tuple[Receipt, Answer]] = []
+        for path in found:
+            measurement = await self._examine(path, name if isinstance(name, str) else None)
+            receipt = self._emulator.append(self._emulator.record(measurement))
+            row: Answer = {
+                "path": path,
+                "digest": f"{measurement.algorithm.name}:{measurement.digest.hex()}",
+            }
+            receipts.append((receipt, row))
+            progress(len(receipts), len(found))
+        for receipt, row in receipts:
+            done.append({**row, **await self._outcome(receipt)})
+        return {"measured": done}
+
+    async def _examine(self, path: str, name: str | None) -> Measurement:
+        emulator = self._emulator
+        return await trio.to_thread.run_sync(
+            lambda: files.examine(
+                path,
+                emulator.config.algorithm,
+                name=None if name is None else _raw(name),
+                want_sha1=emulator.config.template.has("d"),
+            )
+        )
+
+    async def _measure_digest(self, options: Options) -> Answer:
+        algorithm_name, _, digits = _text(options, "digest").partition(":")
+        algorithm = by_name(algorithm_name)
+        try:
+            digest = bytes.fromhex(digits)
+        except ValueError:
+            raise FormatError(f"{digits!r} is not a hexadecimal digest") from None
+        if len(digest) != algorithm.digest_size:
+            raise FormatError(
+                f"a {algorithm.name} digest has {algorithm.digest_size} bytes, not {len(digest)}"
+            )
+        name = _text(options, "name")
+        record = self._emulator.record(Measurement(_raw(name), algorithm, digest))
+        receipt = self._emulator.append(record)
+        return {"path": name, "digest": f"{algorithm.name}:{digest.hex()}"} | await self._outcome(
+            receipt
+        )
+
+    async def _outcome(self, receipt: Receipt) -> Answer:
+        """The outcome of a measurement, after its own extend or the deadline."""
+        if receipt.duplicate:
+            return {"duplicate": True, "extended": True}
+        extended = await self._emulator.wait_extended(receipt.number, 5.0)
+        return {"duplicate": False, "number": receipt.number, "extended": extended}
+
+    async def violation(self, options: Options, progress: ProgressCallback) -> Answer:
+        """A violation record."""
+        record = self._emulator.violation(_raw(_text(options, "name")))
+        return await self._outcome(self._emulator.append(record))
+
+    async def critical_data(self, options: Options, progress: ProgressCallback) -> Answer:
+        """A buffer in template ima-buf. No policy yet: every label is measured."""
+        file = options.get("file")
+        if isinstance(file, str):
+            data = await trio.to_thread.run_sync(_read, file)
+        else:
+            data = bytes.fromhex(_text(options, "data"))
+        record = self._emulator.critical_data(_raw(_text(options, "name")), data)
+        return await self._outcome(self._emulator.append(record))
+
+    async def generate(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Distinct records; numbering goes on per prefix, so none is a duplicate."""
+        count = options["count"]
+        assert isinstance(count, int)
+        prefix = _text(options, "name", generate.PREFIX)
+        start = self._generated.get(prefix, 0)
+        self._generated[prefix] = start + count
+        config = self._emulator.config
+        source = generate.generate(
+            count, config.algorithm, prefix=prefix, start=start, want_sha1=config.template.has("d")
+        )
+        added = 0
+        async with self._bulk:
+            for done, measurement in enumerate(source, 1):
+                added += not self._emulator.append(self._emulator.record(measurement)).duplicate
+                if done % _TURN == 0:
+                    await self._breathe()
+                    progress(done, count)
+        return {"added": added}
+
+    async def _breathe(self) -> None:
+        """Lets everybody else have a turn, and the TPM catch up."""
+        await trio.lowlevel.checkpoint()
+        queue = self._emulator.queue
+        if queue.pending > _BACKLOG and not self._emulator.channel.broken:
+            await self._emulator.wait_extended(queue.totals.added - _BACKLOG // 2, 5.0)
+
+    async def repeat(self, options: Options, progress: ProgressCallback) -> Answer:
+        """The newest record again: a duplicate, unless the hash table is off or flushed."""
+        newest = self._emulator.newest()
+        return await self._outcome(self._emulator.append(newest))
+
+    async def load(self, options: Options, progress: ProgressCallback) -> Answer:
+        """A recorded list: parsed and checked whole before the first record is taken."""
+        bank = options.get("bank")
+        path = _text(options, "file")
+        token = trio.lowlevel.current_trio_token()
+
+        def parsing(done: int, total: int) -> None:
+            token.run_sync_soon(progress, done, 2 * total)
+
+        records, chosen = await trio.to_thread.run_sync(
+            lists.load, path, bank if isinstance(bank, str) else None, parsing
+        )
+        async with self._bulk:
+            if self._emulator.queue.suspended:
+                raise Refused(errno.ENODEV, "measurements are suspended")
+            for done, record in enumerate(records, 1):
+                self._emulator.append(record, loaded=True)
+                if done % _TURN == 0:
+                    progress(len(records) + done, 2 * len(records))
+                    await self._breathe()
+        return {"loaded": len(records), "bank": chosen.name}
+
+    async def wait(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Until so many records were added since boot, and are extended if asked.
+
+        ETIMEDOUT after ``timeout`` seconds (default: never).
+        """
+        records = options.get("records")
+        seconds = options.get("timeout")
+        emulator = self._emulator
+        limit = float(seconds) if isinstance(seconds, int) else float("inf")
+        with trio.move_on_after(limit):
+            wanted = records if isinstance(records, int) else emulator.queue.totals.added
+            await emulator.wait_added(wanted)
+            if options.get("extended"):
+                await emulator.extender.wait_extended(emulator.queue.totals.added)
+            return {
+                "records": emulator.queue.totals.added,
+                "extended": emulator.queue.totals.extended,
+            }
+        raise Refused(errno.ETIMEDOUT, f"not reached within {seconds} s")
+
+    async def status(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Everything that ``imafs ctl status`` shows."""
+        return {**self._about, **await status(self._emulator)}
+
+    async def suspend(self, options: Options, progress: ProgressCallback) -> Answer:
+        """As the reboot notifier does: no new records, A EACCES, D and N ESTALE."""
+        async with self._bulk:
+            self._emulator.queue.suspended = True
+        return {}
+
+    async def resume(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Back from suspend, which a kernel never does."""
+        self._emulator.queue.suspended = False
+        return {}
+
+    async def reset(self, options: Options, progress: ProgressCallback) -> Answer:
+        """List and TPM as after a boot."""
+        async with self._bulk:
+            await self._emulator.reset()
+            self._generated.clear()
+        return {}
+
+    async def stop(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Ends the daemon once this is answered."""
+        self._stop()
+        return {}
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise Refused(code, f"{path}: {os.strerror(code)}") from None

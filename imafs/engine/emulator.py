@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The emulator: what a booted kernel with IMA and a TPM is.
+
+Lives in one trio thread. :meth:`Emulator.append` and the requests are synchronous:
+a call without await is the critical section. Only waiting for the TPM awaits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import trio
+
+from imafs.attest.replay import PcrValues, Replay
+from imafs.engine.boot import PCRS, boot_aggregate
+from imafs.engine.channel import TpmChannel
+from imafs.engine.config import EmulatorConfig
+from imafs.engine.extender import Extender
+from imafs.errors import Refused, TpmError
+from imafs.formats.binary import Reader, Record
+from imafs.formats.fields import Measurement
+from imafs.formats.templates import TEMPLATES, Template
+from imafs.kernel.access import Accounting
+from imafs.kernel.layout import Layout
+from imafs.kernel.profiles import Entry, directory
+from imafs.kernel.queue import Queue
+from imafs.kernel.requests import Operation, Request
+from imafs.tpm import Device
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a measurement waits for its own extend before it is answered as pending.
+EXTEND_WAIT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a measurement: its number since boot, and whether a PCR has it."""
+
+    number: int
+    duplicate: bool = False
+    extended: bool = False
+
+
+class Emulator:
+    """Composes queue, accounting and TPM; see :meth:`start` and :meth:`run`."""
+
+    def __init__(self, config: EmulatorConfig, device: Device) -> None:
+        self.config = config
+        banks = tuple(
+            replace(bank, padded=True) if bank.name in config.padded_banks else bank
+            for bank in device.banks
+        )
+        self.layout = Layout(banks, config.algorithm)
+        self.channel = TpmChannel(device)
+        self.accounting = Accounting()
+        self._collect = trio.Event()
+        self._restart = trio.Event()
+        self._added = trio.Event()
+        self._extender = self._new_extender(Replay(banks))
+
+    def _new_extender(self, replay: Replay) -> Extender:
+        config = self.config
+        queue = Queue(
+            self.layout,
+            flush_htable=config.flush_htable,
+            disable_htable=config.disable_htable,
+            cache=config.cache,
+        )
+        return Extender(queue, self.channel, replay)
+
+    @property
+    def queue(self) -> Queue:
+        """The measurement queue since the last boot."""
+        return self._extender.queue
+
+    @property
+    def extender(self) -> Extender:
+        """The TPM side of the queue since the last boot."""
+        return self._extender
+
+    @property
+    def device(self) -> Device:
+        """The TPM."""
+        return self.channel.device
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The IMA directory in order of creation."""
+        return directory(self.config.profile, self.layout.lists, staging=self.config.staging)
+
+    # Starting
+
+    async def start(self, loaded: Sequence[Record] = ()) -> None:
+        """Boots: looks at the PCRs, takes a loaded list or measures boot_aggregate.
+
+        Raises :class:`TpmError` where the PCRs hold what the list does not explain.
+        """
+        pcrs = sorted({self.config.pcr, *(record.pcr for record in loaded)})
+        actual = await self.channel.call(lambda: self.device.read_pcrs(pcrs))
+        for record in loaded:
+            self.queue.append(record, loaded=True)
+        self._settle(actual)
+        if not loaded and self.config.boot_aggregate:
+            await self._boot_aggregate()
+
+    def _settle(self, actual: PcrValues) -> None:
+        """Finds the place of the PCRs in what is queued: usually before its first record."""
+        queue, replay = self.queue, self._extender.replay
+        done = replay.advance(queue.pending_extends(queue.pending), actual)
+        if done is not None:
+            queue.confirm_extends(done)
+            return
+        wrong = replay.differences(actual)
+        names = ", ".join(f"{bank}:{pcr}" for bank, pcr in wrong)
+        if not self.config.adopt:
+            raise TpmError(
+                f"PCRs {names} are not zero and no loaded list explains them; "
+                "reset the TPM, load the list that extended them, or go on with --adopt"
+            )
+        log.info("adopting PCRs %s as they are", names)
+        self._extender.replay = Replay(self.layout.banks, actual)
+
+    async def _boot_aggregate(self) -> None:
+        values = await self.channel.call(lambda: self.device.read_pcrs(PCRS))
+        measurement = boot_aggregate(self.layout.banks, self.config.algorithm, values)
+        self.append(self.record(measurement))
+
+    async def reset(self) -> None:
+        """List and TPM as after a boot; the mount stays."""
+        await self.channel.call(self.device.reset)
+        old = self._extender
+        self._extender = self._new_extender(Replay(self.layout.banks))
+        self._extender.failures = old.failures
+        self._restart.set()
+        if self.config.boot_aggregate:
+            await self._boot_aggregate()
+
+    # Measuring
+
+    def record(
+        self, measurement: Measurement, template: Template | None = None, pcr: int | None = None
+    ) -> Record:
+        """A record in the emulator's template. Raises :class:`FormatError`."""
+        chosen = template or self.config.template
+        if measurement.violation:
+            # Violations use the default template whatever a rule says (observed).
+            chosen = self.config.template
+        return Record(
+            self.config.pcr if pcr is None else pcr,
+            chosen,
+            chosen.build(measurement),
+            measurement.violation,
+        )
+
+    def append(self, record: Record, *, loaded: bool = False) -> Receipt:
+        """Into the list and the extend queue. A duplicate is no error: the receipt says so.
+
+        Raises :class:`Refused` (ENODEV) while measurements are suspended.
+        """
+        try:
+            number = self.queue.append(record, loaded=loaded)
+        except Refused as refused:
+            if refused.errno != errno.EEXIST:
+                raise
+            return Receipt(0, duplicate=True, extended=True)
+        self._extender.kick()
+        added, self._added = self._added, trio.Event()
+        added.set()
+        return Receipt(number)
+
+    async def measure(self, record: Record, wait: float = EXTEND_WAIT) -> Receipt:
+        """Appends and waits for the record's own extend, at most ``wait`` seconds."""
+        receipt = self.append(record)
+        if receipt.duplicate:
+            return receipt
+        return replace(receipt, extended=await self.wait_extended(receipt.number, wait))
+
+    async def wait_extended(self, number: int, seconds: float) -> bool:
+        """Whether ``number`` records since boot are in the PCRs within ``seconds``."""
+        with trio.move_on_after(seconds):
+            await self._extender.wait_extended(number)
+        return self.queue.totals.extended >= number
+
+    async def wait_added(self, number: int) -> None:
+        """Returns once ``number`` records were added since boot."""
+        while self.queue.totals.added < number:
+            await self._added.wait()
+
+    def violation(self, name: bytes) -> Record:
+        """A violation of the file ``name`` (ToMToU, open_writers)."""
+        algorithm = self.config.algorithm
+        measurement = Measurement(name, algorithm, bytes(algorithm.digest_size), violation=True)
+        return self.record(measurement, pcr=self.config.pcr)
+
+    def critical_data(self, name: bytes, buf: bytes) -> Record:
+        """Critical data: template ima-buf over the raw buffer (ima_main.c:1098-1258)."""
+        algorithm = self.config.algorithm
+        measurement = Measurement(name, algorithm, algorithm.digest(buf), buf=buf)
+        return self.record(measurement, TEMPLATES["ima-buf"])
+
+    def newest(self) -> Record:
+        """The newest record of either list. Raises :class:`Refused` (ENOENT)."""
+        data = self.queue.newest()
+        if data is None:
+            raise Refused(errno.ENOENT, "there is no record to repeat")
+        return next(iter(Reader(data, 20))).record
+
+    # Requests of user space
+
+    def request(self, request: Request) -> None:
+        """Carries out a parsed request. Raises :class:`Refused` with the kernel's errno."""
+        queue = self.queue
+        if request.operation is Operation.STAGE:
+            queue.stage()
+        elif request.operation is Operation.DELETE_STAGED:
+            queue.delete_staged()
+        else:
+            queue.delete_first(request.number)
+        self._collect.set()
+
+    # Living
+
+    async def run(self) -> None:
+        """The emulator's tasks: extending and freeing. Runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._collector)
+            while True:
+                # A reset boots a new queue: its extender replaces the old one.
+                restart = self._restart = trio.Event()
+                async with trio.open_nursery() as boot:
+                    boot.start_soon(self._extender.run)
+                    await restart.wait()
+                    boot.cancel_scope.cancel()
+
+    async def _collector(self) -> None:
+        """Frees deleted records a few segments at a time, between requests."""
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        while True:
+            await self._collect.wait()
+            self._collect = trio.Event()
+            while self.queue.collect():
+                await trio.lowlevel.checkpoint()
+            if trim is not None:
+                trim(0)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The task that moves entries from the extend queue into the TPM's PCRs.
+
+Nobody waits for it but who asked for a measurement. A failed or hung call leaves
+its entries in the queue; before anything is extended again the PCRs are read and
+compared with the replay, which tells how many of the entries arrived after all.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import trio
+
+from imafs.attest.replay import Replay
+from imafs.engine.channel import TpmChannel
+from imafs.errors import TpmError
+from imafs.kernel.queue import Queue
+
+log = logging.getLogger(__name__)
+
+#: Entries per TPM call: some 20 ms on swtpm, so that other clients get their turns.
+BATCH = 512
+_RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
+
+
+@dataclass(slots=True)
+class Failures:
+    """What went wrong with the TPM since the start."""
+
+    extend: int = 0
+    last: str | None = None
+    mismatch: str | None = None
+
+
+class Extender:
+    """Drains ``queue`` into ``channel``; ``replay`` holds what the PCRs must be."""
+
+    def __init__(self, queue: Queue, channel: TpmChannel, replay: Replay) -> None:
+        self.queue = queue
+        self.replay = replay
+        self.failures = Failures()
+        self._channel = channel
+        self._wake = trio.Event()
+        self._moved = trio.Event()
+
+    def kick(self) -> None:
+        """Something was appended."""
+        self._wake.set()
+
+    async def wait_extended(self, number: int) -> None:
+        """Returns once ``number`` records since boot are in the PCRs."""
+        while self.queue.totals.extended < number:
+            await self._moved.wait()
+
+    async def run(self) -> None:
+        """Runs for ever."""
+        retry = _RETRY_FIRST
+        uncertain = False
+        while True:
+            if not self.queue.pending:
+                self._wake = trio.Event()
+                await self._wake.wait()
+                continue
+            try:
+                if uncertain:
+                    await self._find_place()
+                    uncertain = False
+                await self._batch()
+                retry = _RETRY_FIRST
+            except TpmError as error:
+                uncertain = True
+                self.failures.extend += 1
+                if self.failures.last != str(error):
+                    log.error("extending failed, records stay and are retried: %s", error)
+                self.failures.last = str(error)
+                await trio.sleep(retry)
+                retry = min(2 * retry, _RETRY_LONGEST)
+
+    async def _batch(self) -> None:
+        packed = self.queue.pending_extends(BATCH)
+        device = self._channel.device
+        await self._channel.call(lambda: device.extend(packed))
+        self._confirm(packed)
+
+    def _confirm(self, packed: bytes) -> None:
+        self.replay.extend(packed)
+        self._advanced(len(packed) // self.queue.layout.entry_size)
+
+    def _advanced(self, number: int) -> None:
+        self.queue.confirm_extends(number)
+        self._moved.set()
+        self._moved = trio.Event()
+
+    async def _find_place(self) -> None:
+        """After a failure: how many of the entries in flight are in the PCRs?"""
+        packed = self.queue.pending_extends(BATCH)
+        size = self.queue.layout.entry_size
+        used = sorted(
+            self.replay.pcrs
+            | {int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), size)}
+        )
+        actual = await self._channel.call(lambda: self._channel.device.read_pcrs(used))
+        done = self.replay.advance(packed, actual)
+        if done is None:
+            wrong = ", ".join(f"{bank}:{pcr}" for bank, pcr in self.replay.differences(actual))
+            self.failures.mismatch = (
+                f"PCRs {wrong} do not replay since record {self.queue.totals.extended}"
+            )
+            log.error("%s: somebody else extended or reset them", self.failures.mismatch)
+        elif done:
+            self._advanced(done)

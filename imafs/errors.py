@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The errors of imafs: each class carries an errno and a process exit code.
+
+A user sees ``str(error)`` as one line and never a traceback; a client of the
+control socket gets the name of the errno; a FUSE caller gets the errno.
+Anything that is not an :class:`ImafsError` is a bug and is logged as one.
+
+Exit codes (documented in the README): 1 unexpected, 2 usage, 3 malformed
+input, 4 TPM, 5 mount, 6 control socket, 7 refused as a kernel would.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+
+class ImafsError(Exception):
+    """Base of every error that imafs raises on purpose."""
+
+    errno: int = _errno.EIO
+    exit_code: int = 1
+
+    @property
+    def errno_name(self) -> str:
+        """Symbolic name, for example ``ENOENT``."""
+        return _errno.errorcode.get(self.errno, str(self.errno))
+
+
+class UsageError(ImafsError):
+    """Options or arguments that cannot work together."""
+
+    errno = _errno.EINVAL
+    exit_code = 2
+
+
+class FormatError(ImafsError):
+    """Malformed input: a list, a template, a digest.
+
+    ``source`` (a file), ``record`` (0-based) and ``offset`` (bytes) say where, as far
+    as there is a where.
+    """
+
+    errno = _errno.EINVAL
+    exit_code = 3
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        record: int | None = None,
+        offset: int | None = None,
+        source: str | None = None,
+    ) -> None:
+        self.reason = reason
+        self.record = record
+        self.offset = offset
+        self.source = source
+        where = [f"record {record}"] if record is not None else []
+        where += [f"byte {offset}"] if offset is not None else []
+        parts = [source, ", ".join(where), reason]
+        super().__init__(": ".join(part for part in parts if part))
+
+
+class TpmError(ImafsError):
+    """The TPM (or swtpm) cannot be reached, hangs or answers an error."""
+
+    errno = _errno.EIO
+    exit_code = 4
+
+
+class MountError(ImafsError):
+    """The mountpoint, /dev/fuse or fusermount3 stand in the way."""
+
+    errno = _errno.EBUSY
+    exit_code = 5
+
+
+class ControlError(ImafsError):
+    """The control socket is not there, not ours, or speaks nonsense."""
+
+    errno = _errno.ECONNREFUSED
+    exit_code = 6
+
+
+class Refused(ImafsError):
+    """What the kernel would refuse, with the kernel's errno."""
+
+    exit_code = 7
+
+    def __init__(self, errno: int, reason: str) -> None:
+        self.errno = errno
+        super().__init__(reason)

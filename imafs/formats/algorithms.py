@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Hash algorithms by the kernel's names, and TPM banks.
+
+Names and order are ``hash_algo_name[]`` (Linux 7.3, lib/crypto/hash_info.c); the
+TPM ids are those which drivers/char/tpm maps to a kernel hash. A bank with any
+other id has no kernel hash: IMA calls its files ``tpm_alg_%x`` and fills its
+digests with zero-padded SHA-1 (ima_crypto.c).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from imafs.errors import FormatError
+
+
+@dataclass(frozen=True, slots=True)
+class HashAlgorithm:
+    """One kernel hash algorithm; ``digest_size`` in bytes."""
+
+    name: str
+    digest_size: int
+    tpm_id: int | None = None
+    hashlib_name: str | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether this Python's hashlib can compute it."""
+        return self.hashlib_name is not None and self.hashlib_name in hashlib.algorithms_available
+
+    def constructor(self) -> Callable[..., Any]:
+        """The hashlib constructor (``constructor()(data).digest()``).
+
+        Raises :class:`FormatError` when this machine cannot compute the algorithm.
+        """
+        if not self.available:
+            raise FormatError(f"hash algorithm {self.name} cannot be computed on this machine")
+        assert self.hashlib_name is not None
+        direct = getattr(hashlib, self.hashlib_name, None)
+        if direct is not None:
+            return direct  # type: ignore[no-any-return]
+        name = self.hashlib_name
+        return lambda data=b"": hashlib.new(name, data)
+
+    def digest(self, data: bytes | memoryview) -> bytes:
+        """Digest of ``data``."""
+        result: bytes = self.constructor()(data).digest()
+        return result
+
+
+ALGORITHMS: tuple[HashAlgorithm, ...] = (
+    HashAlgorithm("md4", 16, None, "md4"),
+    HashAlgorithm("md5", 16, None, "md5"),
+    HashAlgorithm("sha1", 20, 0x0004, "sha1"),
+    HashAlgorithm("rmd160", 20, None, "ripemd160"),
+    HashAlgorithm("sha256", 32, 0x000B, "sha256"),
+    HashAlgorithm("sha384", 48, 0x000C, "sha384"),
+    HashAlgorithm("sha512", 64, 0x000D, "sha512"),
+    HashAlgorithm("sha224", 28, None, "sha224"),
+    HashAlgorithm("rmd128", 16),
+    HashAlgorithm("rmd256", 32),
+    HashAlgorithm("rmd320", 40),
+    HashAlgorithm("wp256", 32),
+    HashAlgorithm("wp384", 48),
+    HashAlgorithm("wp512", 64, None, "whirlpool"),
+    HashAlgorithm("tgr128", 16),
+    HashAlgorithm("tgr160", 20),
+    HashAlgorithm("tgr192", 24),
+    HashAlgorithm("sm3", 32, 0x0012, "sm3"),
+    HashAlgorithm("streebog256", 32),
+    HashAlgorithm("streebog512", 64),
+    HashAlgorithm("sha3-256", 32, None, "sha3_256"),
+    HashAlgorithm("sha3-384", 48, None, "sha3_384"),
+    HashAlgorithm("sha3-512", 64, None, "sha3_512"),
+)
+
+_BY_NAME = {a.name: a for a in ALGORITHMS}
+_BY_TPM_ID = {a.tpm_id: a for a in ALGORITHMS if a.tpm_id is not None}
+
+SHA1 = _BY_NAME["sha1"]
+SHA256 = _BY_NAME["sha256"]
+
+
+def by_name(name: str) -> HashAlgorithm:
+    """The algorithm with the kernel's ``name``; :class:`FormatError` if there is none."""
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        raise FormatError(f"unknown hash algorithm {name!r}") from None
+
+
+def by_tpm_id(tpm_id: int) -> HashAlgorithm | None:
+    """The kernel's algorithm for a TPM_ALG_ID, or None where the kernel has none."""
+    return _BY_TPM_ID.get(tpm_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """An allocated PCR bank as IMA sees it.
+
+    ``algorithm`` is None where the kernel has no hash for the id; ``padded`` says
+    that IMA cannot compute the bank's hash although it knows its name (Debian 6.1
+    with sha384 and sha512): both extend zero-padded SHA-1 digests.
+    """
+
+    tpm_id: int
+    digest_size: int
+    algorithm: HashAlgorithm | None
+    padded: bool = False
+
+    @property
+    def name(self) -> str:
+        """Suffix of the bank's files: ``sha256`` or ``tpm_alg_27`` (Linux 7.1 on)."""
+        return self.algorithm.name if self.algorithm is not None else f"tpm_alg_{self.tpm_id:x}"
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether template digests of this bank are zero-padded SHA-1."""
+        return self.padded or self.algorithm is None
+
+
+def bank_for(algorithm: HashAlgorithm, *, padded: bool = False) -> Bank:
+    """The bank of an algorithm that has a TPM id; :class:`FormatError` otherwise."""
+    if algorithm.tpm_id is None:
+        raise FormatError(f"{algorithm.name} has no TPM algorithm id")
+    return Bank(algorithm.tpm_id, algorithm.digest_size, algorithm, padded)

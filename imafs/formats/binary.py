@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The binary measurement list: records to bytes and back.
+
+Source: Linux 7.3 ima_fs.c, ``ima_putc`` calls of ``ima_measurements_show``::
+
+    u32 pcr; u8 template_digest[]; u32 name_len; char name[]; u32 data_len; data
+
+``data_len`` is absent for template ``ima``. Integers are little endian, which is
+native on x86 and arm64 and what ``ima_canonical_fmt`` gives elsewhere.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from imafs.errors import FormatError
+from imafs.formats import templates
+from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm, bank_for, by_name
+from imafs.formats.templates import TEMPLATE_NAME_MAX, Template
+
+_U32 = struct.Struct("<I")
+#: A TPM 2.0 PC Client has 24 PCRs; a larger number in a list is a broken list.
+PCR_LIMIT = 24
+#: Banks whose lists can be told apart by their digests, narrowest first.
+LIST_BANKS = tuple(bank_for(by_name(name)) for name in ("sha1", "sha256", "sha384", "sha512"))
+#: How many records are tried before a list's width is called ambiguous.
+_TRIES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record without its digests. ``data`` is the template data."""
+
+    pcr: int
+    template: Template
+    data: bytes
+    violation: bool = False
+
+
+def header(pcr: int, digest: bytes, template: Template, data: bytes) -> bytes:
+    """The bytes of a record in front of its template data."""
+    label = template.label.encode("latin-1")
+    front = _U32.pack(pcr) + digest + _U32.pack(len(label)) + label
+    return front if template.is_ima else front + _U32.pack(len(data))
+
+
+def encode(record: Record, digest: bytes) -> bytes:
+    """The record as the list of the bank with this ``digest`` holds it."""
+    return header(record.pcr, digest, record.template, record.data) + record.data
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A record found in a list: where (``start``, ``end`` bytes) and with which digest."""
+
+    record: Record
+    digest: bytes
+    start: int
+    end: int
+
+
+class Reader:
+    """Walks a binary list of one digest width.
+
+    Structure only: digests are not checked here, see :func:`read`.
+    """
+
+    def __init__(self, data: bytes, width: int) -> None:
+        self.data = data
+        self.width = width
+        self._templates: dict[bytes, Template] = {}
+
+    def _u32(self, at: int, record: int, what: str) -> int:
+        if at + 4 > len(self.data):
+            raise FormatError(f"the list ends inside {what}", record=record, offset=at)
+        return int.from_bytes(self.data[at : at + 4], "little")
+
+    def __iter__(self) -> Iterator[Parsed]:
+        """Records in order. Raises :class:`FormatError` with record and offset."""
+        data, width, size = self.data, self.width, len(self.data)
+        at = number = 0
+        while at < size:
+            start = at
+            pcr = self._u32(at, number, "the PCR number")
+            if pcr >= PCR_LIMIT:
+                raise FormatError(f"PCR {pcr} is out of range", record=number, offset=at)
+            digest = data[at + 4 : at + 4 + width]
+            at += 4 + width
+            name_len = self._u32(at, number, "the template digest or the length of the name")
+            if not 0 < name_len <= TEMPLATE_NAME_MAX:
+                raise FormatError(f"a template name of {name_len} bytes", record=number, offset=at)
+            name = data[at + 4 : at + 4 + name_len]
+            template = self._template(name, number, at + 4)
+            at += 4 + name_len
+            if template.is_ima:
+                end = self._ima_end(at, number, digest)
+            else:
+                length = self._u32(at, number, "the length of the template data")
+                at += 4
+                end = at + length
+                if end > size:
+                    raise FormatError(
+                        f"template data of {length} bytes where {size - at} are left",
+                        record=number,
+                        offset=at - 4,
+                    )
+            body = data[at:end]
+            violation = not any(digest)
+            yield Parsed(Record(pcr, template, body, violation), digest, start, end)
+            at = end
+            number += 1
+
+    def _template(self, name: bytes, record: int, at: int) -> Template:
+        known = self._templates.get(name)
+        if known is None:
+            try:
+                known = templates.lookup(name.decode("latin-1"))
+            except FormatError as error:
+                raise FormatError(error.reason, record=record, offset=at) from None
+            self._templates[name] = known
+        return known
+
+    def _ima_end(self, at: int, record: int, digest: bytes) -> int:
+        # The stream does not say whether the digest has 20 bytes or, with
+        # ima_hash=md5, 16 (observed: boot_aggregate keeps 20 even then). Take the
+        # size whose template digest checks, else the first whose lengths fit.
+        fits: list[int] = []
+        for size in (20, 16):
+            if at + size + 4 > len(self.data):
+                continue
+            name_len = _U32.unpack_from(self.data, at + size)[0]
+            end = at + size + 4 + name_len
+            if name_len > 255 or end > len(self.data):
+                continue
+            fits.append(end)
+            body = self.data[at:end]
+            algorithm = _by_width(self.width)
+            if algorithm and templates.TEMPLATES["ima"].digest(body, algorithm) == digest:
+                return end
+        if not fits:
+            raise FormatError(
+                "no digest and name of template ima fit here", record=record, offset=at
+            )
+        return fits[0]
+
+
+def _by_width(width: int) -> HashAlgorithm | None:
+    return next((b.algorithm for b in LIST_BANKS if b.digest_size == width), None)
+
+
+def digest_matches(parsed: Parsed, algorithm: HashAlgorithm) -> bool:
+    """Whether the template digest is the record's, in ``algorithm`` or as padded SHA-1.
+
+    Violations (zero digest) match anything: the list holds no digest of theirs.
+    """
+    record = parsed.record
+    if record.violation or record.template.digest(record.data, algorithm) == parsed.digest:
+        return True
+    padded = record.template.digest(record.data, SHA1).ljust(len(parsed.digest), b"\0")
+    return algorithm is not SHA1 and padded == parsed.digest
+
+
+def check_fields(parsed: Parsed, number: int) -> None:
+    """Raises :class:`FormatError` where the template data does not hold its fields."""
+    record = parsed.record
+    try:
+        record.template.split(record.data)
+    except FormatError as error:
+        at = parsed.end - len(record.data) + (error.offset or 0)
+        raise FormatError(error.reason, record=number, offset=at) from None
+
+
+def read(data: bytes, bank: Bank | None = None) -> Iterator[Parsed]:
+    """Every record of a binary list, each with its template digest checked.
+
+    ``bank`` names the list's bank; None finds it by :func:`detect`. Raises
+    :class:`FormatError` with record number, byte offset and reason; a caller that
+    wants all or nothing reads to the end before it acts.
+    """
+    chosen = bank if bank is not None else detect(data)
+    assert chosen.algorithm is not None
+    for number, parsed in enumerate(Reader(data, chosen.digest_size)):
+        check_fields(parsed, number)
+        if not digest_matches(parsed, chosen.algorithm):
+            raise FormatError(
+                f"the {chosen.name} template digest {parsed.digest.hex()} is not that of the "
+                "template data",
+                record=number,
+                offset=parsed.start + 4,
+            )
+        yield parsed
+
+
+def detect(data: bytes) -> Bank:
+    """The bank of a list, found by the first template digests that check.
+
+    An empty list is SHA-1's. Raises :class:`FormatError` where nothing checks (with
+    the place that the best attempt reached) or where only violations could be read.
+    """
+    if not data:
+        return LIST_BANKS[0]
+    furthest: FormatError | None = None
+    only_violations = False
+    for bank in LIST_BANKS:
+        assert bank.algorithm is not None
+        try:
+            for number, parsed in enumerate(Reader(data, bank.digest_size)):
+                check_fields(parsed, number)
+                if not parsed.record.violation:
+                    if digest_matches(parsed, bank.algorithm):
+                        return bank
+                    raise FormatError(
+                        f"the {bank.name} template digest {parsed.digest.hex()} is not that of "
+                        "the template data",
+                        record=number,
+                        offset=parsed.start + 4,
+                    )
+                if number >= _TRIES:
+                    break
+            only_violations = True
+        except FormatError as error:
+            if furthest is None or (error.offset or 0) > (furthest.offset or 0):
+                furthest = error
+    if only_violations or furthest is None:
+        raise FormatError(
+            "the first records are all violations, which say nothing about the bank: name it"
+        )
+    raise furthest

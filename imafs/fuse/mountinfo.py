@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What is mounted where, and cleaning up after a daemon that died.
+
+After kill -9 the mount stays and answers ENOTCONN; a new one would stack on it
+(measured). Only a mount that is ours by type and source, and dead, is ever unmounted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import subprocess
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from imafs.errors import MountError
+
+FSNAME = "securityfs"
+SUBTYPE = "imafs"
+_MNT_DETACH = 2
+#: Seconds that a mount of ours gets to answer before it counts as hung.
+_ANSWER = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of /proc/self/mountinfo (proc(5))."""
+
+    path: str
+    fstype: str
+    source: str
+
+    @property
+    def ours(self) -> bool:
+        """Made by an imafs."""
+        return self.fstype == f"fuse.{SUBTYPE}" and self.source == FSNAME
+
+
+def _unescape(text: str) -> str:
+    raw = re.sub(
+        rb"\\([0-7]{3})",
+        lambda m: bytes((int(m.group(1), 8),)),
+        text.encode(errors="surrogateescape"),
+    )
+    return os.fsdecode(raw)
+
+
+def mounts() -> list[Mount]:
+    """All mounts, in order: of several at one place the last is on top."""
+    found = []
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        for line in file:
+            left, _, right = line.rstrip("\n").partition(" - ")
+            fstype, source = right.split(" ")[:2]
+            found.append(Mount(_unescape(left.split(" ")[4]), fstype, _unescape(source)))
+    return found
+
+
+def resolve(path: str | os.PathLike[str]) -> str:
+    """Absolute path with links resolved, without a look into the place itself."""
+    parent, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(parent), name)
+
+
+def top(path: str) -> Mount | None:
+    """What is mounted on exactly ``path``, topmost; None where nothing is."""
+    here = [mount for mount in mounts() if mount.path == path]
+    return here[-1] if here else None
+
+
+def probe(path: str) -> int | None:
+    """errno of a stat of ``path``: 0 where it answers, None where it hangs.
+
+    In a thread of its own: a stat of a hung FUSE mount waits for ever.
+    """
+    result: list[int] = []
+
+    def stat() -> None:
+        try:
+            os.stat(path)
+            result.append(0)
+        except OSError as error:
+            result.append(error.errno or errno.EIO)
+
+    thread = threading.Thread(target=stat, daemon=True, name="probe")
+    thread.start()
+    thread.join(_ANSWER)
+    return result[0] if result else None
+
+
+def detach(path: str) -> None:
+    """Lazy unmount of the topmost layer. Raises :class:`MountError`."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(path), _MNT_DETACH) == 0:
+            return
+        raise MountError(f"{path}: cannot be unmounted: {os.strerror(ctypes.get_errno())}")
+    command = shutil.which("fusermount3")
+    if command is None:
+        raise MountError(f"{path}: cannot be unmounted: fusermount3 is missing (package fuse3)")
+    done = subprocess.run([command, "-u", "-z", path], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MountError(f"{path}: cannot be unmounted: {done.stderr.strip()}")
+
+
+def clean(path: str) -> int:
+    """Unmounts dead mounts of ours on ``path``, layer by layer; returns how many.
+
+    Raises :class:`MountError` where a living imafs or anybody else's mount is there.
+    """
+    cleaned = 0
+    while (mount := top(path)) is not None:
+        if not mount.ours:
+            if _is_plain_root(mount, path):
+                break
+            raise MountError(
+                f"{path}: {mount.source} ({mount.fstype}) is mounted here; choose another directory"
+            )
+        answer = probe(path)
+        if answer == 0 or answer is None:
+            state = "is mounted here" if answer == 0 else "is mounted here and does not answer"
+            raise MountError(f"{path}: another imafs {state}; end it with: imafs umount {path}")
+        if answer != errno.ENOTCONN:
+            raise MountError(f"{path}: {os.strerror(answer)}")
+        detach(path)
+        cleaned += 1
+    return cleaned
+
+
+def _is_plain_root(mount: Mount, path: str) -> bool:
+    """A file system that was mounted there to mount upon: an empty directory is free to use."""
+    return not mount.fstype.startswith("fuse") and path != "/" and not any(Path(path).iterdir())
+
+
+def check_mountpoint(path: str) -> None:
+    """Raises :class:`MountError` where ``path`` is not an empty directory."""
+    place = Path(path)
+    try:
+        if not place.is_dir():
+            reason = "is not a directory" if place.exists() else "does not exist; make it first"
+            raise MountError(f"{path}: {reason}")
+        if any(place.iterdir()):
+            raise MountError(f"{path}: is not empty; mount on an empty directory")
+    except OSError as error:
+        raise MountError(f"{path}: {error.strerror}") from None
+
+
+def check_fuse() -> None:
+    """Raises :class:`MountError` where /dev/fuse cannot be opened, and says what to do."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise MountError(
+            "/dev/fuse is not there: load the module fuse, or give the container --device /dev/fuse"
+        ) from None
+    except OSError as error:
+        raise MountError(f"/dev/fuse: {error.strerror}: not allowed to use FUSE here") from None
+    if os.geteuid() and shutil.which("fusermount3") is None:
+        raise MountError("fusermount3 is missing (package fuse3): only root can mount without it")

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""FUSE handlers: a few lines each, every one inside the same error boundary."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from imafs.engine.emulator import Emulator
+from imafs.errors import ImafsError
+from imafs.fuse.caller import has_sys_admin
+from imafs.fuse.handles import Handle, ListHandle, TextHandle
+from imafs.fuse.tree import Node, Tree
+from imafs.kernel.profiles import Kind
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def boundary(
+    handler: Callable[P, Coroutine[Any, Any, R]],
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Any exception but FUSEError ends the daemon (measured), so none gets past this.
+
+    Errors of ours become their errno; everything else is a bug of ours: traceback in
+    the log, EIO for that one call.
+    """
+
+    @functools.wraps(handler)
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except FUSEError:
+            raise
+        except ImafsError as error:
+            raise FUSEError(error.errno) from None
+        except Exception:
+            log.exception("%s failed: EIO for this call", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+class ImaOperations(pyfuse3.Operations):
+    """The IMA directory of one emulator."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, emulator: Emulator, layout: str) -> None:
+        super().__init__()
+        self._emulator = emulator
+        self._tree = Tree(emulator.entries, layout)
+        self._handles: dict[int, Handle] = {}
+        self._next = 1
+
+    # Looking
+
+    def _attributes(self, node: Node) -> EntryAttributes:
+        # Timeouts 0: sizes and counts change under the kernel's feet.
+        attr = EntryAttributes()
+        attr.st_ino = InodeT(node.inode)
+        attr.generation = 0
+        attr.entry_timeout = 0
+        attr.attr_timeout = 0
+        attr.st_mode = ModeT(node.mode)
+        attr.st_nlink = node.nlink
+        attr.st_uid = node.uid
+        attr.st_gid = node.gid
+        attr.st_rdev = 0
+        attr.st_size = self._size(node)
+        attr.st_blksize = 4096
+        attr.st_blocks = 0
+        attr.st_atime_ns = node.atime_ns
+        attr.st_mtime_ns = node.mtime_ns
+        attr.st_ctime_ns = node.ctime_ns
+        return attr
+
+    def _size(self, node: Node) -> int:
+        # The true size although a kernel says 0: with 0 every splice client reads an
+        # empty list and calls it success (measured).
+        entry = node.entry
+        if self._emulator.config.size_zero or entry is None:
+            return node.truncated
+        if entry.kind is Kind.LIST and entry.files is not None and entry.view is not None:
+            return self._emulator.queue.list(entry.files.staged).size(entry.view)
+        return 0 if entry.kind is Kind.LINK else len(self._text(entry.kind))
+
+    def _text(self, kind: Kind) -> bytes:
+        queue = self._emulator.queue
+        if kind is Kind.COUNT:
+            return b"%d\n" % len(queue.current)
+        return b"%d\n" % queue.violations if kind is Kind.VIOLATIONS else b""
+
+    @boundary
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        node = self._tree.lookup(parent_inode, os.fsdecode(name))
+        if node is None:
+            raise FUSEError(errno.ENOENT)
+        return self._attributes(node)
+
+    @boundary
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(self._tree.nodes[inode])
+
+    @boundary
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        node = self._tree.nodes[inode]
+        if fields.update_mode:
+            node.mode = attr.st_mode
+        if fields.update_uid:
+            node.uid = attr.st_uid
+        if fields.update_gid:
+            node.gid = attr.st_gid
+        if fields.update_size:
+            node.truncated = attr.st_size
+        if fields.update_atime:
+            node.atime_ns = attr.st_atime_ns
+        if fields.update_mtime:
+            node.mtime_ns = attr.st_mtime_ns
+        if fields.update_ctime:
+            node.ctime_ns = attr.st_ctime_ns
+        return self._attributes(node)
+
+    @boundary
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        target = self._tree.nodes[inode].target
+        if target is None:
+            raise FUSEError(errno.EINVAL)
+        return FileNameT(os.fsencode(target))
+
+    @boundary
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        return FileHandleT(inode)
+
+    @boundary
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        node = self._tree.nodes[fh]
+        names = [(".", node), ("..", self._tree.nodes[node.parent])]
+        names += [(child.name, child) for child in node.children]
+        for number, (name, child) in enumerate(names[start_id:], start_id + 1):
+            attr = self._attributes(child)
+            if not pyfuse3.readdir_reply(token, FileNameT(os.fsencode(name)), attr, number):
+                return
+
+    @boundary
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        data = StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        data.f_namemax = 255
+        return data
+
+    # Open files
+
+    @boundary
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        # No await here: the counts must change in the order in which requests arrive.
+        handle = self._open(self._tree.nodes[inode], flags, ctx.pid)
+        if flags & os.O_DIRECT:
+            handle.release()
+            raise FUSEError(errno.EINVAL)
+        number = self._next
+        self._next += 1
+        self._handles[number] = handle
+        return FileInfo(fh=FileHandleT(number), direct_io=True, keep_cache=False)
+
+    def _open(self, node: Node, flags: int, tid: int) -> Handle:
+        entry = node.entry
+        assert entry is not None
+        write = flags & os.O_ACCMODE != os.O_RDONLY
+        if entry.kind is Kind.POLICY:
+            return self._open_policy(flags, tid)
+        if entry.kind is not Kind.LIST:
+            kind = entry.kind
+            return TextHandle(lambda: self._text(kind))
+        profile = self._emulator.config.profile
+        if write and profile.writer_needs_admin and not has_sys_admin(tid):
+            raise FUSEError(errno.EPERM)
+        accounting = self._emulator.accounting
+        holder = accounting.open(tid, write=write) if profile.locked else None
+        return ListHandle(self._emulator, entry, flags, holder)
+
+    def _open_policy(self, flags: int, tid: int) -> Handle:
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            if not has_sys_admin(tid):
+                raise FUSEError(errno.EPERM)
+            return TextHandle(lambda: self._text(Kind.POLICY))
+        if flags & os.O_ACCMODE == os.O_WRONLY:
+            log.info("thread %d wanted to write the policy: not there yet, EACCES", tid)
+        raise FUSEError(errno.EACCES)
+
+    @boundary
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return self._handles[fh].read(off, size)  # type: ignore[return-value]
+
+    @boundary
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        return self._handles[fh].write(off, buf)
+
+    @boundary
+    async def release(self, fh: FileHandleT) -> None:
+        self._handles.pop(fh).release()
+
+    @boundary
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        raise FUSEError(errno.EINVAL)
+
+    @boundary
+    async def flush(self, fh: FileHandleT) -> None:
+        # One per close() of any duplicate: not the end of the open file.
+        return None
+
+    # What securityfs refuses (observed)
+
+    @boundary
+    async def create(
+        self,
+        parent_inode: InodeT,
+        name: FileNameT,
+        mode: ModeT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> tuple[FileInfo, EntryAttributes]:
+        raise FUSEError(errno.EACCES)
+
+    @boundary
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        # open(O_CREAT) of a kernel whose FUSE falls back to mknod lands here too.
+        raise FUSEError(errno.EPERM)
+
+    @boundary
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    @boundary
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    @boundary
+    async def link(
+        self,
+        inode: InodeT,
+        new_parent_inode: InodeT,
+        new_name: FileNameT,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    @boundary
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        raise FUSEError(errno.EPERM)
+
+    @boundary
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        raise FUSEError(errno.EPERM)
+
+    @boundary
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        raise FUSEError(errno.EPERM)

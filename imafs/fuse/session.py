@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""A mount's lifetime: made, answering, gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pyfuse3
+import trio
+
+from imafs.engine.emulator import Emulator
+from imafs.errors import MountError
+from imafs.fuse import mountinfo
+from imafs.fuse.operations import ImaOperations
+
+log = logging.getLogger(__name__)
+
+#: Seconds that the first stat through a new mount may take.
+FIRST_ANSWER = 10.0
+
+
+def _options() -> set[str]:
+    # default_permissions: the kernel does the mode bits (EACCES). Never auto_unmount:
+    # a dead daemon must show as ENOTCONN, never as an empty directory.
+    options = {*pyfuse3.default_options, f"fsname={mountinfo.FSNAME}"}
+    options.add(f"subtype={mountinfo.SUBTYPE}")
+    if os.geteuid() == 0 or _user_allow_other():
+        options.add("allow_other")
+    else:
+        log.info("only this user sees the mount: user_allow_other is not in /etc/fuse.conf")
+    return options
+
+
+def _user_allow_other() -> bool:
+    try:
+        with open("/etc/fuse.conf") as file:
+            return any(line.strip() == "user_allow_other" for line in file)
+    except OSError:
+        return False
+
+
+@asynccontextmanager
+async def mounted(
+    emulator: Emulator, path: str, layout: str, ended: Callable[[], object]
+) -> AsyncIterator[None]:
+    """Mounts ``emulator`` on ``path`` (resolved); inside, the mount has answered a stat.
+
+    ``ended`` is called when the mount ends by itself (somebody unmounted it). Raises
+    :class:`MountError`. Unmounts at the end, lazily if files are open.
+    """
+    operations = ImaOperations(emulator, layout)
+    try:
+        pyfuse3.init(operations, path, _options())
+    except RuntimeError as error:
+        raise MountError(f"{path}: cannot be mounted: {error}") from None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_serve, ended)
+            await _first_answer(path)
+            try:
+                yield
+            finally:
+                pyfuse3.terminate()
+    finally:
+        pyfuse3.close(unmount=True)
+
+
+async def _serve(ended: Callable[[], object]) -> None:
+    await pyfuse3.main()
+    ended()
+
+
+async def _first_answer(path: str) -> None:
+    with trio.move_on_after(FIRST_ANSWER):
+        await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
+        return
+    raise MountError(f"{path}: the new mount does not answer")

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The directory tree: one table of nodes, built once from the profile's entries."""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from imafs.kernel.profiles import Entry, Kind
+
+ROOT = 1
+
+
+@dataclass(slots=True)
+class Node:
+    """One inode. Mode, owner and times change by chmod and friends, as in the kernel.
+
+    ``children`` are in the order that readdir shows. ``truncated`` is what
+    truncate(2) set: without effect on the content, visible with st_size zero only.
+    """
+
+    inode: int
+    name: str
+    parent: int
+    mode: int
+    entry: Entry | None = None
+    target: str | None = None
+    children: list[Node] = field(default_factory=list)
+    uid: int = 0
+    gid: int = 0
+    truncated: int = 0
+    atime_ns: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether the node is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def nlink(self) -> int:
+        """Link count as securityfs shows it: 2 and one per subdirectory, else 1."""
+        return 2 + sum(child.is_dir for child in self.children) if self.is_dir else 1
+
+
+class Tree:
+    """All nodes by inode. ``layout`` is "ima" or "securityfs" (see the README)."""
+
+    def __init__(self, entries: Sequence[Entry], layout: str) -> None:
+        self.nodes: dict[int, Node] = {}
+        root = self._add(None, "", stat.S_IFDIR | 0o755)
+        ima = root
+        if layout == "securityfs":
+            # Created in this order: integrity, its ima, the link; readdir reverses.
+            integrity = self._add(root, "integrity", stat.S_IFDIR | 0o755)
+            ima = self._add(integrity, "ima", stat.S_IFDIR | 0o755)
+            self._add(root, "ima", stat.S_IFLNK | 0o444, target="integrity/ima")
+        for entry in entries:
+            kind = stat.S_IFLNK if entry.kind is Kind.LINK else stat.S_IFREG
+            self._add(ima, entry.name, kind | entry.mode, entry=entry, target=entry.target)
+        for node in self.nodes.values():
+            node.children.reverse()
+
+    def _add(
+        self,
+        parent: Node | None,
+        name: str,
+        mode: int,
+        *,
+        entry: Entry | None = None,
+        target: str | None = None,
+    ) -> Node:
+        now = time.time_ns()
+        inode = ROOT + len(self.nodes)
+        up = parent.inode if parent is not None else inode
+        node = Node(inode, name, up, mode, entry, target, atime_ns=now, mtime_ns=now, ctime_ns=now)
+        self.nodes[inode] = node
+        if parent is not None:
+            parent.children.append(node)
+        return node
+
+    def lookup(self, parent: int, name: str) -> Node | None:
+        """The child with this name, None where there is none."""
+        return next((n for n in self.nodes[parent].children if n.name == name), None)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Files of this machine as IMA would measure them.
+
+Blocking: call :func:`examine` in a thread. Source of the fields: Linux 7.3
+ima_template_lib.c (signature and xattrs from ``security.ima``/``security.evm``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from imafs.errors import Refused
+from imafs.formats.algorithms import SHA1, HashAlgorithm
+from imafs.formats.fields import Measurement
+
+_CHUNK = 1 << 20
+#: First byte of security.ima that marks a signature (EVM_IMA_XATTR_DIGSIG, integrity.h).
+_SIGNATURE = 0x03
+_EVM_PORTABLE = 0x05
+
+
+def examine(
+    path: str, algorithm: HashAlgorithm, *, name: bytes | None = None, want_sha1: bool = False
+) -> Measurement:
+    """Hashes ``path`` and collects what templates may ask for.
+
+    Raises :class:`Refused` with the errno of the failing call; only regular files
+    are measured (EINVAL), as IMA does.
+    """
+    try:
+        # O_NONBLOCK: opening a fifo without a writer would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return _examine(descriptor, path, algorithm, name, want_sha1)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise Refused(code, f"{path}: {os.strerror(code)}") from None
+
+
+def _examine(
+    descriptor: int, path: str, algorithm: HashAlgorithm, name: bytes | None, want_sha1: bool
+) -> Measurement:
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode):
+        raise Refused(errno.EINVAL, f"{path} is not a regular file")
+    main = algorithm.constructor()()
+    sha1 = SHA1.constructor()() if want_sha1 and algorithm is not SHA1 else None
+    while chunk := os.read(descriptor, _CHUNK):
+        main.update(chunk)
+        if sha1 is not None:
+            sha1.update(chunk)
+    signature = _xattr(descriptor, "security.ima")
+    evm = _xattr(descriptor, "security.evm")
+    return Measurement(
+        name=os.fsencode(path) if name is None else name,
+        algorithm=algorithm,
+        digest=main.digest(),
+        sha1=sha1.digest() if sha1 is not None else None,
+        signature=signature if signature[:1] == bytes((_SIGNATURE,)) else b"",
+        evm_signature=evm if evm[:1] == bytes((_EVM_PORTABLE,)) else b"",
+        uid=info.st_uid,
+        gid=info.st_gid,
+        mode=info.st_mode & 0xFFFF,
+    )
+
+
+def _xattr(descriptor: int, name: str) -> bytes:
+    try:
+        return os.getxattr(descriptor, name)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
+            return b""  # no such attribute: the field stays empty, as in the kernel
+        raise
+
+
+def walk(paths: list[str]) -> Iterator[str]:
+    """Regular files of ``paths``; directories are walked, sorted, links not followed.
+
+    Raises :class:`Refused` (ENOENT ...) for a path that is not there.
+    """
+    for text in paths:
+        path = Path(text)
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            code = error.errno or errno.EIO
+            raise Refused(code, f"{text}: {os.strerror(code)}") from None
+        if not stat.S_ISDIR(mode):
+            yield text
+            continue
+        for folder, subfolders, files in os.walk(text):
+            subfolders.sort()
+            for file in sorted(files):
+                full = Path(folder) / file
+                if full.is_file() and not full.is_symlink():
+                    yield str(full)
