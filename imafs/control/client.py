@@ -270,6 +270,8 @@ def _result(answer: Answer) -> Answer:
 def _reason(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, BlockingIOError):  # connect(2) on a full backlog
+        return "it accepts no connections"
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
         return f"nobody listens there ({error.strerror})"
     return error.strerror or str(error)

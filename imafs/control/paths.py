@@ -24,7 +24,6 @@ from imafs.errors import ControlError
 SUN_PATH_MAX = 107
 _SUFFIX = ".sock"
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._")
-_PROBE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +135,14 @@ def listener(path: Path) -> Peer | None:
     :class:`ControlError` for a path that is no socket or cannot be asked.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_PROBE_SECONDS)
+        probe.setblocking(False)  # a unix socket connects at once or not at all
         try:
             probe.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
             if path.is_symlink() or (path.exists() and not path.is_socket()):
                 raise ControlError(f"{path}: exists and is not a socket") from None
             return None
-        except TimeoutError:  # its backlog is full, so there is somebody
+        except BlockingIOError:  # its backlog is full, so there is somebody
             return Peer(0, -1, -1)
         except OSError as error:
             raise ControlError(f"{path}: {error.strerror or error}") from error

@@ -151,6 +151,7 @@ class _Server:
                     log.warning("%s was refused", who)
                     refusal = Refused(errno.EPERM, "only the daemon's own user may ask here")
                     await _send(stream, wire.encode(wire.failure(refusal, None)))
+                    await _linger(stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("a client hung up")
         except trio.TooSlowError:

@@ -17,6 +17,7 @@ from imafs.attest.replay import Replay
 from imafs.engine.channel import TpmChannel
 from imafs.errors import TpmError
 from imafs.kernel.queue import Queue
+from imafs.tpm import ExtendError
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class Extender:
         self._channel = channel
         self._wake = trio.Event()
         self._moved = trio.Event()
+        # After a failure: entries of the batch that certainly arrived; None: no failure.
+        self._certain: int | None = None
 
     def kick(self) -> None:
         """Something was appended."""
@@ -57,26 +60,29 @@ class Extender:
     async def run(self) -> None:
         """Runs for ever."""
         retry = _RETRY_FIRST
-        uncertain = False
         while True:
             if not self.queue.pending:
                 self._wake = trio.Event()
                 await self._wake.wait()
                 continue
             try:
-                if uncertain:
-                    await self._find_place()
-                    uncertain = False
+                if self._certain is not None:
+                    await self._find_place(self._certain)
+                    self._certain = None
                 await self._batch()
                 retry = _RETRY_FIRST
             except TpmError as error:
-                uncertain = True
-                self.failures.extend += 1
-                if self.failures.last != str(error):
-                    log.error("extending failed, records stay and are retried: %s", error)
-                self.failures.last = str(error)
+                self._failed(error)
                 await trio.sleep(retry)
                 retry = min(2 * retry, _RETRY_LONGEST)
+
+    def _failed(self, error: TpmError) -> None:
+        done = error.done if isinstance(error, ExtendError) else 0
+        self._certain = max(done, self._certain or 0)
+        self.failures.extend += 1
+        if self.failures.last != str(error):
+            log.error("extending failed, records stay and are retried: %s", error)
+        self.failures.last = str(error)
 
     async def _batch(self) -> None:
         packed = self.queue.pending_extends(BATCH)
@@ -93,7 +99,7 @@ class Extender:
         self._moved.set()
         self._moved = trio.Event()
 
-    async def _find_place(self) -> None:
+    async def _find_place(self, certain: int) -> None:
         """After a failure: how many of the entries in flight are in the PCRs?"""
         packed = self.queue.pending_extends(BATCH)
         size = self.queue.layout.entry_size
@@ -109,5 +115,8 @@ class Extender:
                 f"PCRs {wrong} do not replay since record {self.queue.totals.extended}"
             )
             log.error("%s: somebody else extended or reset them", self.failures.mismatch)
-        elif done:
+            # No entry twice: go on behind those that the TPM has answered.
+            self.replay.extend(packed[: certain * size])
+            done = certain
+        if done:
             self._advanced(done)

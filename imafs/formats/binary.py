@@ -130,7 +130,7 @@ class Reader:
         for size in (20, 16):
             if at + size + 4 > len(self.data):
                 continue
-            name_len = _U32.unpack_from(self.data, at + size)[0]
+            name_len: int = _U32.unpack_from(self.data, at + size)[0]
             end = at + size + 4 + name_len
             if name_len > 255 or end > len(self.data):
                 continue

@@ -269,10 +269,7 @@ class SwtpmProcess:
             raise TpmError(f"swtpm's control channel: {error}") from error
 
     def stop(self) -> None:
-        """End swtpm: SIGTERM, two seconds later SIGKILL (which a stopped one needs).
-
-        On SIGTERM swtpm 0.7.1 sends TPM2_Shutdown itself: the state is an orderly one.
-        """
+        """End swtpm: SIGTERM, two seconds later SIGKILL (which a stopped one needs)."""
         if not self._wait_end(0):
             self._signal(signal.SIGTERM)
             if not self._wait_end(STOP_DEADLINE):

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``scripts/start`` reaches its transcript, stays, and Ctrl-C leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, require
+
+
+@pytest.mark.root
+@pytest.mark.mount
+@pytest.mark.swtpm
+def test_start_shows_a_session_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    require("root", "/dev/fuse", "fusermount3", "swtpm")
+    place = tmp_path / "ima"
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "one").write_text("1")
+    (files / "two").write_text("2")
+    child = subprocess.Popen(
+        [str(ROOT / "scripts/start"), str(place), str(files)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        cwd=tmp_path,
+    )
+    seen: list[str] = []
+    try:
+        assert child.stdout is not None
+        for line in child.stdout:
+            seen.append(line)
+            if line.startswith("Ctrl-C"):
+                break
+        text = "".join(seen)
+        assert "\n3\n" in text  # boot_aggregate and two files
+        assert os.path.ismount(place)
+        # A terminal sends SIGINT to the whole foreground group.
+        os.killpg(child.pid, signal.SIGINT)
+        rest, _ = child.communicate(timeout=30)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
+    assert child.returncode == 0, "".join(seen) + rest
+    assert not place.exists()
