@@ -22,6 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="SOCKET",
         help="control socket of the daemon (default: the only one of this user)",
     )
+    parser.set_defaults(run=run)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for operation in OPERATIONS.values():
         verb = verbs.add_parser(operation.verb, help=operation.help, description=operation.help)

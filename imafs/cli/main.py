@@ -1,30 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """The command line's frame: one parser, one place that turns errors into exit codes.
 
-A command is a module with ``add_parser(subparsers)`` and ``run(args) -> int``; it imports
-what is heavy inside ``run``, so that ``imafs --help`` and ``imafs ctl`` start at once.
+A command is a module with ``add_parser(subparsers)``, which sets ``run`` of its parser to
+``run(args) -> int``; what is heavy is imported inside ``run``, so that ``imafs --help`` and
+``imafs ctl`` start at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import io
 import os
 import sys
-from types import ModuleType
 
 from imafs import __version__
+from imafs.cli import ctl, mount, umount
 from imafs.errors import ImafsError, UsageError
 
 _INTERRUPTED = 128 + 2  # as a shell shows SIGINT
 _PIPE_CLOSED = 128 + 13  # and SIGPIPE
-
-
-def _commands() -> list[ModuleType]:
-    names = [f"imafs.cli.{name}" for name in ("mount", "umount", "ctl")]
-    return [importlib.import_module(n) for n in names if importlib.util.find_spec(n) is not None]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,11 +27,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"imafs {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for command in _commands():
-        before = set(subparsers.choices)
+    for command in (mount, umount, ctl):
         command.add_parser(subparsers)
-        for name in set(subparsers.choices) - before:
-            subparsers.choices[name].set_defaults(run=command.run)
     return parser
 
 

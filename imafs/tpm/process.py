@@ -11,6 +11,7 @@ because tpm2-tss and IBM's TSS know no other layout.
 from __future__ import annotations
 
 import os
+import random
 import select
 import shutil
 import signal
@@ -19,7 +20,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from imafs.errors import TpmError
 START_DEADLINE = 15.0
 STOP_DEADLINE = 2.0
 _PAIR_TRIES = 64
+_LOWEST_PORT = 10240  # below are the registered ones that people really use
 _START_TRIES = 8
 
 # Control channel (swtpm's tpm_ioctl.h, man swtpm_ioctls).
@@ -46,15 +48,29 @@ def _tool(name: str, package: str) -> str:
     return path
 
 
+def _candidates() -> Iterator[int]:
+    """Lower ports of pairs to try.
+
+    First outside of the range from which the kernel takes ports for connect(): there 20,000
+    commands through tcti-swtpm (a connection each) leave no pair free, TIME_WAIT
+    keeping every other port for a minute. Then what the kernel offers.
+    """
+    limits = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()
+    low, high = (int(limit) for limit in limits)
+    outside = [*range(_LOWEST_PORT, low - 1), *range(max(high + 1, _LOWEST_PORT), 65535)]
+    yield from random.sample(outside, min(_PAIR_TRIES, len(outside)))
+    yield from [0] * _PAIR_TRIES
+
+
 def reserve_ports(stack: ExitStack) -> int:
     """Bind a free pair of ports on 127.0.0.1, kept until ``stack`` closes; the lower one.
 
     Bound strictly, so two of us never get the same pair; SO_REUSEADDR comes after the bind
     and nobody listens, so swtpm (which sets it too) can bind and listen beside us.
     """
-    for _ in range(_PAIR_TRIES):
+    for lower in _candidates():
         with ExitStack() as attempt:
-            port = 0
+            port = lower
             try:
                 for _ in range(2):
                     sock = attempt.enter_context(socket.socket())
@@ -62,7 +78,7 @@ def reserve_ports(stack: ExitStack) -> int:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     port = sock.getsockname()[1] + 1
             except (OSError, OverflowError):
-                continue  # the upper one is taken, or would be 65536
+                continue  # one is taken, or would be 65536
             stack.enter_context(attempt.pop_all())
             return port - 2
     raise TpmError("no two free TCP ports in a row on 127.0.0.1 for swtpm")
