@@ -53,7 +53,9 @@ def parse(text: str, *, source: str | None = None) -> PcrValues:
             continue
         match = _YAML.match(line) or _TABLE.match(line) or _PCR_LINE.match(line)
         if match is None:
-            raise FormatError(f"line {number} is no PCR value: {line.strip()[:60]!r}", source=source)
+            raise FormatError(
+                f"line {number} is no PCR value: {line.strip()[:60]!r}", source=source
+            )
         found = match.groupdict()
         try:
             value = bytes.fromhex(found["value"].replace(" ", ""))

@@ -183,9 +183,7 @@ def _verdict(
             compared.append((name, pcr))
             if matched is None and not lane.hit:
                 wrong.append(Mismatch(name, pcr, lane.target, lane.value))
-    return Verdict(
-        chosen.name, records, violations, matched, tuple(compared), tuple(wrong)
-    )
+    return Verdict(chosen.name, records, violations, matched, tuple(compared), tuple(wrong))
 
 
 def bank_named(name: str | None) -> Bank | None:

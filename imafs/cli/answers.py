@@ -68,7 +68,8 @@ def _measured(answer: Mapping[str, object]) -> int:
     for item in items:
         name = readable(item.get("name", item.get("path", "-")))
         if "error" in item:
-            print(f"imafs: {name}: {readable(item['error'])}", file=sys.stderr)
+            text = readable(item["error"])
+            print(f"imafs: {text if name in text else f'{name}: {text}'}", file=sys.stderr)
             continue
         note = " (already measured)" if item.get("duplicate") is True else ""
         print(f"{readable(item.get('digest', '-'))}  {name}{note}")
@@ -97,6 +98,8 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
     failures = _group(status, "failures")
     last = failures.get("last")
     suffix = f" (last: {readable(last)})" if last is not None else ""
+    if failures.get("mismatch"):
+        suffix += f"; {readable(failures['mismatch'])}: somebody else extended or reset them"
     rows.append(("failures", f"{readable(failures.get('extend', '-'))} extends{suffix}"))
     return [f"{name:<11} {text}" for name, text in rows]
 
@@ -113,6 +116,8 @@ def _process(item: Mapping[str, object]) -> str:
 def _pcr(item: Mapping[str, object]) -> str:
     value, replayed = readable(item.get("value", "-")), readable(item.get("replayed", "-"))
     text = f"{readable(item.get('pcr', '-'))} {readable(item.get('bank', '-'))} {value}: "
+    if item.get("value") is None:
+        return text + f"cannot be read, the lists replay to {replayed}"
     if item.get("equal") is True:
         return text + "the lists replay to it"
     if item.get("pending") is True:

@@ -11,8 +11,6 @@ from pathlib import Path
 from imafs.control.ops import OPERATIONS, Kind, Operation, Option, metavar, validate
 from imafs.errors import UsageError
 
-_BAR_WIDTH = 40
-
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``ctl`` and a parser for every operation."""
@@ -61,21 +59,18 @@ def _add_option(verb: argparse.ArgumentParser, option: Option) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask and print the answer; the exit code. Raises what :class:`ControlClient` raises."""
-    from imafs.cli import answers
+    from imafs.cli import answers, progress
     from imafs.control.client import ControlClient
     from imafs.control.paths import the_socket
 
     operation = OPERATIONS[args.operation]
     options = _options(operation, args)
-    bar = _Bar() if operation.shows_progress and sys.stderr.isatty() else None
-    with ControlClient(args.control if args.control is not None else the_socket()) as client:
-        try:
-            answer = client.call(
-                operation.name, options, progress=bar.show if bar is not None else None
-            )
-        finally:
-            if bar is not None:
-                bar.end()
+    wanted = operation.shows_progress and sys.stderr.isatty()
+    with (
+        ControlClient(args.control if args.control is not None else the_socket()) as client,
+        progress.bar(sys.stderr) as show,
+    ):
+        answer = client.call(operation.name, options, progress=show if wanted else None)
     return answers.show(operation.name, answer, as_json=args.json)
 
 
@@ -90,6 +85,8 @@ def _options(operation: Operation, args: argparse.Namespace) -> dict[str, object
         elif option.kind is Kind.PATH:
             value = _absolute(value, option)
         given[option.name] = value
+    if operation.name == "critical_data" and not {"file", "data"} & set(given):
+        given["data"] = sys.stdin.buffer.read().hex()
     return validate(operation.name, given)
 
 
@@ -98,24 +95,3 @@ def _absolute(path: str, option: Option) -> str:
         raise UsageError(f"{option.name}: an empty path")
     # Not resolved: ".." after a symbolic link is for the daemon's open to resolve.
     return str(Path(path).absolute())
-
-
-class _Bar:
-    """A progress bar on a terminal's stderr."""
-
-    def __init__(self) -> None:
-        self._shown = False
-
-    def show(self, done: int, total: int) -> None:
-        share = min(max(done / total, 0.0), 1.0) if total > 0 else 0.0
-        full = round(share * _BAR_WIDTH)
-        bar = "#" * full + "." * (_BAR_WIDTH - full)
-        sys.stderr.write(f"\r[{bar}] {share:4.0%} {done}/{total}")
-        sys.stderr.flush()
-        self._shown = True
-
-    def end(self) -> None:
-        """Leave the line, so that what follows begins on its own."""
-        if self._shown:
-            sys.stderr.write("\n")
-            sys.stderr.flush()

@@ -93,6 +93,7 @@ _TABLE = (
         exactly_one=("paths", "digest"),
         needs=(("digest", "name"),),
         lengthy=True,
+        shows_progress=True,
     ),
     Operation(
         "violation",
@@ -101,11 +102,11 @@ _TABLE = (
     ),
     Operation(
         "critical_data",
-        "measure critical data as a kernel subsystem would",
+        "measure critical data as a kernel subsystem would (the CLI reads stdin without --file)",
         (
-            Option("label", Kind.STR, "label of the data source", "LABEL", required=True),
-            Option("name", Kind.STR, "name in the record", "NAME", required=True),
-            Option("file", Kind.PATH, "file that holds the data", "FILE"),
+            Option("label", Kind.STR, "label of the data source", "--label", required=True),
+            Option("name", Kind.STR, "name in the record", "--name", required=True),
+            Option("file", Kind.PATH, "file that holds the data", "--file"),
             Option("data", Kind.HEX, "the data itself", "--data"),
         ),
         exactly_one=("file", "data"),
@@ -121,7 +122,7 @@ _TABLE = (
         abandonable=True,
         shows_progress=True,
     ),
-    Operation("repeat", "ask once more for the last measurement", lengthy=True),
+    Operation("repeat", "measure the newest record again: a duplicate", lengthy=True),
     Operation(
         "load",
         "append a recorded measurement list; refused whole when malformed",

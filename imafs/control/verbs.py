@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -75,21 +76,39 @@ class Verbs:
         paths = options["paths"]
         assert isinstance(paths, list)
         name = options.get("name")
-        done: list[Answer] = []
-        found = await trio.to_thread.run_sync(list, files.walk(paths))
-        receipts: list[tuple[Receipt, Answer]] = []
-        for path in found:
+        # One path that cannot be measured is the answer; one of several is a row of it.
+        alone = len(paths) == 1
+        rows: list[tuple[Receipt | None, Answer]] = []
+        for given in paths:
+            try:
+                found = await trio.to_thread.run_sync(partial(_walk, given))
+            except Refused as refused:
+                if alone:
+                    raise
+                rows.append((None, _refused(given, refused)))
+                continue
+            for path in found:
+                rows.append(await self._measure_path(path, name, alone=alone and path == given))
+                progress(len(rows), max(len(found), len(rows)))
+        return {
+            "measured": [
+                row if receipt is None else row | await self._outcome(receipt)
+                for receipt, row in rows
+            ]
+        }
+
+    async def _measure_path(
+        self, path: str, name: object, *, alone: bool
+    ) -> tuple[Receipt | None, Answer]:
+        try:
             measurement = await self._examine(path, name if isinstance(name, str) else None)
-            receipt = self._emulator.append(self._emulator.record(measurement))
-            row: Answer = {
-                "path": path,
-                "digest": f"{measurement.algorithm.name}:{measurement.digest.hex()}",
-            }
-            receipts.append((receipt, row))
-            progress(len(receipts), len(found))
-        for receipt, row in receipts:
-            done.append({**row, **await self._outcome(receipt)})
-        return {"measured": done}
+        except Refused as refused:
+            if alone:
+                raise
+            return None, _refused(path, refused)
+        receipt = self._emulator.append(self._emulator.record(measurement))
+        digest = f"{measurement.algorithm.name}:{measurement.digest.hex()}"
+        return receipt, {"path": path, "digest": digest}
 
     async def _examine(self, path: str, name: str | None) -> Measurement:
         emulator = self._emulator
@@ -242,6 +261,14 @@ class Verbs:
         """Ends the daemon once this is answered."""
         self._stop()
         return {}
+
+
+def _walk(path: str) -> list[str]:
+    return list(files.walk([path]))
+
+
+def _refused(path: str, refused: Refused) -> Answer:
+    return {"path": path, "errno": refused.errno_name, "error": str(refused)}
 
 
 def _read(path: str) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from imafs.control import ops
 from tests.support import ROOT, require
 
 #: Commands of the README that have a test of their own, and which.
@@ -75,3 +76,9 @@ def test_the_readme_session(tmp_path: Path) -> None:
     assert "already measured" in said["imafs ctl measure /usr/bin/env"]
     assert "replay" in said["imafs ctl status"]
     assert "sha256" in said["tpm2_pcrread sha256:10"]
+
+
+def test_the_table_of_operations_is_the_servers() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("<!-- ops -->\n")[2].partition("<!-- /ops -->")[0]
+    assert table.strip() == ops.markdown().strip()

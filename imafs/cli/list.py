@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs list FILE``: a binary list as people or other programs want it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from imafs.errors import FormatError, Refused
+from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm, bank_for, by_name
+from imafs.formats.binary import Parsed, detect, encode, read
+from imafs.formats.views import record_text
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "list",
+        help="show a binary measurement list",
+        description="Reads a binary list of any bank, as a kernel or an emulator wrote it, checks "
+        "every template digest and prints it as the kernel's ASCII list, as JSON lines, or as the "
+        "binary list of another bank. A malformed list is refused whole.",
+    )
+    parser.add_argument("file", metavar="FILE", help="a binary list, - for standard input")
+    parser.add_argument(
+        "--bank", metavar="ALG", help="bank of the list (default: found by its digests)"
+    )
+    parser.add_argument(
+        "--to", metavar="ALG", help="bank of the output (default: the same as the list's)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object per record")
+    form.add_argument("--binary", action="store_true", help="a binary list")
+    form.add_argument("--stats", action="store_true", help="counts instead of records")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--first", type=int, metavar="N", help="only the first N that match")
+    part.add_argument("--last", type=int, metavar="N", help="only the last N that match")
+    parser.add_argument("--pcr", type=int, metavar="N", help="only records of this PCR")
+    parser.add_argument(
+        "--grep", metavar="REGEX", help="only records whose ASCII line matches the expression"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    data = _data(args.file)
+    source = None if args.file == "-" else args.file
+    try:
+        bank = bank_for(by_name(args.bank)) if args.bank else detect(data)
+        # All or nothing: nothing is printed of a list that turns out malformed.
+        records = list(enumerate(read(data, bank)))
+    except FormatError as error:
+        raise FormatError(
+            error.reason, record=error.record, offset=error.offset, source=source
+        ) from None
+    algorithm = by_name(args.to) if args.to else bank.algorithm
+    assert algorithm is not None
+    own = algorithm is bank.algorithm
+    chosen = _select(records, args, None if own else algorithm)
+    if args.stats:
+        print("\n".join(_stats([parsed for _, parsed in chosen], bank, len(data))))
+        return 0
+    out = sys.stdout.buffer
+    for number, parsed in chosen:
+        digest = _digest(parsed, None if own else algorithm)
+        if args.binary:
+            out.write(encode(parsed.record, digest))
+        elif args.json:
+            out.write(json.dumps(_object(number, parsed, digest, algorithm)).encode() + b"\n")
+        else:
+            out.write(_line(parsed, digest))
+    out.flush()
+    return 0
+
+
+def _data(path: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise Refused(error.errno or 5, f"{path}: {error.strerror}") from None
+
+
+def _digest(parsed: Parsed, algorithm: HashAlgorithm | None) -> bytes:
+    """The list's own digest, or the one of another bank."""
+    if algorithm is None:
+        return parsed.digest
+    if parsed.record.violation:
+        return bytes(algorithm.digest_size)
+    return parsed.record.template.digest(parsed.record.data, algorithm)
+
+
+def _line(parsed: Parsed, digest: bytes) -> bytes:
+    record = parsed.record
+    text = record_text(record.template, record.data)
+    return f"{record.pcr:2d} {digest.hex()}{text}".encode("latin-1")
+
+
+def _select(
+    records: Iterable[tuple[int, Parsed]], args: argparse.Namespace, other: HashAlgorithm | None
+) -> Iterable[tuple[int, Parsed]]:
+    chosen = _filtered(records, args, other)
+    if args.last is not None:
+        return deque(chosen, maxlen=max(args.last, 0))
+    if args.first is not None:
+        return [row for row, _ in zip(chosen, range(max(args.first, 0)), strict=False)]
+    return list(chosen)
+
+
+def _filtered(
+    records: Iterable[tuple[int, Parsed]], args: argparse.Namespace, other: HashAlgorithm | None
+) -> Iterator[tuple[int, Parsed]]:
+    try:
+        wanted = re.compile(args.grep.encode(errors="surrogateescape")) if args.grep else None
+    except re.error as error:
+        raise FormatError(f"--grep {args.grep!r}: {error}") from None
+    for number, parsed in records:
+        if args.pcr is not None and parsed.record.pcr != args.pcr:
+            continue
+        if wanted is not None and not wanted.search(_line(parsed, _digest(parsed, other))):
+            continue
+        yield number, parsed
+
+
+def _object(
+    number: int, parsed: Parsed, digest: bytes, algorithm: HashAlgorithm
+) -> dict[str, object]:
+    """A record as JSON. Text is latin-1 where it is no UTF-8, so that no byte is lost."""
+    record = parsed.record
+    fields: dict[str, str] = {}
+    for field, part in zip(record.template.fields, record.template.split(record.data), strict=True):
+        text = field.text(part) if part else ""
+        try:
+            fields[field.name] = text.encode("latin-1").decode() if field.string else text
+        except UnicodeDecodeError:
+            fields[field.name] = text
+    return {
+        "record": number,
+        "offset": parsed.start,
+        "pcr": record.pcr,
+        "template_digest": f"{algorithm.name}:{digest.hex()}",
+        "template": record.template.label,
+        "violation": record.violation,
+        "fields": fields,
+    }
+
+
+def _stats(chosen: list[Parsed], bank: Bank, size: int) -> list[str]:
+    """Counts for people; a duplicate has the PCR and template data of an earlier record."""
+    templates = Counter(parsed.record.template.label for parsed in chosen)
+    pcrs = Counter(parsed.record.pcr for parsed in chosen)
+    violations = sum(parsed.record.violation for parsed in chosen)
+    bytes_ = sum(parsed.end - parsed.start for parsed in chosen)
+    seen: set[tuple[int, bytes]] = set()
+    duplicates = 0
+    for parsed in chosen:
+        if parsed.record.violation:
+            continue
+        key = (
+            parsed.record.pcr,
+            SHA1.digest(parsed.record.template.hash_input(parsed.record.data)),
+        )
+        duplicates += key in seen
+        seen.add(key)
+    return [
+        f"bank        {bank.name}",
+        f"records     {len(chosen)}",
+        f"bytes       {bytes_} of {size}",
+        "templates   " + (", ".join(f"{n} {c}" for n, c in templates.most_common()) or "none"),
+        "PCRs        " + (", ".join(f"{p}: {c}" for p, c in sorted(pcrs.items())) or "none"),
+        f"violations  {violations}",
+        f"duplicates  {duplicates}",
+    ]

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs verify LIST``: does the list explain the PCRs?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from imafs.attest import pcrfile
+from imafs.attest.replay import PcrValues
+from imafs.attest.verify import Verdict, bank_named, verify
+from imafs.cli.progress import bar
+from imafs.errors import FormatError, Refused, UsageError
+
+#: Exit code where the list does not lead to the PCRs.
+MISMATCH = 8
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="replay a list against PCR values",
+        description="Checks every template digest of a binary list, replays it in every bank and "
+        "compares with PCR values: says after which record they match and how many records are in "
+        "excess. Exit codes: 0 they match, 3 the list is malformed or a template digest wrong, "
+        f"{MISMATCH} no part of the list leads to the PCRs.",
+    )
+    parser.add_argument(
+        "lists",
+        metavar="LIST",
+        nargs="+",
+        help="binary lists in their order: what was deleted before, staged, current; - is stdin",
+    )
+    parser.add_argument("--bank", metavar="ALG", help="bank of the list (found by its digests)")
+    parser.add_argument(
+        "--padded-banks", metavar="ALG,...", default="", help="banks that hold zero-padded SHA-1"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--pcrs", metavar="FILE", help="PCR values: tpm2_pcrread, sysfs, pcrs.txt")
+    where.add_argument("--tcti", metavar="TCTI", help="read the PCRs of this TPM")
+    where.add_argument("--control", metavar="SOCKET", help="the TPM of the imafs listening there")
+    parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    # The PCRs first: a list that is read later may have more, never fewer records.
+    actual = _actual(args)
+    data = b"".join(_data(path) for path in args.lists)
+    padded = tuple(name for name in args.padded_banks.split(",") if name)
+    source = ", ".join(args.lists)
+    with bar(sys.stderr) as progress:
+        try:
+            verdict = verify(
+                data, actual, bank=bank_named(args.bank), padded=padded, progress=progress
+            )
+        except FormatError as error:
+            raise FormatError(
+                error.reason, record=error.record, offset=error.offset, source=source
+            ) from None
+    print(json.dumps(_object(verdict)) if args.json else "\n".join(_lines(verdict)))
+    return 0 if verdict.matched is not None else MISMATCH
+
+
+def _actual(args: argparse.Namespace) -> PcrValues:
+    if args.pcrs:
+        return pcrfile.read(args.pcrs)
+    tcti = args.tcti
+    if tcti is None:
+        from imafs.control.client import ControlClient
+
+        with ControlClient(args.control or _socket_of(args.lists[0])) as client:
+            answer = client.status().get("tcti")
+        if not isinstance(answer, str):
+            raise UsageError("that imafs has no TPM: give --pcrs FILE")
+        tcti = answer
+    from imafs.tpm import open_device
+
+    device = open_device(tcti, allow_hardware=True)
+    try:
+        return device.read_pcrs(range(24))
+    finally:
+        device.close()
+
+
+def _socket_of(path: str) -> Path:
+    """The control socket of the mount that holds ``path``, else of the only one running."""
+    from imafs.control import paths
+    from imafs.fuse import mountinfo
+
+    real = mountinfo.resolve(path)
+    ours = [m.path for m in mountinfo.mounts() if m.ours]
+    for mount in sorted(ours, key=len, reverse=True):
+        if real.startswith(mount + os.sep):
+            return paths.default_socket(mount)
+    return paths.the_socket()
+
+
+def _data(path: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise Refused(error.errno or 5, f"{path}: {error.strerror}") from None
+
+
+def _lines(verdict: Verdict) -> list[str]:
+    pcrs = ", ".join(f"{bank}:{pcr}" for bank, pcr in verdict.compared) or "none"
+    counts = f"{verdict.records} records of bank {verdict.bank}, {verdict.violations} violations"
+    lines = [f"{counts}; compared PCRs: {pcrs}"]
+    if verdict.matched is not None:
+        excess = f", {verdict.excess} in excess" if verdict.excess else ""
+        return [*lines, f"match after record {verdict.matched}{excess}"]
+    lines.append("no part of the list leads to these PCRs")
+    lines += [
+        f"  {m.bank}:{m.pcr} is {m.actual.hex()}, the whole list gives {m.replayed.hex()}"
+        for m in verdict.mismatches
+    ]
+    if not verdict.records:
+        lines.append("  the list is empty: were records deleted? Give what was kept of them first")
+    return lines
+
+
+def _object(verdict: Verdict) -> dict[str, object]:
+    return {
+        "bank": verdict.bank,
+        "records": verdict.records,
+        "violations": verdict.violations,
+        "matched": verdict.matched,
+        "excess": verdict.excess,
+        "compared": [f"{bank}:{pcr}" for bank, pcr in verdict.compared],
+        "mismatches": [
+            {"bank": m.bank, "pcr": m.pcr, "actual": m.actual.hex(), "replayed": m.replayed.hex()}
+            for m in verdict.mismatches
+        ],
+    }

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs ctl`` and the command line's frame, through main()."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import trio
+
+from imafs import __version__
+from imafs.cli import answers, ctl
+from imafs.cli.main import main
+from imafs.control.ops import OPERATIONS
+from imafs.control.server import Handler, ProgressCallback
+from imafs.errors import FormatError, Refused
+from tests.support import ROOT, run
+from tests.unit.control_fake import handler, in_thread, serving
+
+STATUS: dict[str, object] = {
+    "records": {"current": 3, "staged": 2, "pending": 0, "since_boot": 5, "deleted": 0},
+    "bytes": {"current": 300, "staged": 200},
+    "violations": 1,
+    "suspended": False,
+    "pcrs": [
+        {"bank": "sha1", "pcr": 10, "value": "aa", "replayed": "aa", "equal": True},
+        {"bank": "sha256", "pcr": 10, "value": "bb", "replayed": "cc", "equal": False},
+        {
+            **{"bank": "sha384", "pcr": 11, "value": "dd", "replayed": "ee"},
+            **{"equal": False, "pending": True},
+        },
+        {"bank": "sha512", "pcr": 10, "value": None, "replayed": "ff", "equal": False},
+    ],
+    "readers": [{"pid": 7, "name": "cat"}, {"pid": 8, "name": "a\x1bb"}],
+    "writer": {"pid": 9, "name": "sh"},
+    "failures": {"extend": 2, "last": "TPM gone"},
+    **{"profile": "mainline", "mountpoint": "/mnt", "tcti": "swtpm:port=1", "template": "ima-ng"},
+    **{"hash": "sha256", "version": "0.1.0"},
+}
+
+STATUS_TEXT = """\
+imafs       0.1.0 on /mnt, profile mainline
+template    ima-ng, hash sha256
+TPM         swtpm:port=1
+records     3 current, 2 staged, 0 pending, 5 since boot, 0 deleted
+bytes       300 current, 200 staged
+violations  1
+suspended   no
+PCR         10 sha1 aa: the lists replay to it
+PCR         10 sha256 bb: DIFFERS, the lists replay to cc
+PCR         11 sha384 dd: records are still to be extended
+PCR         10 sha512 none: cannot be read, the lists replay to ff
+readers     cat[7], a\\x1bb[8]
+writer      sh[9]
+failures    2 extends (last: TPM gone)
+"""
+
+
+async def imafs(path: Path, handlers: Mapping[str, Handler], *words: str) -> int:
+    """The exit code of ``imafs ctl`` with a server of these handlers."""
+    async with serving(path, handlers):
+        return await in_thread(lambda: main(["ctl", "--control", str(path), *words]))
+
+
+COMMAND_LINES: list[tuple[list[str], str, dict[str, object]]] = [
+    (["measure", "/a", "b"], "measure", {"paths": ["/a", "{cwd}/b"]}),
+    (["measure", "--name", "n", "./b"], "measure", {"paths": ["{cwd}/b"], "name": "n"}),
+    (["measure", "--", "-x"], "measure", {"paths": ["{cwd}/-x"]}),
+    (
+        ["measure", "--digest", "sha1:0", "--name", "n"],
+        "measure",
+        {"digest": "sha1:0", "name": "n"},
+    ),
+    (["violation", "n"], "violation", {"name": "n"}),
+    (
+        ["critical-data", "--label", "l", "--name", "n", "--file", "f"],
+        "critical_data",
+        {"label": "l", "name": "n", "file": "{cwd}/f"},
+    ),
+    (
+        ["critical-data", "--label", "l", "--name", "n", "--data", "00"],
+        "critical_data",
+        {"label": "l", "name": "n", "data": "00"},
+    ),
+    (["generate", "5"], "generate", {"count": 5}),
+    (["generate", "5", "--name", "p"], "generate", {"count": 5, "name": "p"}),
+    (["repeat"], "repeat", {}),
+    (["load", "f", "--bank", "sha256"], "load", {"file": "{cwd}/f", "bank": "sha256"}),
+    (["wait"], "wait", {}),
+    (
+        ["wait", "--records", "3", "--extended", "--timeout", "9"],
+        "wait",
+        {"records": 3, "extended": True, "timeout": 9},
+    ),
+    (["suspend"], "suspend", {}),
+    (["resume"], "resume", {}),
+    (["reset"], "reset", {}),
+    (["stop"], "stop", {}),
+    (["status"], "status", {}),
+]
+
+
+@pytest.mark.parametrize(("words", "op", "options"), COMMAND_LINES)
+async def test_command_lines_become_requests(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    op: str,
+    options: dict[str, object],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = words.index("--") if "--" in words else len(words)
+    words = [*words[:where], "--json", *words[where:]]
+    assert await imafs(tmp_path / "s", {op: handler()}, *words) == 0
+    expected = json.loads(json.dumps(options).replace("{cwd}", str(tmp_path)))
+    assert json.loads(capsys.readouterr().out) == {"options": expected}
+
+
+def test_every_operation_has_a_command_line_above() -> None:
+    assert {op for _, op, _ in COMMAND_LINES} == set(OPERATIONS) - {"hello"}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "required: VERB"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["generate"], "required: N"),
+        (["generate", "x"], "invalid int value: 'x'"),
+        (["generate", "-1"], "generate"),
+        (["measure"], "imafs: measure: give exactly one of paths, digest"),
+        (["measure", "a", "b", "--name", "n"], "imafs: measure: name: fits one path only"),
+        (["measure", ""], "imafs: paths: an empty path"),
+        (
+            ["critical-data", "--label", "l", "--name", "n", "--data", "0"],
+            "not pairs of hexadecimal digits",
+        ),
+    ],
+)
+def test_usage(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # Before any connection: the socket does not exist.
+    assert main(["ctl", "--control", "/nonexistent", *words]) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Refused(errno.ENOENT, "no such thing"), 7), (FormatError("short", record=4), 3)],
+)
+async def test_refusal_is_one_line_and_a_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    assert await imafs(tmp_path / "s", {"reset": handler(error=error)}, "reset") == code
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"imafs: {error}\n")
+
+
+async def test_the_only_socket_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("imafs.control.paths.socket_directory", lambda: tmp_path)
+    assert main(["ctl", "status"]) == 6
+    assert capsys.readouterr().err.startswith(f"imafs: no imafs listens in {tmp_path}")
+    async with serving(tmp_path / "mnt-a.sock", {"status": handler(STATUS)}):
+        assert await in_thread(lambda: main(["ctl", "status"])) == 0
+        assert capsys.readouterr().out == STATUS_TEXT
+        async with serving(tmp_path / "mnt-b.sock", {"status": handler(STATUS)}):
+            assert await in_thread(lambda: main(["ctl", "status"])) == 6
+    assert "/mnt/a (" in capsys.readouterr().err
+
+
+# What people read.
+
+
+async def test_measure_prints_a_line_per_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[dict[str, object]] = [
+        {"name": "/a", "digest": "sha256:01", "duplicate": False},
+        {"name": "/b\n\udcff", "digest": "sha256:02", "duplicate": True},
+        {"name": "/c", "errno": "ENOENT", "error": "No such file"},
+        {"path": "/d", "errno": "ENOENT", "error": "/d: No such file"},
+    ]
+    handlers = {"measure": handler({"measured": measured})}
+    assert await imafs(tmp_path / "s", handlers, "measure", "/a", "/b", "/c") == 7
+    printed = capsys.readouterr()
+    assert printed.out == "sha256:01  /a\nsha256:02  /b\\x0a\\xff (already measured)\n"
+    assert printed.err == "imafs: /c: No such file\nimafs: /d: No such file\n"
+
+
+async def test_measure_answer_without_a_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handlers = {"measure": handler({"duplicate": True})}
+    assert await imafs(tmp_path / "s", handlers, "measure", "/a") == 0
+    assert capsys.readouterr().out == "-  - (already measured)\n"
+
+
+async def test_other_answers_are_keys_and_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result: dict[str, object] = {"options": None, "count": 5, "slow": True, "names": ["x"]}
+    assert await imafs(tmp_path / "s", {"generate": handler(result)}, "generate", "5") == 0
+    assert capsys.readouterr().out == 'options: none\ncount: 5\nslow: yes\nnames: ["x"]\n'
+
+
+async def test_hello(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await imafs(tmp_path / "s", {}, "hello") == 0
+    assert capsys.readouterr().out == f"imafs {__version__}, protocol 1\n"
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {},
+        {"records": 3, "pcrs": {"x": 1}, "readers": ["x"], "writer": None, "failures": None},
+        {"records": {}, "pcrs": [{}, 3], "readers": [{}], "writer": "x", "failures": {"last": 1}},
+    ],
+)
+def test_status_of_another_version_is_shown(status: dict[str, object]) -> None:
+    lines = answers.status_lines(status)
+    assert lines[0] == "imafs       - on -, profile -"
+    assert all(line.isprintable() for line in lines)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_progress_bar_only_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    async def load(options: Mapping[str, object], progress: ProgressCallback) -> dict[str, object]:
+        progress(1, 4)
+        await trio.lowlevel.checkpoint()
+        return {}
+
+    stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert await imafs(tmp_path / "s", {"load": load}, "load", "/f") == 0
+    bar = "\r[" + "#" * 10 + "." * 30 + "]  25% 1/4\n"
+    assert stderr.getvalue() == (bar if terminal else "")
+
+
+# The frame.
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"imafs {__version__}\n"
+    assert main(["ctl", "--help"]) == 0
+    out = capsys.readouterr().out
+    for operation in OPERATIONS.values():
+        assert f" {operation.verb} " in out
+    assert main([]) == 2
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ctl, "run", interrupted)
+    assert main(["ctl", "status"]) == 130
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: argparse.Namespace) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(ctl, "run", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["ctl", "status"])
+
+
+def test_closed_stdout_is_quiet() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "imafs.cli.main", "ctl", "--help"],
+            cwd=ROOT,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["ctl", "--control", "/nonexistent", "status"]])
+def test_ctl_loads_nothing_heavy(words: list[str]) -> None:
+    program = (
+        "import sys; from imafs.cli.main import main; main(sys.argv[1:]);"
+        "print([m for m in ('trio', 'pyfuse3', 'tpm2_pytss', 'cryptography') if m in sys.modules])"
+    )
+    done = run([sys.executable, "-c", program, *words], cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_critical_data_comes_from_stdin_without_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parser = argparse.ArgumentParser()
+    ctl.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["ctl", "critical-data", "--label", "l", "--name", "n"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\0state\n")))
+    options = ctl._options(OPERATIONS["critical_data"], args)
+    assert options == {"label": "l", "name": "n", "data": b"\0state\n".hex()}

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Names of control sockets and the search for living ones."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imafs.control import paths
+from imafs.errors import ControlError
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An ordinary user's directory for sockets, not made yet."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    return tmp_path / "imafs"
+
+
+@pytest.fixture
+def listeners() -> Iterator[list[socket.socket]]:
+    opened: list[socket.socket] = []
+    yield opened
+    for listener in opened:
+        listener.close()
+
+
+def listen(path: Path, listeners: list[socket.socket]) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listeners.append(listener)
+    listener.bind(str(path))
+    listener.listen()
+
+
+@pytest.mark.parametrize(
+    ("mountpoint", "name"),
+    [
+        ("/mnt/ima", "mnt-ima.sock"),
+        ("/", "-.sock"),
+        ("/a-b/c%", "a%2db-c%25.sock"),
+        ("/.hidden/.x", "%2ehidden-.x.sock"),
+        ("/with space/ü", "with%20space-%c3%bc.sock"),
+        ("/nul\udcff", "nul%ff.sock"),
+        ("/~home", "%7ehome.sock"),
+    ],
+)
+def test_readable_names(runtime: Path, mountpoint: str, name: str) -> None:
+    assert paths.default_socket(mountpoint) == runtime / name
+    assert paths.mountpoint_of(name) == mountpoint
+
+
+NAMES = st.binary(min_size=1, max_size=12).map(
+    lambda b: b.replace(b"\0", b"_").replace(b"/", b"_").replace(b".", b"_")
+)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=30))
+def test_every_name_fits_and_is_reversible_or_cut(parts: list[bytes]) -> None:
+    mountpoint = os.fsdecode(b"/nowhere.here/" + b"/".join(parts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 0)
+        path = paths.default_socket(mountpoint)
+    assert path.parent == Path("/run/imafs")
+    assert len(os.fsencode(path)) <= paths.SUN_PATH_MAX
+    back = paths.mountpoint_of(path.name)
+    assert back == mountpoint or (
+        back.startswith("...") and os.fsencode(mountpoint).endswith(os.fsencode(back[3:]))
+    )
+
+
+def test_long_names_differ_by_their_hash(runtime: Path) -> None:
+    one = paths.default_socket("/one/" + "x" * 300)
+    two = paths.default_socket("/two/" + "x" * 300)
+    assert one != two
+    assert len(os.fsencode(one)) <= paths.SUN_PATH_MAX
+
+
+def test_links_are_resolved(runtime: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert paths.default_socket(tmp_path / "link") == paths.default_socket(tmp_path / "real")
+
+
+def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert paths.socket_directory() == Path("/run/imafs")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", value)
+        with pytest.raises(ControlError, match="--control SOCKET"):
+            paths.socket_directory()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/" + "d" * 100)
+    with pytest.raises(ControlError, match="too long"):
+        paths.default_socket("/mnt")
+
+
+def test_directory_is_made_and_tightened(tmp_path: Path) -> None:
+    directory = tmp_path / "imafs"
+    paths.prepare_directory(directory)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    directory.chmod(0o755)
+    paths.prepare_directory(directory)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_directory_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(ControlError, match="not a directory of this user"):
+        paths.prepare_directory(tmp_path / "link")
+    with pytest.raises(ControlError, match="No such file"):
+        paths.prepare_directory(tmp_path / "no" / "such")
+    (tmp_path / "file").touch()
+    with pytest.raises(ControlError, match="File exists"):
+        paths.prepare_directory(tmp_path / "file")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(ControlError, match="not a directory of this user"):
+        paths.prepare_directory(tmp_path)
+
+
+def test_find(runtime: Path, listeners: list[socket.socket]) -> None:
+    assert paths.find_sockets() == []
+    with pytest.raises(ControlError, match=r"no imafs listens in .*--control"):
+        paths.the_socket()
+    runtime.mkdir()
+    listen(runtime / "mnt-a.sock", listeners)
+    listen(runtime / "stale.sock", listeners)
+    listeners.pop().close()
+    (runtime / "file.sock").touch()
+    (runtime / "other").touch()
+    only = paths.FoundSocket(runtime / "mnt-a.sock", "/mnt/a", os.getpid())
+    assert paths.find_sockets() == [only]
+    assert paths.the_socket() == only.path
+    listen(runtime / "mnt-b.sock", listeners)
+    with pytest.raises(ControlError) as caught:
+        paths.the_socket()
+    assert str(caught.value).startswith(
+        "2 imafs are mounted, choose with --control SOCKET: /mnt/a ("
+    )
+    assert f"/mnt/b ({runtime}/mnt-b.sock)" in str(caught.value)
+
+
+def test_listener_of_a_full_backlog_lives(tmp_path: Path, listeners: list[socket.socket]) -> None:
+    path = tmp_path / "s"
+    listen(path, listeners)
+    listeners[0].listen(0)
+    waiting = socket.socket(socket.AF_UNIX)
+    listeners.append(waiting)
+    waiting.connect(str(path))
+    who = paths.listener(path)
+    assert who is not None
+    assert str(who) == "another process"
+
+
+def test_what_is_no_socket(tmp_path: Path) -> None:
+    assert paths.listener(tmp_path / "nothing") is None
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("file", "dangling"):
+        with pytest.raises(ControlError, match="exists and is not a socket"):
+            paths.listener(tmp_path / name)
+    with pytest.raises(ControlError, match="too long"):
+        paths.listener(tmp_path / ("x" * 120))

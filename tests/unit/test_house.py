@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The rules of the house, read from the syntax trees: which room may import what.
+
+Arrows go down only, ``formats`` and ``kernel`` are pure, and so on. Each rule is a
+function from the files to complaints; the second half plants violations and demands
+that each is caught, so that no rule can pass by looking at nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+
+import pytest
+
+from tests.support import ROOT
+
+#: Room -> rooms that it may import. ``errors`` and the version in imafs/__init__.py are
+#: open to all.
+ARROWS: dict[str, frozenset[str]] = {
+    "errors": frozenset(),
+    "formats": frozenset(),
+    "kernel": frozenset({"formats"}),
+    "tpm": frozenset({"formats"}),
+    "attest": frozenset({"formats"}),
+    "engine": frozenset({"kernel", "tpm", "attest", "formats"}),
+    "sources": frozenset({"engine", "kernel", "formats"}),
+    "control": frozenset({"sources", "engine", "kernel", "formats"}),
+    "fuse": frozenset({"engine", "kernel", "formats"}),
+    "cli": frozenset(
+        {"attest", "control", "engine", "formats", "fuse", "kernel", "sources", "tpm"}
+    ),
+    "testing": frozenset({"control", "cli"}),
+    "__main__": frozenset({"cli"}),
+}
+
+#: Every library outside the standard one -> rooms that may import it.
+LIBRARIES: dict[str, frozenset[str]] = {
+    "pyfuse3": frozenset({"fuse"}),
+    "tpm2_pytss": frozenset({"tpm"}),
+    "trio": frozenset({"engine", "sources", "control", "fuse", "cli", "testing"}),
+    "cryptography": frozenset({"attest"}),
+    "pytest": frozenset({"testing"}),
+}
+
+#: Rooms without I/O, and what of the standard library would be I/O (or a clock, or a lock).
+PURE = frozenset({"formats", "kernel"})
+IMPURE = frozenset(
+    {
+        *("asyncio", "logging", "multiprocessing", "os", "pathlib", "select", "selectors"),
+        *("shutil", "signal", "socket", "subprocess", "tempfile", "threading", "time"),
+    }
+)
+
+#: Files in which ``except Exception`` is right -> why. A stale entry fails.
+BROAD_EXCEPTS: dict[str, str] = {
+    "imafs/control/server.py": "a bug in one verb answers EIO and must not end the daemon",
+    "imafs/fuse/operations.py": "pyfuse3 ends the daemon at anything but FUSEError: EIO instead",
+}
+
+MAX_LINES = 450
+SPDX = "# SPDX-License-Identifier: GPL-2.0-only OR MIT"
+
+
+@dataclass(frozen=True)
+class Module:
+    """One Python file by its path from the project's root, with its text."""
+
+    path: str
+    text: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text, self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    @property
+    def room(self) -> str | None:
+        """``kernel`` for imafs/kernel/queue.py; None for imafs/__init__.py and outside."""
+        parts = self.name.split(".")
+        return parts[1] if parts[0] == "imafs" and len(parts) > 1 else None
+
+    def imports(self) -> Iterator[tuple[str, tuple[str, ...], int]]:
+        """(module, names taken from it, line) of every import, also those inside functions.
+
+        ``import_module("a.b")`` with a constant counts as an import.
+        """
+        for node in ast.walk(self.tree):
+            match node:
+                case ast.Import(names=names):
+                    for alias in names:
+                        yield alias.name, (), node.lineno
+                case ast.ImportFrom(module=module, names=names, level=level):
+                    yield self._absolute(module, level), tuple(a.name for a in names), node.lineno
+                case ast.Call(func=function, args=[ast.Constant(value=str(target)), *_]) if (
+                    _last_name(function) in {"import_module", "__import__"}
+                ):
+                    yield target, (), node.lineno
+
+    def _absolute(self, module: str | None, level: int) -> str:
+        if not level:
+            return module or ""
+        package = self.name.split(".")
+        if self.path.endswith("/__init__.py"):
+            package.append("")
+        base = package[: len(package) - level]
+        return ".".join([*base, module] if module else base)
+
+
+House = Mapping[str, Module]  # module name -> module
+Rule = Callable[[House], Iterator[str]]
+
+
+def _last_name(node: ast.expr) -> str:
+    match node:
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return name
+    return ""
+
+
+def _imported_rooms(module: Module) -> Iterator[tuple[str, int]]:
+    """Rooms that a module reaches for; ``from imafs import errors, kernel`` reaches for two."""
+    for target, names, line in module.imports():
+        parts = target.split(".")
+        if parts[0] != "imafs":
+            continue
+        rooms = parts[1:2] or [name for name in names if not name.startswith("__")]
+        for room in rooms:
+            yield room, line
+
+
+def _product(house: House) -> Iterator[Module]:
+    return (module for module in house.values() if module.name.split(".")[0] == "imafs")
+
+
+def arrows(house: House) -> Iterator[str]:
+    """Rooms import only the rooms below them."""
+    for module in _product(house):
+        if module.room is None:
+            allowed: frozenset[str] = frozenset()
+        elif module.room in ARROWS:
+            allowed = ARROWS[module.room] | {"errors", module.room}
+        else:
+            yield f"{module.path}: room {module.room!r} has no row in ARROWS"
+            continue
+        for room, line in _imported_rooms(module):
+            if room not in allowed:
+                yield f"{module.path}:{line}: {module.room or 'imafs'} may not import {room}"
+
+
+def libraries(house: House) -> Iterator[str]:
+    """Libraries from outside stand in one room each, or in those which LIBRARIES names."""
+    for module in _product(house):
+        for target, _, line in module.imports():
+            library = target.split(".")[0]
+            if library in sys.stdlib_module_names or library == "imafs":
+                continue
+            if module.room not in LIBRARIES.get(library, frozenset()):
+                yield f"{module.path}:{line}: {module.room or 'imafs'} may not import {library}"
+
+
+def pure(house: House) -> Iterator[str]:
+    """formats and kernel do no I/O, read no clock, wait for nobody."""
+    waits = (ast.Await, ast.AsyncFor, ast.AsyncWith, ast.AsyncFunctionDef)
+    for module in _product(house):
+        if module.room not in PURE:
+            continue
+        for target, _, line in module.imports():
+            if target.split(".")[0] in IMPURE:
+                yield f"{module.path}:{line}: pure, but imports {target}"
+        for node in ast.walk(module.tree):
+            if isinstance(node, waits):
+                yield f"{module.path}:{node.lineno}: pure, but await or async"
+            match node:
+                case ast.Call(func=ast.Name(id=("open" | "print" | "input") as name)):
+                    yield f"{module.path}:{node.lineno}: pure, but calls {name}()"
+
+
+def _is_broad(node: ast.expr | None) -> bool:
+    if isinstance(node, ast.Tuple):
+        return any(_is_broad(element) for element in node.elts)
+    return node is not None and _last_name(node) in {"Exception", "BaseException"}
+
+
+def _broad_excepts(module: Module) -> Iterator[int]:
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.ExceptHandler(type=kind) if _is_broad(kind):
+                # Cleaning up and raising the same again swallows nothing.
+                match node.body[-1]:
+                    case ast.Raise(exc=None):
+                        pass
+                    case _:
+                        yield node.lineno
+            case ast.Call(func=function, args=arguments) if _last_name(function) == "suppress":
+                if any(_is_broad(argument) for argument in arguments):
+                    yield node.lineno
+
+
+def excepts(house: House) -> Iterator[str]:
+    """No bare ``except:``; ``except Exception`` only where BROAD_EXCEPTS says why."""
+    for module in house.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ExceptHandler) and node.type is None:
+                yield f"{module.path}:{node.lineno}: bare except"
+        if module.path not in BROAD_EXCEPTS:
+            for line in _broad_excepts(module):
+                yield f"{module.path}:{line}: except Exception without a reason in BROAD_EXCEPTS"
+
+
+def stale_reasons(house: House) -> Iterator[str]:
+    """BROAD_EXCEPTS names no file that has no broad except (any more)."""
+    paths = {module.path: module for module in house.values()}
+    for path in BROAD_EXCEPTS:
+        if path not in paths or not any(_broad_excepts(paths[path])):
+            yield f"{path}: stands in BROAD_EXCEPTS and has no broad except"
+
+
+def sizes(house: House) -> Iterator[str]:
+    """One concern per module."""
+    for module in _product(house):
+        lines = len(module.text.splitlines())
+        if lines > MAX_LINES:
+            yield f"{module.path}: {lines} lines, more than {MAX_LINES}"
+
+
+def licences(house: House) -> Iterator[str]:
+    """The licence stands in the first line, or in the second one after ``#!``."""
+    for module in house.values():
+        head = module.text.splitlines()[:2]
+        if head and head[0].startswith("#!"):
+            head = head[1:]
+        if head[:1] != [SPDX]:
+            yield f"{module.path}: does not begin with {SPDX!r}"
+
+
+def circles(house: House) -> Iterator[str]:
+    """No circle of imports, neither between rooms nor between the modules of one."""
+    graph: dict[str, set[str]] = {}
+    for module in _product(house):
+        targets = set()
+        for target, names, _ in module.imports():
+            deeper = {f"{target}.{name}" for name in names} & house.keys()
+            targets |= deeper or ({target} & house.keys())
+        graph[module.name] = targets - {module.name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        yield "circle of imports: " + " <- ".join(error.args[1])
+
+
+def sleeps(house: House) -> Iterator[str]:
+    """Tests wait for conditions; only tests/support.py sleeps between two looks."""
+    for module in house.values():
+        if not module.path.startswith("tests/") or module.path == "tests/support.py":
+            continue
+        for node in ast.walk(module.tree):
+            match node:
+                case ast.Attribute(value=ast.Name(id="time"), attr="sleep"):
+                    yield f"{module.path}:{node.lineno}: time.sleep (use tests.support.wait_for)"
+                case ast.ImportFrom(module="time", names=names) if any(
+                    alias.name == "sleep" for alias in names
+                ):
+                    yield f"{module.path}:{node.lineno}: time.sleep (use tests.support.wait_for)"
+
+
+RULES: tuple[Rule, ...] = (
+    arrows,
+    libraries,
+    pure,
+    excepts,
+    stale_reasons,
+    sizes,
+    licences,
+    circles,
+    sleeps,
+)
+
+
+def build(files: Mapping[str, str]) -> dict[str, Module]:
+    modules = [Module(path, text) for path, text in files.items()]
+    return {module.name: module for module in modules}
+
+
+@pytest.fixture(scope="module")
+def house() -> House:
+    files = [path for room in ("imafs", "tests") for path in sorted((ROOT / room).rglob("*.py"))]
+    return build({str(path.relative_to(ROOT)): path.read_text() for path in files})
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_house(rule: Rule, house: House) -> None:
+    complaints = list(rule(house))
+    assert not complaints, "\n".join([rule.__doc__ or "", *complaints])
+
+
+def test_house_is_seen(house: House) -> None:
+    assert {"imafs", "imafs.errors", "imafs.formats.algorithms", "tests.support"} <= house.keys()
+    assert house["imafs.formats.algorithms"].room == "formats"
+    assert ("errors", 17) in set(_imported_rooms(house["imafs.formats.algorithms"]))
+
+
+def test_arrows_have_no_circle() -> None:
+    order = list(TopologicalSorter(ARROWS).static_order())
+    assert order.index("formats") < order.index("kernel") < order.index("engine")
+    assert order.index("control") < order.index("cli") < order.index("testing")
+    assert set(order) == ARROWS.keys()
+
+
+def test_scripts_and_units_carry_the_licence() -> None:
+    files = [path for place in ("scripts", "systemd", ".ci") for path in (ROOT / place).iterdir()]
+    assert {"setup", "test", "check", "run", "imafs@.service"} <= {path.name for path in files}
+    for path in files:
+        if path.is_file():
+            assert SPDX in path.read_text().splitlines()[:2], path
+
+
+FILE = "imafs/{}/planted.py"
+
+#: (rule, file, text, complaint); a complaint of None: the rule must be content.
+PLANTED: tuple[tuple[Rule, str, str, str | None], ...] = (
+    (arrows, FILE.format("formats"), "import imafs.kernel", ":1: formats may not import kernel"),
+    (arrows, FILE.format("kernel"), "from imafs.tpm import x", "kernel may not import tpm"),
+    (arrows, FILE.format("kernel"), "from imafs import errors, engine", "not import engine"),
+    (arrows, FILE.format("tpm"), "def f():\n  import imafs.kernel.queue", ":2: tpm may not"),
+    (arrows, FILE.format("attest"), "from ..tpm import swtpm", "attest may not import tpm"),
+    (arrows, "imafs/engine/__init__.py", "from ..fuse import x", "engine may not import fuse"),
+    (arrows, "imafs/engine/__init__.py", "from . import fuse", None),
+    (arrows, FILE.format("fuse"), "from imafs.control import x", "fuse may not import control"),
+    (arrows, FILE.format("cli"), "import_module('imafs.testing')", "cli may not import testing"),
+    (arrows, FILE.format("sources"), "from imafs.tpm import x", "sources may not import tpm"),
+    (arrows, FILE.format("control"), "from imafs.fuse import x", "control may not import fuse"),
+    (arrows, FILE.format("cellar"), "", "room 'cellar' has no row"),
+    (arrows, "imafs/errors.py", "import imafs.formats", "errors may not import formats"),
+    (arrows, "imafs/__init__.py", "import imafs.errors", "imafs may not import errors"),
+    (arrows, FILE.format("control"), "from imafs import __version__, sources", None),
+    (arrows, FILE.format("engine"), "from imafs.tpm import x\nimport imafs.errors", None),
+    (libraries, FILE.format("engine"), "import pyfuse3", "engine may not import pyfuse3"),
+    (libraries, FILE.format("engine"), "from tpm2_pytss.ESAPI import x", "import tpm2_pytss"),
+    (libraries, FILE.format("tpm"), "import trio.lowlevel", "tpm may not import trio"),
+    (libraries, FILE.format("fuse"), "import attr", "fuse may not import attr"),
+    (libraries, "imafs/errors.py", "import trio", "errors may not import trio"),
+    (libraries, FILE.format("fuse"), "import pyfuse3, trio, os", None),
+    *(
+        (pure, FILE.format("kernel"), f"def f():\n  from {name} import x", f"imports {name}")
+        for name in sorted(IMPURE)
+    ),
+    (pure, FILE.format("formats"), "import os.path", "pure, but imports os.path"),
+    (pure, FILE.format("kernel"), "async def f(): pass", "await or async"),
+    (pure, FILE.format("kernel"), "async def f():\n  await g()", ":2: pure, but await"),
+    (pure, FILE.format("formats"), "open('x')", "calls open()"),
+    (pure, FILE.format("kernel"), "access.open(3)", None),
+    (pure, FILE.format("engine"), "import os", None),
+    (pure, FILE.format("formats"), "import struct, hashlib", None),
+    (excepts, FILE.format("fuse"), "try: f()\nexcept: pass", ":2: bare except"),
+    (excepts, "imafs/control/server.py", "try: f()\nexcept: raise", "bare except"),
+    (excepts, FILE.format("fuse"), "try: f()\nexcept Exception: pass", "without a reason"),
+    (excepts, FILE.format("fuse"), "try: f()\nexcept (A, BaseException): pass", "without a"),
+    (excepts, FILE.format("fuse"), "try: f()\nexcept* builtins.Exception: pass", "without a"),
+    (excepts, FILE.format("fuse"), "with suppress(Exception): f()", "without a reason"),
+    (excepts, "tests/unit/planted.py", "try: f()\nexcept Exception: pass", "without a reason"),
+    (excepts, FILE.format("fuse"), "try: f()\nexcept Exception: raise X from None", "without a"),
+    (excepts, FILE.format("fuse"), "try: f()\nexcept BaseException:\n  g()\n  raise", None),
+    (excepts, FILE.format("fuse"), "try: f()\nexcept (OSError, ValueError): pass", None),
+    (stale_reasons, "imafs/control/server.py", "", "control/server.py: stands in"),
+    (stale_reasons, FILE.format("control"), "", "control/server.py: stands in"),
+    (sizes, FILE.format("fuse"), "\n" * (MAX_LINES + 1), "451 lines, more than 450"),
+    (sizes, FILE.format("fuse"), "\n" * MAX_LINES, None),
+    (licences, FILE.format("fuse"), '"""No licence."""', "does not begin with"),
+    (licences, FILE.format("fuse"), "", "does not begin with"),
+    (licences, "tests/x.py", f"\n{SPDX}\n", "does not begin with"),
+    (licences, "tests/x.py", f"#!/usr/bin/python3\n{SPDX}\n", None),
+    (sleeps, "tests/unit/x.py", "import time\ntime.sleep(1)", ":2: time.sleep"),
+    (sleeps, "tests/unit/x.py", "from time import sleep", ":1: time.sleep"),
+    (sleeps, "tests/support.py", "import time\ntime.sleep(1)", None),
+)
+
+
+@pytest.mark.parametrize(("rule", "path", "text", "complaint"), PLANTED)
+def test_planted(rule: Rule, path: str, text: str, complaint: str | None) -> None:
+    complaints = list(rule(build({path: text})))
+    if complaint is None:
+        assert complaints == []
+    else:
+        assert [complaint in line for line in complaints].count(True) == 1, complaints
+
+
+def test_planted_circle() -> None:
+    head = {"imafs/tpm/__init__.py": "from imafs.tpm.a import x"}
+    good = {"imafs/tpm/a.py": "from imafs.tpm import b", "imafs/tpm/b.py": "import struct"}
+    assert list(circles(build(head | good))) == []
+    bad = good | {"imafs/tpm/b.py": "def f():\n  from imafs.tpm.a import x"}
+    assert len(list(circles(build(head | bad)))) == 1
+    assert len(list(circles(build(head | {"imafs/tpm/a.py": "import imafs.tpm"})))) == 1
+
+
+def test_every_rule_has_a_planted_violation() -> None:
+    caught = {rule for rule, _, _, complaint in PLANTED if complaint is not None}
+    assert caught | {circles} == set(RULES)
