@@ -29,7 +29,7 @@ from pyfuse3 import (
 from imafs.engine.emulator import Emulator
 from imafs.errors import ImafsError
 from imafs.fuse.caller import has_sys_admin
-from imafs.fuse.handles import Handle, ListHandle, TextHandle
+from imafs.fuse.handles import Filling, Handle, ListHandle, TextHandle
 from imafs.fuse.tree import Node, Tree
 from imafs.kernel.profiles import Kind
 
@@ -75,6 +75,12 @@ class ImaOperations(pyfuse3.Operations):
         self._tree = Tree(emulator.entries, layout)
         self._handles: dict[int, Handle] = {}
         self._next = 1
+        self._filling = Filling.ALL if emulator.config.large_reads else Filling.PAGES
+
+    def without_readahead(self) -> None:
+        """The mount reads its page cache a page at a time."""
+        if not self._emulator.config.large_reads:
+            self._filling = Filling.PAGE
 
     # Looking
 
@@ -209,7 +215,7 @@ class ImaOperations(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         accounting = self._emulator.accounting
         holder = accounting.open(tid, write=write) if profile.locked else None
-        return ListHandle(self._emulator, entry, flags, holder)
+        return ListHandle(self._emulator, entry, flags, holder, self._filling)
 
     def _open_policy(self, flags: int, tid: int) -> Handle:
         if flags & os.O_ACCMODE == os.O_RDONLY:

@@ -59,7 +59,8 @@ async def mounted(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_serve, ended)
-            await _first_answer(path)
+            if _switch_readahead_off(await _first_answer(path)):
+                operations.without_readahead()
             try:
                 yield
             finally:
@@ -73,8 +74,25 @@ async def _serve(ended: Callable[[], object]) -> None:
     ended()
 
 
-async def _first_answer(path: str) -> None:
+async def _first_answer(path: str) -> int:
+    """The mount's device number, once it has answered a stat (in a thread: we answer it)."""
     with trio.move_on_after(FIRST_ANSWER):
-        await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
-        return
+        answer = await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
+        return answer.st_dev
     raise MountError(f"{path}: the new mount does not answer")
+
+
+def _switch_readahead_off(device: int) -> bool:
+    """Makes page cache reads single pages: see :func:`imafs.fuse.handles.fill_page`."""
+    knob = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+    try:
+        with open(knob, "w") as file:
+            file.write("0")
+    except OSError as error:
+        log.info(
+            "%s: %s: reads of whole pages at page boundaries are filled, unlike a kernel's",
+            knob,
+            error.strerror,
+        )
+        return False
+    return True

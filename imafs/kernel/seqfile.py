@@ -30,25 +30,24 @@ def _slice(run: Run, start: int, end: int) -> Bytes:
 class SeqFile:
     """``struct seq_file`` of one handle.
 
-    ``source`` gives the list at the moment of each read (staging replaces it);
-    ``large`` fills every request instead of stopping at a page (--large-reads).
+    ``source`` gives the list at the moment of each read (staging replaces it).
     """
 
-    __slots__ = ("_index", "_large", "_position", "_rest", "_size", "_source", "_view")
+    __slots__ = ("_index", "_position", "_rest", "_size", "_source", "_view")
 
-    def __init__(
-        self, source: Callable[[], PackedList], view: View, *, large: bool = False
-    ) -> None:
+    def __init__(self, source: Callable[[], PackedList], view: View) -> None:
         self._source = source
         self._view = view
-        self._large = large
         self._index = 0
         self._rest: Bytes = b""
         self._size = PAGE
         self._position = 0
 
-    def read(self, position: int, size: int) -> Bytes:
-        """``seq_read_iter``: up to ``size`` bytes at ``position``; empty at the end."""
+    def read(self, position: int, size: int, *, fill: bool = False) -> Bytes:
+        """``seq_read_iter``: up to ``size`` bytes at ``position``; empty at the end.
+
+        ``fill``: all ``size`` bytes if there are so many, instead of stopping at a page.
+        """
         if size <= 0:
             return b""
         if position == 0:
@@ -63,13 +62,13 @@ class SeqFile:
             self._position += min(size, len(rest))
             if self._rest:
                 return rest[:size]
-        out = self._fill(size - len(rest))
+        out = self._fill(size - len(rest), fill)
         self._position += len(out)
         if not rest:
             return out
         return b"".join((rest, out)) if out else rest
 
-    def _fill(self, want: int) -> Bytes:
+    def _fill(self, want: int, fill: bool) -> Bytes:
         """Whole records into the buffer, ``want`` bytes of them out, the others kept."""
         records = self._source()
         found = records.run(self._view, self._index)
@@ -80,7 +79,7 @@ class SeqFile:
         # The kernel's buffer must not become quite full: count == size means overflow.
         while run.offsets[first + 1] - start >= self._size:
             self._size *= 2
-        limit = max(want, self._size) if self._large else self._size - 1
+        limit = max(want, self._size) if fill else self._size - 1
         pieces: list[Bytes] = []
         total = 0
         while True:
@@ -89,7 +88,7 @@ class SeqFile:
             start = offsets[first]
             enough = bisect_left(offsets, start + want - total, first + 1)
             fits = bisect_right(offsets, start + limit - total, first) - 1
-            if self._large:
+            if fill:
                 fits = count
             last = min(enough, fits, count)
             if last <= first and total:
