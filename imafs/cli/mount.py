@@ -122,7 +122,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """The options as a plan. Raises :class:`imafs.errors.ImafsError` where they make no sense."""
+    """The options as a plan. Raises :class:`imafs.errors.UsageError` where they make no sense."""
+    from imafs.errors import FormatError, UsageError
+
+    try:
+        return _plan(args)
+    except FormatError as error:  # of an option's value, not of any input
+        raise UsageError(str(error)) from None
+
+
+def _plan(args: argparse.Namespace) -> Plan:
     from imafs.cli.daemon import Plan
     from imafs.engine.config import EmulatorConfig
     from imafs.errors import UsageError

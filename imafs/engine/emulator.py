@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a measurement waits for its own extend before it is answered as pending.
 EXTEND_WAIT = 5.0
+#: Seconds that a reset waits for the batch in flight before it abandons the call.
+RESET_WAIT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,9 @@ class Emulator:
         self.channel = TpmChannel(device)
         self.accounting = Accounting()
         self._collect = trio.Event()
-        self._restart = trio.Event()
+        self._resets, self._reset_wanted = trio.open_memory_channel[tuple[trio.Event, trio.Event]](
+            0
+        )
         self._added = trio.Event()
         self._extender = self._new_extender(Replay(banks))
 
@@ -126,19 +130,35 @@ class Emulator:
         self._extender.replay = Replay(self.layout.banks, actual)
 
     async def _boot_aggregate(self) -> None:
-        values = await self.channel.call(lambda: self.device.read_pcrs(PCRS))
+        self._measure_boot(await self.channel.call(lambda: self.device.read_pcrs(PCRS)))
+
+    def _measure_boot(self, values: PcrValues) -> None:
         measurement = boot_aggregate(self.layout.banks, self.config.algorithm, values)
         self.append(self.record(measurement))
 
     async def reset(self) -> None:
-        """List and TPM as after a boot; the mount stays."""
-        await self.channel.call(self.device.reset)
-        old = self._extender
-        self._extender = self._new_extender(Replay(self.layout.banks))
-        self._extender.failures = old.failures
-        self._restart.set()
-        if self.config.boot_aggregate:
-            await self._boot_aggregate()
+        """List and TPM as after a boot; the mount stays. Only while :meth:`run` runs.
+
+        Raises :class:`TpmError`, with nothing changed, where the TPM cannot be reset.
+        """
+        resume = trio.Event()
+        stopped = trio.Event()
+        await self._resets.send((stopped, resume))
+        try:
+            await stopped.wait()
+            values = await self.channel.call(self._reboot)
+            # No await from here on: boot_aggregate is the first record.
+            failures = self._extender.failures
+            self._extender = self._new_extender(Replay(self.layout.banks))
+            self._extender.failures = failures
+            if self.config.boot_aggregate:
+                self._measure_boot(values)
+        finally:
+            resume.set()
+
+    def _reboot(self) -> PcrValues:
+        self.device.reset()
+        return self.device.read_pcrs(PCRS)
 
     # Measuring
 
@@ -230,12 +250,23 @@ class Emulator:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._collector)
             while True:
-                # A reset boots a new queue: its extender replaces the old one.
-                restart = self._restart = trio.Event()
+                # A reset boots a new queue: nothing of the old one may be extended
+                # after it, so its extender ends first (a hung one is abandoned).
                 async with trio.open_nursery() as boot:
-                    boot.start_soon(self._extender.run)
-                    await restart.wait()
+                    extender = self._extender
+                    ended = trio.Event()
+                    boot.start_soon(self._extend, extender, ended)
+                    stopped, resume = await self._reset_wanted.receive()
+                    extender.stop()
+                    with trio.move_on_after(RESET_WAIT):
+                        await ended.wait()
                     boot.cancel_scope.cancel()
+                stopped.set()
+                await resume.wait()
+
+    async def _extend(self, extender: Extender, ended: trio.Event) -> None:
+        await extender.run()
+        ended.set()
 
     async def _collector(self) -> None:
         """Frees deleted records a few segments at a time, between requests."""

@@ -47,9 +47,15 @@ class Extender:
         self._moved = trio.Event()
         # After a failure: entries of the batch that certainly arrived; None: no failure.
         self._certain: int | None = None
+        self._stop = trio.Event()
 
     def kick(self) -> None:
         """Something was appended."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Ends :meth:`run` behind the batch that it is at; nothing is extended after it."""
+        self._stop.set()
         self._wake.set()
 
     async def wait_extended(self, number: int) -> None:
@@ -58,9 +64,10 @@ class Extender:
             await self._moved.wait()
 
     async def run(self) -> None:
-        """Runs for ever."""
+        """Runs until :meth:`stop`; may be run again."""
+        self._stop = trio.Event()
         retry = _RETRY_FIRST
-        while True:
+        while not self._stop.is_set():
             if not self.queue.pending:
                 self._wake = trio.Event()
                 await self._wake.wait()
@@ -73,7 +80,8 @@ class Extender:
                 retry = _RETRY_FIRST
             except TpmError as error:
                 self._failed(error)
-                await trio.sleep(retry)
+                with trio.move_on_after(retry):
+                    await self._stop.wait()
                 retry = min(2 * retry, _RETRY_LONGEST)
 
     def _failed(self, error: TpmError) -> None:
@@ -96,13 +104,17 @@ class Extender:
 
     def _advanced(self, number: int) -> None:
         self.queue.confirm_extends(number)
-        self._moved.set()
-        self._moved = trio.Event()
+        moved, self._moved = self._moved, trio.Event()
+        moved.set()
 
     async def _find_place(self, certain: int) -> None:
         """After a failure: how many of the entries in flight are in the PCRs?"""
         packed = self.queue.pending_extends(BATCH)
         size = self.queue.layout.entry_size
+        if not self.replay.banks:
+            # Only banks that this machine cannot hash: no place to find.
+            self._advanced(certain)
+            return
         used = sorted(
             self.replay.pcrs
             | {int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), size)}

@@ -74,7 +74,9 @@ class Reader:
 
     def _u32(self, at: int, record: int, what: str) -> int:
         if at + 4 > len(self.data):
-            raise FormatError(f"the list ends inside {what}", record=record, offset=at)
+            raise FormatError(
+                f"the list ends inside {what}", record=record, offset=min(at, len(self.data))
+            )
         return int.from_bytes(self.data[at : at + 4], "little")
 
     def __iter__(self) -> Iterator[Parsed]:
@@ -91,6 +93,10 @@ class Reader:
             name_len = self._u32(at, number, "the template digest or the length of the name")
             if not 0 < name_len <= TEMPLATE_NAME_MAX:
                 raise FormatError(f"a template name of {name_len} bytes", record=number, offset=at)
+            if at + 4 + name_len > size:
+                raise FormatError(
+                    "the list ends inside the template's name", record=number, offset=size
+                )
             name = data[at + 4 : at + 4 + name_len]
             template = self._template(name, number, at + 4)
             at += 4 + name_len
@@ -184,12 +190,7 @@ def read(data: bytes, bank: Bank | None = None) -> Iterator[Parsed]:
     for number, parsed in enumerate(Reader(data, chosen.digest_size)):
         check_fields(parsed, number)
         if not digest_matches(parsed, chosen.algorithm):
-            raise FormatError(
-                f"the {chosen.name} template digest {parsed.digest.hex()} is not that of the "
-                "template data",
-                record=number,
-                offset=parsed.start + 4,
-            )
+            raise _wrong_digest(parsed, chosen, number)
         yield parsed
 
 
@@ -201,30 +202,38 @@ def detect(data: bytes) -> Bank:
     """
     if not data:
         return LIST_BANKS[0]
-    furthest: FormatError | None = None
+    furthest: tuple[tuple[int, bool, int], FormatError] | None = None
     only_violations = False
     for bank in LIST_BANKS:
         assert bank.algorithm is not None
+        whole = False  # whether the record at fault has whole fields
         try:
             for number, parsed in enumerate(Reader(data, bank.digest_size)):
                 check_fields(parsed, number)
                 if not parsed.record.violation:
                     if digest_matches(parsed, bank.algorithm):
                         return bank
-                    raise FormatError(
-                        f"the {bank.name} template digest {parsed.digest.hex()} is not that of "
-                        "the template data",
-                        record=number,
-                        offset=parsed.start + 4,
-                    )
+                    whole = True
+                    raise _wrong_digest(parsed, bank, number)
                 if number >= _TRIES:
                     break
             only_violations = True
         except FormatError as error:
-            if furthest is None or (error.offset or 0) > (furthest.offset or 0):
-                furthest = error
+            # The attempt that read the most is the true one; a wrong width hardly
+            # ever gets a record whole.
+            reach = (error.record or 0, whole, error.offset or 0)
+            if furthest is None or reach > furthest[0]:
+                furthest = (reach, error)
     if only_violations or furthest is None:
         raise FormatError(
             "the first records are all violations, which say nothing about the bank: name it"
         )
-    raise furthest
+    raise furthest[1]
+
+
+def _wrong_digest(parsed: Parsed, bank: Bank, number: int) -> FormatError:
+    return FormatError(
+        f"the {bank.name} template digest {parsed.digest.hex()} is not that of the template data",
+        record=number,
+        offset=parsed.start + 4,
+    )

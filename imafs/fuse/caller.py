@@ -22,6 +22,9 @@ def has_sys_admin(tid: int) -> bool:
     ``tid`` 0 is a caller outside our pid namespace: nobody can look it up, so it is
     refused, with a line in the log that says why.
     """
+    if not _proc_is_ours():
+        log.info("/proc is of another pid namespace: nobody's capabilities can be read (EPERM)")
+        return False
     if tid == 0:
         log.info(
             "a writer outside the daemon's pid namespace was refused (EPERM): share it "
@@ -38,3 +41,8 @@ def has_sys_admin(tid: int) -> bool:
         log.info("thread %d cannot be looked at (%s): refused as a writer", tid, error)
         return False
     return same and bool(effective >> _CAP_SYS_ADMIN & 1)
+
+
+def _proc_is_ours() -> bool:
+    """Whether /proc numbers tasks as we do: in another's, the number is somebody else's."""
+    return os.readlink("/proc/self") == str(os.getpid())

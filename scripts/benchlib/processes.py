@@ -75,15 +75,18 @@ class Process:
         self.child.stdin.write(line.encode() + b"\n")
         self.child.stdin.flush()
 
-    def pin(self) -> None:
-        """Binds every thread of it to one processor, the same for all.
+    def pin(self, *, away: bool = False) -> None:
+        """Binds every thread of it to one processor; ``away``: to another one.
 
-        A client waits for its server and the other way round, so they lose nothing; but
-        where they run on one or on two processors changes a request from 30 to 60 us
-        (measured), stays for seconds, and would be the only thing measured.
+        Reads: client and server wait for each other, so on one processor they lose nothing;
+        but whether they run on one or on two takes a request from 30 to 60 us (measured),
+        stays so for seconds, and would be the only thing measured. Requests after which
+        the server has work to do: on one processor their client would wait for that too.
         """
+        processors = sorted(os.sched_getaffinity(0))
+        processor = processors[0] if away else processors[-1]
         for thread in os.listdir(f"/proc/{self.child.pid}/task"):
-            os.sched_setaffinity(int(thread), {max(os.sched_getaffinity(0))})
+            os.sched_setaffinity(int(thread), {processor})
 
     def close(self) -> None:
         """SIGTERM, then SIGKILL."""

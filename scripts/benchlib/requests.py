@@ -51,8 +51,8 @@ def run(plan: Plan, report: Report, place: Path) -> None:
         writer, prober = Client(), Client()
         stack.callback(writer.close)
         stack.callback(prober.close)
-        for process in (server, bare, writer):
-            process.pin()
+        for process, away in ((server, False), (bare, False), (writer, True), (prober, True)):
+            process.pin(away=away)
         # Once through everything, unmeasured: the first of each is slower.
         _cycle(Cycles(), server, bare, writer, prober, plan.request_sizes[0])
         sizes = {}

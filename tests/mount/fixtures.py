@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Fixtures for tests through a real mount."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+
+import pytest
+
+from tests.mount.daemon import Daemon, Place
+
+
+class Starter:
+    """Starts daemons; everything that it started ends with the test."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def place(self) -> Place:
+        """A new place to mount on."""
+        place = Place()
+        self._stack.callback(place.close)
+        return place
+
+    def launch(
+        self,
+        *options: str | os.PathLike[str],
+        place: Place | None = None,
+        prefix: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        control: bool = True,
+    ) -> Daemon:
+        """A daemon that may not become ready."""
+        where = place or self.place()
+        daemon = Daemon(where, *options, prefix=prefix, env=env, control=control)
+        self._stack.callback(daemon.close)
+        return daemon
+
+    def __call__(
+        self,
+        *options: str | os.PathLike[str],
+        place: Place | None = None,
+        prefix: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        control: bool = True,
+    ) -> Daemon:
+        """A daemon whose mount answers."""
+        return self.launch(
+            *options, place=place, prefix=prefix, env=env, control=control
+        ).start()
+
+    def refused(
+        self, *options: str | os.PathLike[str], place: Place | None = None
+    ) -> tuple[int, str]:
+        """A start that must fail before anything is mounted: exit status and stderr."""
+        daemon = self.launch(*options, place=place)
+        daemon.logs.allow("")
+        assert daemon.process.stdout is not None
+        status = daemon.wait()
+        assert daemon.process.stdout.read() == b"", "it announced a mount all the same"
+        return status, daemon.log()
+
+
+@pytest.fixture
+def start() -> Iterator[Starter]:
+    """Starts daemons with options of the test's choice."""
+    with ExitStack() as stack:
+        yield Starter(stack)
+
+
+@pytest.fixture
+def daemon(start: Starter) -> Daemon:
+    """A daemon with default options: mainline, ima-ng, a swtpm of its own."""
+    return start()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The hash table against a Python set, across resizes."""
+
+from __future__ import annotations
+
+import hashlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imafs.kernel.htable import HashTable
+
+keys = st.tuples(st.integers(0, 5000), st.sampled_from([0, 8, 10, 11, 23, 255]))
+
+
+def digest(number: int, width: int) -> bytes:
+    return hashlib.sha512(b"%d" % number).digest()[:width]
+
+
+@given(st.sampled_from([16, 20, 32, 64]), st.lists(keys, max_size=300), st.integers(0, 3000))
+def test_it_is_a_set(width: int, chosen: list[tuple[int, int]], filling: int) -> None:
+    table = HashTable(width)
+    model: set[tuple[bytes, int]] = set()
+
+    def add(key: tuple[bytes, int]) -> None:
+        assert (key in table) == (key in model)
+        assert table.add(*key) == (key not in model)
+        model.add(key)
+        assert key in table
+        assert len(table) == len(model)
+
+    # Fill to some point of a resize first, so that the chosen keys meet tables on the move.
+    for number in range(10_000, 10_000 + filling):
+        add((digest(number, width), 10))
+    for number, pcr in chosen:
+        add((digest(number, width), pcr))
+    for number in range(10_000, 10_000 + filling, 97):
+        assert not table.add(digest(number, width), 10)
+    assert all(key in table for key in model)
+
+
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=1), st.integers(0, 3)), max_size=3000))
+def test_many_duplicates(entries: list[tuple[bytes, int]]) -> None:
+    table, model = HashTable(1), set()
+    for key in entries:
+        assert table.add(*key) == (key not in model)
+        model.add(key)
+    assert len(table) == len(model)

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Extending: order, batches, failures, lost answers, a TPM that hangs."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from imafs.engine import extender, status
+from imafs.engine.channel import TpmChannel
+from imafs.engine.emulator import Emulator
+from imafs.errors import TpmError
+from imafs.formats.algorithms import Bank
+from tests.property.builders import record
+from tests.property.reference import Rec, ng, violation
+from tests.support import ExpectedLogs
+from tests.unit.engine_fake import FakeDevice, booted, entry, until
+
+NAMES = ("sha1", "sha256")
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extender, "_RETRY_FIRST", 0.001)
+
+
+@pytest.fixture
+def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TPM calls are given up after 50 ms."""
+    defaults = TpmChannel.call.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "deadline", 0.05)
+
+
+def many(count: int, start: int = 0) -> list[Rec]:
+    return [
+        violation(10, b"/v%d" % number)
+        if number % 10 == 7
+        else ng(11 if number % 5 == 3 else 10, b"/file%d" % number)
+        for number in range(start, start + count)
+    ]
+
+
+def replayed(recs: list[Rec]) -> dict[str, dict[int, bytes]]:
+    tpm = FakeDevice(*NAMES)
+    for rec in recs:
+        tpm.extend_one(entry(rec, *NAMES))
+    return tpm.pcrs
+
+
+def check(emulator: Emulator, device: FakeDevice, recs: list[Rec]) -> None:
+    """Everything arrived once, in the order of the list, and the replay knows."""
+    assert device.entries == [entry(rec, *NAMES) for rec in recs]
+    assert device.pcrs == replayed(recs)
+    assert emulator.queue.pending == 0
+    assert emulator.queue.totals.extended == len(recs)
+    for bank in device.banks:
+        for pcr in (10, 11):
+            assert emulator.extender.replay.value(bank, pcr) == device.pcrs[bank.name][pcr]
+
+
+async def test_extends_are_in_list_order_and_in_batches() -> None:
+    device, recs = FakeDevice(), many(1300)
+    async with booted(device) as emulator:
+        for rec in recs:
+            emulator.append(record(rec))
+        assert await emulator.wait_extended(len(recs), 20)
+        check(emulator, device, recs)
+    assert device.batches == [512, 512, 276]
+    assert emulator.extender.failures.extend == 0
+
+
+async def test_records_appended_while_a_batch_is_in_flight_follow_it() -> None:
+    device, recs = FakeDevice(), many(40)
+    async with booted(device) as emulator:
+        device.hang()
+        for rec in recs[:10]:
+            emulator.append(record(rec))
+        await until(lambda: device.calls[-1] == "extend")
+        for rec in recs[10:]:
+            emulator.append(record(rec))
+        assert emulator.queue.pending == 40
+        device.answer()
+        assert await emulator.wait_extended(40, 20)
+        check(emulator, device, recs)
+        assert device.batches == [10, 30]
+
+
+@pytest.mark.parametrize("done", [0, 1, 17, 39, 40])
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_failed_batch_goes_on_where_it_stopped(
+    done: int, lost: bool, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.expect("extending failed, records stay and are retried: the TPM is ill")
+    device, recs = FakeDevice(), many(40)
+    device.failures.append((done, lost))
+    async with booted(device) as emulator:
+        for rec in recs:
+            emulator.append(record(rec))
+        assert await emulator.wait_extended(len(recs), 20)
+        check(emulator, device, recs)
+        failures = emulator.extender.failures
+        assert (failures.extend, failures.mismatch) == (1, None)
+        assert failures.last == "the TPM is ill"
+        # Reconnected, and the PCRs were read before anything was extended again.
+        assert device.calls[device.calls.index("extend") :][:3] == ["extend", "reconnect", "read"]
+
+
+async def test_records_stay_in_the_list_while_extending_fails(
+    expected_logs: ExpectedLogs,
+) -> None:
+    expected_logs.expect("extending failed")
+    device, recs = FakeDevice(), many(30)
+    device.failures.extend((number, True) for number in (0, 3, 0, 1, 10))
+    async with booted(device) as emulator:
+        receipts = [emulator.append(record(rec)) for rec in recs]
+        assert [receipt.number for receipt in receipts] == list(range(1, 31))
+        assert len(emulator.queue.current) == 30
+        await until(lambda: emulator.extender.failures.extend == 5)
+        assert len(emulator.queue.current) == 30
+        assert await emulator.wait_extended(30, 20)
+        check(emulator, device, recs)
+
+
+async def test_a_stranger_in_the_pcr_is_named(expected_logs: ExpectedLogs) -> None:
+    expected_logs.expect("extending failed")
+    expected_logs.expect("somebody else extended or reset them")
+    device, recs = FakeDevice(), many(20)
+    async with booted(device) as emulator:
+        for rec in recs[:5]:
+            emulator.append(record(rec))
+        assert await emulator.wait_extended(5, 20)
+        device.extend_one(entry(ng(10, b"/stranger"), *NAMES))
+        device.failures.append((2, False))
+        for rec in recs[5:]:
+            emulator.append(record(rec))
+        await until(lambda: emulator.extender.failures.mismatch)
+        mismatch = emulator.extender.failures.mismatch
+        assert mismatch is not None
+        assert "sha1:10" in mismatch
+        assert "sha256:10" in mismatch
+        assert "since record 5" in mismatch
+        assert len(emulator.queue.current) == 20
+
+
+async def test_after_a_mismatch_no_entry_that_certainly_arrived_is_extended_again(
+    expected_logs: ExpectedLogs,
+) -> None:
+    expected_logs.allow("extending failed|somebody else")
+    device, recs = FakeDevice(), many(20)
+    stranger = ng(10, b"/stranger")
+    async with booted(device) as emulator:
+        device.extend_one(entry(stranger, *NAMES))
+        device.failures.append((5, False))
+        for rec in recs:
+            emulator.append(record(rec))
+        assert await emulator.wait_extended(20, 20)
+        # The TPM said that five had arrived: ExtendError.done.
+        assert device.entries == [entry(rec, *NAMES) for rec in (stranger, *recs)]
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_tpm_that_hangs_is_given_up_and_retried(
+    late: bool, short_deadline: None, expected_logs: ExpectedLogs
+) -> None:
+    # Arriving late: the abandoned call is carried out before the next one begins.
+    expected_logs.expect("did not answer within 0.05 s")
+    device, recs = FakeDevice(), many(10)
+    device.late = late
+    async with booted(device) as emulator:
+        device.hang()
+        for rec in recs:
+            emulator.append(record(rec))
+        await until(lambda: emulator.extender.failures.extend)
+        assert emulator.channel.broken
+        assert len(emulator.queue.current) == 10
+        await until(lambda: "reconnect" in device.calls)
+        assert emulator.queue.pending == 10
+        # Nothing of the kernel's side waits for the TPM.
+        emulator.queue.stage()
+        emulator.queue.delete_staged()
+        device.answer()
+        await until(lambda: emulator.queue.pending == 0)
+        check(emulator, device, recs)
+
+
+async def test_a_measurement_is_answered_within_its_own_deadline() -> None:
+    device = FakeDevice()
+    async with booted(device) as emulator:
+        done = await emulator.measure(record(ng(10, b"/a")))
+        assert (done.number, done.duplicate, done.extended) == (1, False, True)
+        again = await emulator.measure(record(ng(10, b"/a")))
+        assert again.duplicate
+        device.hang()
+        late = await emulator.measure(record(ng(10, b"/b")), wait=0.02)
+        assert (late.number, late.duplicate, late.extended) == (2, False, False)
+        assert len(emulator.queue.current) == 2
+        device.answer()
+        assert await emulator.wait_extended(2, 20)
+
+
+async def test_the_status_comes_while_the_tpm_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "TPM_DEADLINE", 0.05)
+    device = FakeDevice()
+    async with booted(device) as emulator:
+        await emulator.measure(record(ng(10, b"/a")))
+        device.hang()
+        emulator.append(record(ng(10, b"/b")))
+        await until(lambda: device.calls[-1] == "extend")
+        answer = await status.status(emulator)
+        assert answer["records"] == {
+            "current": 2,
+            "staged": 0,
+            "pending": 1,
+            "since_boot": 2,
+            "deleted": 0,
+            "duplicates": 0,
+        }
+        failures = answer["failures"]
+        assert isinstance(failures, dict)
+        assert "did not answer" in failures["last"]
+        rows = answer["pcrs"]
+        assert isinstance(rows, list)
+        assert [row["value"] for row in rows] == [None, None]
+        assert all(row["pending"] for row in rows)
+
+
+async def test_a_status_that_gave_up_waiting_for_the_extender_breaks_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(status, "TPM_DEADLINE", 0.02)
+    device, recs = FakeDevice(), many(10)
+    async with booted(device) as emulator:
+        device.hang()
+        for rec in recs:
+            emulator.append(record(rec))
+        await until(lambda: device.calls[-1] == "extend")
+        await status.status(emulator)
+        assert not emulator.channel.broken
+        device.answer()
+        assert await emulator.wait_extended(10, 20)
+        check(emulator, device, recs)
+        assert "reconnect" not in device.calls
+
+
+async def test_a_tpm_whose_banks_cannot_be_replayed_gets_no_entry_twice(
+    expected_logs: ExpectedLogs,
+) -> None:
+    expected_logs.expect("extending failed")
+    device, recs = FakeDevice("sha256"), [ng(10, b"/%d" % number) for number in range(10)]
+    device.banks = (Bank(0x27, 32, None),)
+    device.failures.append((5, False))
+    async with booted(device) as emulator:
+        for rec in recs:
+            emulator.append(record(rec))
+        assert await emulator.wait_extended(10, 20)
+        sha1 = [rec.digest("sha1") for rec in recs]
+        assert device.entries == [b"\x0a\0\0\0" + digest + bytes(12) for digest in sha1]
+
+
+async def test_calls_are_made_one_at_a_time() -> None:
+    device = FakeDevice()
+    channel = TpmChannel(device)
+    inside = most = 0
+
+    def work() -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        inside -= 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(channel.call, work)
+    assert most == 1
+
+
+async def test_a_failed_call_reconnects_before_the_next_one() -> None:
+    device = FakeDevice()
+    channel = TpmChannel(device)
+
+    def fail() -> None:
+        raise TpmError("no")
+
+    with pytest.raises(TpmError, match="no"):
+        await channel.call(fail)
+    assert channel.broken
+    assert await channel.call(lambda: 5) == 5
+    assert not channel.broken
+    assert device.calls == ["reconnect"]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Loading recorded lists, and generated load."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from imafs.errors import FormatError, Refused
+from imafs.formats.algorithms import by_name
+from imafs.sources.generate import PREFIX, generate
+from imafs.sources.lists import load
+from tests.property.builders import record
+from tests.property.reference import Rec, binary_list, ng, violation
+
+RECS = [ng(10, b"boot_aggregate"), violation(10, b"/v"), ng(11, b"/a"), ng(10, b"/b")]
+
+
+def write(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["sha1", "sha256", "sha384", "sha512"])
+@pytest.mark.parametrize("named", [True, False])
+def test_load(tmp_path: Path, name: str, named: bool) -> None:
+    path = write(tmp_path / "list", binary_list(RECS, name))
+    records, bank = load(path, name if named else None)
+    assert records == [record(rec) for rec in RECS]
+    assert bank.name == name
+
+
+def test_an_empty_list(tmp_path: Path) -> None:
+    assert load(write(tmp_path / "list", b""))[0] == []
+
+
+def test_a_broken_list_is_refused_whole_with_file_record_and_byte(tmp_path: Path) -> None:
+    data = bytearray(binary_list(RECS, "sha256"))
+    data[-1] ^= 1
+    path = write(tmp_path / "list", bytes(data))
+    with pytest.raises(FormatError) as caught:
+        load(path)
+    error = caught.value
+    start = len(binary_list(RECS[:3], "sha256"))
+    assert (error.source, error.record, error.offset) == (path, 3, start + 4)
+    assert str(error).startswith(f"{path}: record 3, byte {start + 4}: the sha256 template digest")
+
+
+@pytest.mark.parametrize("bank", ["sha256", "sha512", "sm3"])
+def test_the_wrong_bank_is_refused(tmp_path: Path, bank: str) -> None:
+    path = write(tmp_path / "list", binary_list(RECS, "sha1"))
+    with pytest.raises(FormatError) as caught:
+        load(path, bank)
+    assert caught.value.source == path
+
+
+@pytest.mark.parametrize("bank", ["md5", "tpm_alg_27", "no such"])
+def test_a_bank_that_is_none_is_refused(tmp_path: Path, bank: str) -> None:
+    with pytest.raises(FormatError):
+        load(write(tmp_path / "list", binary_list(RECS, "sha1")), bank)
+
+
+def test_a_list_of_violations_wants_a_bank(tmp_path: Path) -> None:
+    path = write(tmp_path / "list", binary_list([violation(10, b"/v")], "sha256"))
+    with pytest.raises(FormatError, match="name it"):
+        load(path)
+    assert len(load(path, "sha256")[0]) == 1
+
+
+@pytest.mark.parametrize(("name", "code"), [("missing", errno.ENOENT), (".", errno.EISDIR)])
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, code: int) -> None:
+    with pytest.raises(Refused) as caught:
+        load(str(tmp_path / name))
+    assert caught.value.errno == code
+
+
+def test_progress(tmp_path: Path) -> None:
+    recs: list[Rec] = [ng(10, b"/%d" % number) for number in range(9000)]
+    data = binary_list(recs, "sha1")
+    seen: list[tuple[int, int]] = []
+    load(write(tmp_path / "list", data), None, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(data), len(data))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert len(seen) == 3
+    assert {total for _, total in seen} == {len(data)}
+
+
+def test_generate() -> None:
+    made = list(generate(3, by_name("sha256")))
+    assert [m.name.decode() for m in made] == [f"{PREFIX}{n:08d}" for n in range(3)]
+    assert [m.digest for m in made] == [hashlib.sha256(m.name).digest() for m in made]
+    assert made[0].sha1 is None
+
+
+def test_the_same_number_is_the_same_record() -> None:
+    sha1 = by_name("sha1")
+    first = list(generate(10, sha1, prefix="/g/"))
+    assert list(generate(4, sha1, prefix="/g/", start=6)) == first[6:]
+    assert not list(generate(0, sha1))
+
+
+def test_generated_sha1() -> None:
+    (made,) = generate(1, by_name("sha512"), prefix="/g", want_sha1=True)
+    assert made.sha1 == hashlib.sha1(b"/g00000000").digest()
+
+
+def test_generating_is_lazy() -> None:
+    assert len(list(islice(generate(1 << 60, by_name("sha1")), 2))) == 2

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""systemd/imafs@.service: systemd takes it, and its mount stays visible to the host."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, require, run
+
+UNIT = ROOT / "systemd" / "imafs@.service"
+
+#: Directives that give a service a mount namespace of its own (systemd.exec(5), systemd
+#: 252 and newer): a mount made there never reaches the host, and readers find an empty directory.
+FORBIDDEN = re.compile(
+    r"""
+    Protect(System|Home|Proc|Control\w+|Kernel\w+)
+    | Private(Tmp|Devices|Network|Users|Mounts|IPC)
+    | (ReadWrite|ReadOnly|Inaccessible|Exec|NoExec)(Paths|Directories)
+    | Bind(ReadOnly)?Paths | TemporaryFileSystem | MountImages | Extension(Images|Directories)
+    | Root(Directory|Image|Hash|Verity) | MountFlags | MountAPIVFS
+    | (Network|IPC)NamespacePath | LogNamespace | ProcSubset
+    | DynamicUser
+    """,
+    re.VERBOSE,
+)
+
+
+def directives(text: str) -> Iterator[tuple[str, str]]:
+    for line in text.splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith(("#", ";")):
+            yield name.strip(), value.strip()
+
+
+def forbidden(text: str) -> list[str]:
+    return [name for name, _ in directives(text) if FORBIDDEN.fullmatch(name)]
+
+
+def verify(text: str, directory: Path) -> str:
+    """What systemd-analyze says of ``text`` as an instance for /run/ima; "" is good."""
+    require("systemd-analyze")
+    unit = directory / "imafs@run-ima.service"
+    unit.write_text(text)
+    done = run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit], check=False
+    )
+    return (done.stdout + done.stderr).strip() or ("" if done.returncode == 0 else "no reason")
+
+
+def substituted(command: str) -> str:
+    """The unit with ``command`` in the place of imafs, wherever it is called."""
+    text, calls = re.subn(r"(?m)^(Exec\w+=-?)imafs ", rf"\1{command} ", UNIT.read_text())
+    assert calls == 2
+    return text
+
+
+def test_systemd_accepts_it(tmp_path: Path) -> None:
+    command = tmp_path / "imafs"
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    assert verify(substituted(str(command)), tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("KillMode=mixed", "KillMood=mixed", "Unknown key"),
+        ("Type=notify", "Type=notified", "Failed to parse"),
+        ("@mount", "@mounting", "Unknown system call group"),
+        ("/bin/true mount", "/no/such/imafs mount", "not executable"),
+    ],
+)
+def test_verify_finds_mistakes(old: str, new: str, complaint: str, tmp_path: Path) -> None:
+    text = substituted("/bin/true")
+    assert old in text
+    said = verify(text.replace(old, new), tmp_path)
+    assert complaint.lower() in said.lower(), said
+
+
+def test_no_mount_namespace() -> None:
+    assert forbidden(UNIT.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ProtectSystem", "ProtectHome", "ProtectControlGroups", "PrivateTmp", "PrivateDevices"),
+        *("ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "DynamicUser"),
+        *("ReadOnlyPaths", "InaccessibleDirectories", "BindPaths", "BindReadOnlyPaths"),
+        *("RootDirectory", "TemporaryFileSystem", "MountFlags", "PrivateMounts", "ProtectProc"),
+    ],
+)
+def test_forbidden_is_found(name: str) -> None:
+    assert forbidden(f"[Service]\n{name}=yes\n") == [name]
+    assert forbidden(f"# {name}=yes\n") == []
+
+
+def test_what_it_promises() -> None:
+    found = dict(directives(UNIT.read_text()))
+    assert found["Type"] == "notify"
+    assert found["NoNewPrivileges"] == "yes"
+    assert found["DeviceAllow"] == "/dev/fuse rw"
+    # %f is the instance's path; an unset IMAFS_OPTIONS is no argument at all.
+    assert found["ExecStart"] == "imafs mount %f $IMAFS_OPTIONS"
+    assert found["ExecStopPost"] == "-imafs umount %f"
+    # swtpm must outlive SIGTERM until the daemon has made its last extend.
+    assert found["KillMode"] == "mixed"
