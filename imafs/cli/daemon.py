@@ -25,7 +25,6 @@ from imafs.engine.emulator import Emulator
 from imafs.engine.notify import notify
 from imafs.errors import ControlError, ImafsError
 from imafs.formats.algorithms import HashAlgorithm
-from imafs.formats.binary import Record
 from imafs.fuse import mountinfo, session
 from imafs.sources import files, lists
 from imafs.tpm import Device, open_device
@@ -64,7 +63,7 @@ def run(plan: Plan) -> int:
     if cleaned:
         log.info("%s: unmounted %d dead mounts of an earlier imafs", mountpoint, cleaned)
     mountinfo.check_mountpoint(mountpoint)
-    records = lists.load(plan.load, plan.load_bank)[0] if plan.load else []
+    loaded = lists.load(plan.load, plan.load_bank) if plan.load else None
     control = plan.control or _default_control(mountpoint)
     with ExitStack() as stack:
         device = open_device(
@@ -75,7 +74,7 @@ def run(plan: Plan) -> int:
         )
         stack.callback(device.close)
         try:
-            trio.run(_main, plan, mountpoint, control, device, records)
+            trio.run(_main, plan, mountpoint, control, device, loaded)
         except BaseExceptionGroup as group:
             raise _single(group) from None
     return 0
@@ -105,7 +104,7 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def _main(
-    plan: Plan, mountpoint: str, control: Path, device: Device, records: list[Record]
+    plan: Plan, mountpoint: str, control: Path, device: Device, loaded: lists.Loaded | None
 ) -> None:
     emulator = Emulator(plan.config, device)
     # The signals are taken before anything exists that they would leave behind.
@@ -113,8 +112,11 @@ async def _main(
         async with trio.open_nursery() as nursery:
             end = nursery.cancel_scope.cancel
             nursery.start_soon(_until_signal, signals, end)
-            await emulator.start(records)
-            records.clear()
+            if loaded is None:
+                await emulator.start()
+            else:
+                await emulator.start(loaded.records, staged=loaded.staged)
+                loaded.records.clear()
             nursery.start_soon(emulator.run)
             await _measure(emulator, plan.measure)
             async with session.mounted(emulator, mountpoint, plan.layout, end):

@@ -14,7 +14,7 @@ import os
 import sys
 
 from imafs import __version__
-from imafs.cli import ctl, mount, umount, verify
+from imafs.cli import ctl, mount, record, umount, verify
 from imafs.cli import list as list_
 from imafs.errors import ImafsError, UsageError
 
@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"imafs {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for command in (mount, umount, ctl, list_, verify):
+    for command in (mount, umount, ctl, list_, verify, record):
         command.add_parser(subparsers)
     return parser
 

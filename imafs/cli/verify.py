@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
-from imafs.attest import pcrfile
-from imafs.attest.replay import PcrValues
 from imafs.attest.verify import Verdict, bank_named, verify
+from imafs.cli import pcrsource
 from imafs.cli.progress import bar
-from imafs.errors import FormatError, Refused, UsageError
+from imafs.errors import FormatError, Refused
 
 #: Exit code where the list does not lead to the PCRs.
 MISMATCH = 8
@@ -39,10 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--padded-banks", metavar="ALG,...", default="", help="banks that hold zero-padded SHA-1"
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--pcrs", metavar="FILE", help="PCR values: tpm2_pcrread, sysfs, pcrs.txt")
-    where.add_argument("--tcti", metavar="TCTI", help="read the PCRs of this TPM")
-    where.add_argument("--control", metavar="SOCKET", help="the TPM of the imafs listening there")
+    pcrsource.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
     parser.set_defaults(run=run)
 
@@ -50,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     # The PCRs first: a list that is read later may have more, never fewer records.
-    actual = _actual(args)
+    actual = pcrsource.reader(args, args.lists[0])()
     data = b"".join(_data(path) for path in args.lists)
     padded = tuple(name for name in args.padded_banks.split(",") if name)
     source = ", ".join(args.lists)
@@ -65,40 +60,6 @@ def run(args: argparse.Namespace) -> int:
             ) from None
     print(json.dumps(_object(verdict)) if args.json else "\n".join(_lines(verdict)))
     return 0 if verdict.matched is not None else MISMATCH
-
-
-def _actual(args: argparse.Namespace) -> PcrValues:
-    if args.pcrs:
-        return pcrfile.read(args.pcrs)
-    tcti = args.tcti
-    if tcti is None:
-        from imafs.control.client import ControlClient
-
-        with ControlClient(args.control or _socket_of(args.lists[0])) as client:
-            answer = client.status().get("tcti")
-        if not isinstance(answer, str):
-            raise UsageError("that imafs has no TPM: give --pcrs FILE")
-        tcti = answer
-    from imafs.tpm import open_device
-
-    device = open_device(tcti, allow_hardware=True)
-    try:
-        return device.read_pcrs(range(24))
-    finally:
-        device.close()
-
-
-def _socket_of(path: str) -> Path:
-    """The control socket of the mount that holds ``path``, else of the only one running."""
-    from imafs.control import paths
-    from imafs.fuse import mountinfo
-
-    real = mountinfo.resolve(path)
-    ours = [m.path for m in mountinfo.mounts() if m.ours]
-    for mount in sorted(ours, key=len, reverse=True):
-        if real.startswith(mount + os.sep):
-            return paths.default_socket(mount)
-    return paths.the_socket()
 
 
 def _data(path: str) -> bytes:

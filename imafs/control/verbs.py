@@ -202,9 +202,10 @@ class Verbs:
         def parsing(done: int, total: int) -> None:
             token.run_sync_soon(progress, done, 2 * total)
 
-        records, chosen = await trio.to_thread.run_sync(
+        loaded = await trio.to_thread.run_sync(
             lists.load, path, bank if isinstance(bank, str) else None, parsing
         )
+        records = loaded.records
         async with self._bulk:
             if self._emulator.queue.suspended:
                 raise Refused(errno.ENODEV, "measurements are suspended")
@@ -213,7 +214,7 @@ class Verbs:
                 if done % _TURN == 0:
                     progress(len(records) + done, 2 * len(records))
                     await self._breathe()
-        return {"loaded": len(records), "bank": chosen.name}
+        return {"loaded": len(records), "bank": loaded.bank.name}
 
     async def wait(self, options: Options, progress: ProgressCallback) -> Answer:
         """Until so many records were added since boot, and are extended if asked.

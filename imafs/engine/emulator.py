@@ -99,17 +99,20 @@ class Emulator:
 
     # Starting
 
-    async def start(self, loaded: Sequence[Record] = ()) -> None:
+    async def start(self, loaded: Sequence[Record] | None = None, *, staged: int = 0) -> None:
         """Boots: looks at the PCRs, takes a loaded list or measures boot_aggregate.
 
+        The first ``staged`` of the loaded records are staged, as they were when recorded.
         Raises :class:`TpmError` where the PCRs hold what the list does not explain.
         """
-        pcrs = sorted({self.config.pcr, *(record.pcr for record in loaded)})
+        pcrs = sorted({self.config.pcr, *(record.pcr for record in loaded or ())})
         actual = await self.channel.call(lambda: self.device.read_pcrs(pcrs))
-        for record in loaded:
+        for number, record in enumerate(loaded or (), 1):
             self.queue.append(record, loaded=True)
+            if number == staged:
+                self.queue.stage()
         self._settle(actual)
-        if not loaded and self.config.boot_aggregate:
+        if loaded is None and self.config.boot_aggregate:
             await self._boot_aggregate()
 
     def _settle(self, actual: PcrValues) -> None:

@@ -23,6 +23,8 @@ from imafs.kernel.packed import PackedList, Segment, ViewCache
 
 #: Default bound of the cache of rendered views, bytes.
 CACHE = 64 << 20
+#: Default bound of the extend queue, records: some 10 s of a software TPM.
+PENDING = 1 << 18
 
 
 @dataclass(slots=True)
@@ -46,8 +48,10 @@ class Queue:
         flush_htable: bool = False,
         disable_htable: bool = False,
         cache: int = CACHE,
+        pending_limit: int = PENDING,
     ) -> None:
         self.layout = layout
+        self._pending_limit = pending_limit
         # Without a table there is nothing to flush (ima_queue.c:27-37).
         self.flush_htable = flush_htable and not disable_htable
         self._hasher = Hasher(layout)
@@ -67,15 +71,22 @@ class Queue:
     def append(self, record: Record, *, loaded: bool = False) -> int:
         """``ima_add_template_entry``: the record's number since boot (from 1).
 
-        ``loaded`` records are taken even when they are duplicates: a recorded list is
-        what a kernel had. Raises :class:`Refused`: ENODEV while suspended, EEXIST for
-        a duplicate (never for a violation).
+        ``loaded`` records are taken even when they are duplicates or many: a recorded
+        list is what a kernel had. Raises :class:`Refused`: ENODEV while suspended, EEXIST
+        for a duplicate (never for a violation), ENOBUFS where the TPM is so far behind that
+        the extend queue is full (a kernel would wait; its callers cannot be told).
         """
         if record.violation:
             # Counted before anything can fail (ima_api.c:149).
             self.violations += 1
         if self.suspended:
             raise Refused(errno.ENODEV, "measurements are suspended")
+        if not loaded and self.pending >= self._pending_limit:
+            raise Refused(
+                errno.ENOBUFS,
+                f"{self.pending} records wait for the TPM and the extend queue is full: "
+                "see imafs ctl status",
+            )
         digests = self._hasher.digests(record)
         if (
             not record.violation

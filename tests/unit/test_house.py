@@ -28,7 +28,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "tpm": frozenset({"formats"}),
     "attest": frozenset({"formats"}),
     "engine": frozenset({"kernel", "tpm", "attest", "formats"}),
-    "sources": frozenset({"engine", "kernel", "formats"}),
+    "sources": frozenset({"attest", "engine", "kernel", "formats"}),
     "control": frozenset({"sources", "engine", "kernel", "formats"}),
     "fuse": frozenset({"engine", "kernel", "formats"}),
     "cli": frozenset(

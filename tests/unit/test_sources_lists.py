@@ -29,13 +29,14 @@ def write(path: Path, data: bytes) -> str:
 @pytest.mark.parametrize("named", [True, False])
 def test_load(tmp_path: Path, name: str, named: bool) -> None:
     path = write(tmp_path / "list", binary_list(RECS, name))
-    records, bank = load(path, name if named else None)
+    loaded = load(path, name if named else None)
+    records, bank = loaded.records, loaded.bank
     assert records == [record(rec) for rec in RECS]
     assert bank.name == name
 
 
 def test_an_empty_list(tmp_path: Path) -> None:
-    assert load(write(tmp_path / "list", b""))[0] == []
+    assert load(write(tmp_path / "list", b"")).records == []
 
 
 def test_a_broken_list_is_refused_whole_with_file_record_and_byte(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_list_of_violations_wants_a_bank(tmp_path: Path) -> None:
     path = write(tmp_path / "list", binary_list([violation(10, b"/v")], "sha256"))
     with pytest.raises(FormatError, match="name it"):
         load(path)
-    assert len(load(path, "sha256")[0]) == 1
+    assert len(load(path, "sha256").records) == 1
 
 
 @pytest.mark.parametrize(("name", "code"), [("missing", errno.ENOENT), (".", errno.EISDIR)])

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Where commands take PCR values from: a file, a TPM, or the TPM of a running imafs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from imafs.attest import pcrfile
+from imafs.attest.replay import PcrValues
+from imafs.errors import ControlError, UsageError
+
+#: The kernel's own TPM, where there is one.
+SYSFS = "/sys/class/tpm/tpm0"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """``--pcrs``, ``--tcti`` and ``--control``, one of them at most."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--pcrs",
+        metavar="FILE",
+        help="PCR values: what tpm2_pcrread prints, pcrs.txt of a recording, `PCR-10: HEX` "
+        f"lines, or a directory such as {SYSFS}",
+    )
+    where.add_argument("--tcti", metavar="TCTI", help="read the PCRs of this TPM")
+    where.add_argument(
+        "--control",
+        metavar="SOCKET",
+        help="the TPM of the imafs that listens there (default: of the mount that holds the "
+        f"list, else {SYSFS}, else of the only imafs running)",
+    )
+
+
+def reader(args: argparse.Namespace, path: str) -> Callable[[], PcrValues]:
+    """A function that reads all PCRs now. ``path`` is the list (or directory) meant.
+
+    Raises :class:`imafs.errors.ImafsError` where nothing was named and nothing is found.
+    """
+    if args.pcrs:
+        return lambda: pcrfile.read(args.pcrs)
+    if args.tcti is not None:
+        return lambda: _of_tpm(args.tcti)
+    if args.control is not None:
+        return lambda: _of_imafs(Path(args.control))
+    socket = _socket_of_mount(path)
+    if socket is not None:
+        return lambda: _of_imafs(socket)
+    if Path(SYSFS, "pcr-sha1").is_dir() or Path(SYSFS, "pcr-sha256").is_dir():
+        return lambda: pcrfile.read(SYSFS)
+    from imafs.control.paths import the_socket
+
+    try:
+        only = the_socket()
+    except ControlError as error:
+        raise UsageError(f"no PCR values: give --pcrs FILE or --tcti TCTI ({error})") from None
+    return lambda: _of_imafs(only)
+
+
+def _of_imafs(socket: Path) -> PcrValues:
+    from imafs.control.client import ControlClient
+
+    with ControlClient(socket) as client:
+        tcti = client.status().get("tcti")
+    if not isinstance(tcti, str):
+        raise UsageError("that imafs has no TPM: give --pcrs FILE")
+    return _of_tpm(tcti)
+
+
+def _of_tpm(tcti: str) -> PcrValues:
+    from imafs.tpm import open_device
+
+    # Reading a hardware TPM is harmless.
+    device = open_device(tcti, allow_hardware=True)
+    try:
+        return device.read_pcrs(range(24))
+    finally:
+        device.close()
+
+
+def _socket_of_mount(path: str) -> Path | None:
+    """The control socket of the mount that holds ``path``."""
+    from imafs.control import paths
+    from imafs.fuse import mountinfo
+
+    real = mountinfo.resolve(path)
+    ours = [mount.path for mount in mountinfo.mounts() if mount.ours]
+    for mount in sorted(ours, key=len, reverse=True):
+        if real == mount or real.startswith(mount + os.sep):
+            return paths.default_socket(mount)
+    return None

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs record DIR -o FILE``: a recording of a machine's IMA directory."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from datetime import UTC, datetime
+
+from imafs import __version__
+from imafs.cli import pcrsource
+from imafs.sources import recording
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "record",
+        help="record an IMA directory and its PCRs",
+        description="Reads every file of DIR (a real machine's /sys/kernel/security/ima or an "
+        "emulator's) and the PCRs until list and PCRs agree, and writes one archive that "
+        "`imafs mount --load` plays and a bug report can carry. While it reads, nobody can stage "
+        "or delete. It holds file names of the machine: look at it before you send it.",
+    )
+    parser.add_argument("dir", metavar="DIR")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="archive: .tar, .tar.gz or .tar.xz"
+    )
+    pcrsource.add_options(parser)
+    parser.add_argument(
+        "--padded-banks", metavar="ALG,...", default="", help="banks that hold zero-padded SHA-1"
+    )
+    parser.add_argument(
+        "--no-check", action="store_true", help="record although list and PCRs do not agree"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    snapshot = recording.take(
+        args.dir,
+        pcrsource.reader(args, args.dir),
+        padded=tuple(name for name in args.padded_banks.split(",") if name),
+        check=not args.no_check,
+    )
+    system = os.uname()
+    verdict = snapshot.verdict
+    about = {
+        "imafs": __version__,
+        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kernel": f"{system.sysname} {system.release} {system.machine}",
+        "agree": verdict is not None,
+        "records": verdict.records if verdict else None,
+    }
+    recording.write(snapshot, args.output, about)
+    count = f"{verdict.records} records, which the PCRs confirm" if verdict else "unchecked"
+    print(f"{args.output}: {count}")
+    return 0
