@@ -7,15 +7,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def start(directory: str, arguments: Sequence[str]) -> int:
     """Starts the daemon and returns once its mount answers, or with its exit code.
 
-    Its line on stdout is repeated here. Log lines go to --log-file; without one only
-    those until the mount answers are seen.
+    Its line on stdout is repeated here. Log lines go to --log-file; without one to a
+    file beside the default control socket (``/run/imafs/mnt-ima.log``), made anew.
     """
     command = [sys.executable, "-m", "imafs", *(a for a in arguments if a != "--background")]
+    if not any(a == "--log-file" or a.startswith("--log-file=") for a in arguments):
+        log_file = _default_log(directory)
+        if log_file is not None:
+            command += ["--log-file", str(log_file)]
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
             command,
@@ -36,3 +41,16 @@ def start(directory: str, arguments: Sequence[str]) -> int:
         errors.seek(0)
         sys.stderr.write(errors.read())
         return code
+
+
+def _default_log(directory: str) -> Path | None:
+    from imafs.control import paths
+    from imafs.errors import ControlError
+
+    try:
+        path = paths.default_socket(directory).with_suffix(".log")
+        paths.prepare_directory(path.parent)
+        path.unlink(missing_ok=True)
+    except (ControlError, OSError):
+        return None  # nowhere to log: the daemon has stderr
+    return path

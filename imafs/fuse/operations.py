@@ -124,6 +124,8 @@ class ImaOperations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        if len(name) > 255:
+            raise FUSEError(errno.ENAMETOOLONG)
         node = self._tree.lookup(parent_inode, os.fsdecode(name))
         if node is None:
             raise FUSEError(errno.ENOENT)

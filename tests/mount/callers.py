@@ -31,8 +31,7 @@ def tries(path: Path, prefix: Sequence[str] = ()) -> dict[str, str]:
     # The system's python: other users may not be able to reach a virtual environment's.
     python = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
     result = run([*prefix, python, "-c", _TRY, str(path)], cwd="/")
-    rows = [line.split() for line in result.stdout.splitlines()]
-    return {word: outcome for word, outcome in rows}
+    return dict(line.split(" ", 1) for line in result.stdout.splitlines())
 
 
 NO_SYS_ADMIN = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")

@@ -216,9 +216,7 @@ class Daemon:
     def swtpm(self) -> int:
         """Process id of the swtpm that the daemon started."""
         found = [
-            pid
-            for pid in children(self.pid)
-            if Path(f"/proc/{pid}/comm").read_text() == "swtpm\n"
+            pid for pid in children(self.pid) if Path(f"/proc/{pid}/comm").read_text() == "swtpm\n"
         ]
         assert len(found) == 1, found
         return found[0]

@@ -47,9 +47,7 @@ class Starter:
         control: bool = True,
     ) -> Daemon:
         """A daemon whose mount answers."""
-        return self.launch(
-            *options, place=place, prefix=prefix, env=env, control=control
-        ).start()
+        return self.launch(*options, place=place, prefix=prefix, env=env, control=control).start()
 
     def refused(
         self, *options: str | os.PathLike[str], place: Place | None = None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -26,6 +27,11 @@ def code(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return "ok"
+
+
+def dead(pid: int) -> bool:
+    """Whether ``pid`` has ended."""
+    return not alive(pid)
 
 
 def test_fact_18_a_dead_mount_is_enotconn(daemon: Daemon) -> None:
@@ -111,7 +117,7 @@ def test_fact_18_kill_during_load(start: Starter) -> None:
         swtpm = daemon.swtpm()
         daemon.kill()
         close_dead(writer)
-        wait_for(lambda pid=swtpm: not alive(pid), 5, "swtpm died with the daemon")
+        wait_for(partial(dead, swtpm), 5, "swtpm died with the daemon")
     assert start(place=place).count() == 1
 
 

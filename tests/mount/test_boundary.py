@@ -16,7 +16,7 @@ from pyfuse3 import FUSEError
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.errors import FormatError, Refused, TpmError
-from imafs.fuse import operations
+from imafs.fuse import handles
 from imafs.fuse.operations import ImaOperations
 from imafs.tpm import open_device
 from tests.support import ExpectedLogs
@@ -50,7 +50,7 @@ async def code(call: Callable[[], Awaitable[object]]) -> int:
 
 
 async def entry(ops: ImaOperations, name: str) -> Any:
-    return await ops.lookup(pyfuse3.ROOT_INODE, os.fsencode(name), CTX)  # type: ignore[arg-type]
+    return await ops.lookup(pyfuse3.ROOT_INODE, os.fsencode(name), CTX)
 
 
 def handlers() -> list[str]:
@@ -73,12 +73,12 @@ async def test_fact_11_a_bug_is_eio_with_a_traceback(
 ) -> None:
     ops = await make()
     inode = (await entry(ops, "ascii_runtime_measurements_sha1")).st_ino
-    info = await ops.open(inode, os.O_RDONLY, CTX)  # type: ignore[arg-type]
+    info = await ops.open(inode, os.O_RDONLY, CTX)
 
     def fail(*args: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(operations.ListHandle, "read", fail)
+    monkeypatch.setattr(handles.ListHandle, "read", fail)
     expected_logs.expect("read failed: EIO for this call(.|\n)*Traceback(.|\n)*a bug")
     assert await code(lambda: ops.read(info.fh, 0, 4096)) == errno.EIO
     monkeypatch.undo()
@@ -129,7 +129,7 @@ async def test_fact_9_no_timeouts_and_no_cache() -> None:
         "policy",
     ):
         inode = (await entry(ops, name)).st_ino
-        info = await ops.open(inode, os.O_RDONLY, CTX)  # type: ignore[arg-type]
+        info = await ops.open(inode, os.O_RDONLY, CTX)
         assert info.direct_io
         assert not info.keep_cache
         assert not info.nonseekable, "fact 10"
@@ -142,7 +142,7 @@ async def test_fact_5_open_and_release_count_before_their_first_await() -> None:
     ops = await make()
     inode = (await entry(ops, "ascii_runtime_measurements_sha1")).st_ino
     accounting = ops._emulator.accounting
-    opening: Any = ops.open(inode, os.O_RDONLY, CTX)  # type: ignore[arg-type]
+    opening: Any = ops.open(inode, os.O_RDONLY, CTX)
     with pytest.raises(StopIteration) as opened:
         opening.send(None)
     assert len(accounting.readers) == 1

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,7 @@ def test_issue_6_a_child_pid_namespace_is_visible(daemon: Daemon) -> None:
 
 
 @pytest.fixture
-def shared(start: Starter) -> Iterator[Place]:
+def shared(start: Starter) -> Place:
     """A place whose mounts are seen in the mount namespaces that are made from ours."""
     place = start.place()
     run(["mount", "--bind", str(place.base), str(place.base)])

@@ -120,9 +120,7 @@ def test_padded_banks(start: Starter) -> None:
     daemon.generate(5)
     sha1 = [line.split() for line in daemon.read(f"{ASCII}_sha1").splitlines()]
     for bank, size in (("sha384", 48), ("sha512", 64)):
-        for one, padded in zip(
-            sha1, daemon.read(f"{ASCII}_{bank}").splitlines(), strict=True
-        ):
+        for one, padded in zip(sha1, daemon.read(f"{ASCII}_{bank}").splitlines(), strict=True):
             digest = padded.split()[1]
             assert digest == one[1] + b"00" * (size - 20)
     assert_tpm(daemon)

@@ -81,7 +81,7 @@ def test_signals_with_open_files(daemon: Daemon, number: signal.Signals) -> None
     assert daemon.stop(number) == 0
     assert layers(daemon.dir) == 0
     for call in (lambda: os.read(reader, 10), lambda: os.listdir(directory)):
-        with pytest.raises(OSError, match="not connected|caused connection abort"):
+        with pytest.raises(OSError, match=r"not connected|caused connection abort"):
             call()
     close_dead(reader)
     close_dead(directory)

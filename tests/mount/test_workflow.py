@@ -102,7 +102,8 @@ def test_fact_2_the_continued_read_after_delete_skips_records_as_in_a_kernel(
     lines = daemon.read(ASCII).splitlines(keepends=True)
     descriptor = os.open(daemon.path(ASCII), os.O_RDWR)
     try:
-        first = os.read(descriptor, 4096).splitlines(keepends=True)
+        # Not a page at a page's boundary: that one is filled for the page cache's sake.
+        first = os.read(descriptor, 5000).splitlines(keepends=True)
         read = len(first)
         assert first == lines[:read]
         assert os.write(descriptor, b"10\n") == 3
