@@ -56,7 +56,7 @@ class Verdict:
 class _Lane:
     """The running value of one bank in one PCR."""
 
-    __slots__ = ("at", "hit", "make", "target", "value", "violation", "width")
+    __slots__ = ("at", "ever", "hit", "make", "target", "value", "violation", "width")
 
     def __init__(self, algorithm: HashAlgorithm, target: bytes, at: int) -> None:
         self.make = algorithm.constructor()
@@ -65,7 +65,7 @@ class _Lane:
         self.violation = b"\xff" * algorithm.digest_size
         self.width = algorithm.digest_size
         self.at = at  # index of the digest among those computed per record
-        self.hit = self.value == target
+        self.hit = self.ever = self.value == target
 
 
 def verify(
@@ -103,8 +103,10 @@ def verify(
                 for n in names
                 if record.pcr in actual[n]
             ]
+            if not records and mine and all(lane.hit for lane in mine):
+                matched = 0  # quoted before the first record
             open_lanes += sum(not lane.hit for lane in mine)
-            if matched is not None and open_lanes:
+            if matched is not None and not all(lane.hit for lane in mine):
                 matched = None
         if record.violation:
             violations += 1
@@ -121,7 +123,7 @@ def verify(
                 lane.hit = False
                 open_lanes += 1
             if lane.value == lane.target:
-                lane.hit = True
+                lane.hit = lane.ever = True
                 open_lanes -= 1
         records = number + 1
         if not open_lanes and matched is None and mine:
@@ -181,7 +183,7 @@ def _verdict(
         banks = [n for n in names if pcr in actual[n]]
         for name, lane in zip(banks, row, strict=True):
             compared.append((name, pcr))
-            if matched is None and not lane.hit:
+            if matched is None and not lane.ever:
                 wrong.append(Mismatch(name, pcr, lane.target, lane.value))
     return Verdict(chosen.name, records, violations, matched, tuple(compared), tuple(wrong))
 

@@ -257,6 +257,7 @@ class Emulator:
                 # after it, so its extender ends first (a hung one is abandoned).
                 async with trio.open_nursery() as boot:
                     extender = self._extender
+                    extender.resume()
                     ended = trio.Event()
                     boot.start_soon(self._extend, extender, ended)
                     stopped, resume = await self._reset_wanted.receive()

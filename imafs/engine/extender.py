@@ -49,6 +49,10 @@ class Extender:
         self._certain: int | None = None
         self._stop = trio.Event()
 
+    def resume(self) -> None:
+        """Takes :meth:`stop` back, before :meth:`run` is started again."""
+        self._stop = trio.Event()
+
     def kick(self) -> None:
         """Something was appended."""
         self._wake.set()
@@ -64,8 +68,7 @@ class Extender:
             await self._moved.wait()
 
     async def run(self) -> None:
-        """Runs until :meth:`stop`; may be run again."""
-        self._stop = trio.Event()
+        """Runs until :meth:`stop`; may be run again after :meth:`resume`."""
         retry = _RETRY_FIRST
         while not self._stop.is_set():
             if not self.queue.pending:

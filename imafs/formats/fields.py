@@ -134,7 +134,9 @@ _ALL = (
     Field("d-modsig", lambda m: m.modsig_digest, _digest_text),
     Field("modsig", lambda m: m.modsig, _hex),
     Field("evmsig", lambda m: m.evm_signature, _hex),
-    Field("xattrnames", lambda m: m.xattr_names, _text, string=True),
+    Field(
+        "xattrnames", lambda m: _string(m.xattr_names) if m.xattr_names else b"", _text, string=True
+    ),
     Field("xattrlengths", lambda m: m.xattr_lengths, _hex),
     Field("xattrvalues", lambda m: m.xattr_values, _hex),
     Field("iuid", lambda m: _uint(4, m.uid), _uint_text),

@@ -100,8 +100,11 @@ class ListHandle(Handle):
     def read(self, offset: int, size: int) -> Bytes:
         position = self._position
         real = position.at_read(offset)
-        left = self._list().size(self._view) - real
-        out = self._seq.read(real, size, fill=self._filling.wants(offset, size, left))
+        fill = self._filling is Filling.ALL
+        if not fill:
+            left = self._list().size(self._view) - real
+            fill = self._filling.wants(offset, size, left)
+        out = self._seq.read(real, size, fill=fill)
         position.after_read(offset, real, len(out))
         return out
 

@@ -88,7 +88,8 @@ class ViewCache:
         self._stored_at = {algorithm.name: at for at, algorithm in enumerate(layout.stored)}
         self._lists = layout.lists
         self._limit = limit
-        self._runs: OrderedDict[tuple[int, View], tuple[bytearray, array[int]]] = OrderedDict()
+        self._runs: OrderedDict[tuple[int, View], tuple[bytes | bytearray, array[int]]]
+        self._runs = OrderedDict()
         self.size = 0
 
     def run(self, segment: Segment, view: View) -> Run:
@@ -107,10 +108,14 @@ class ViewCache:
         done = len(ends) - 1
         if done < len(segment):
             before = _cost(held)
+            assert isinstance(data, bytearray)
             self._render(segment, view, bank, done, data, ends)
+            if isinstance(segment.data, bytes):
+                # Sealed: the run never grows again, so it can be sliced without a copy.
+                held = self._runs[key] = (bytes(data), ends)
             self.size += _cost(held) - (before if done else 0)
             self._shrink()
-        return Run(data, ends)
+        return Run(held[0], ends)
 
     def _render(
         self, segment: Segment, view: View, bank: Bank, done: int, data: bytearray, ends: array[int]
@@ -143,7 +148,7 @@ class ViewCache:
                     self.size -= _cost(held)
 
 
-def _cost(held: tuple[bytearray, array[int]]) -> int:
+def _cost(held: tuple[bytes | bytearray, array[int]]) -> int:
     return len(held[0]) + 4 * len(held[1])
 
 
@@ -160,6 +165,7 @@ class PackedList:
         self._bytes: list[int] = []
         self._texts: list[int] = []
         self._end = (0, 0, 0)
+        self._most = self._most_text = 0  # longest record ever in here, SHA-1 forms
         self._skip = 0  # records of the first segment that are deleted
         self._tail: Segment | None = None
 
@@ -180,6 +186,8 @@ class PackedList:
             self._bytes.append(self._end[1])
             self._texts.append(self._end[2])
         tail.append(record, digests)
+        self._most = max(self._most, tail.longest)
+        self._most_text = max(self._most_text, tail.longest_text)
         self._end = (
             self._records[-1] + len(tail),
             self._bytes[-1] + len(tail.data),
@@ -209,6 +217,14 @@ class PackedList:
         del self._segments[:whole]
         self._skip = first - self._records[0]
         return gone
+
+    def shrink(self) -> Segment | None:
+        """Takes the last segment off a list that is being freed; None: it is empty."""
+        if not self._segments:
+            return None
+        for numbers in (self._records, self._bytes, self._texts):
+            numbers.pop()
+        return self._segments.pop()
 
     def _position(self, view: View, segment: int) -> int:
         """Absolute byte position of a segment's start in a view (``len`` = the end)."""
@@ -269,6 +285,8 @@ class PackedList:
         where the answer matters only as a comparison with a whole page.
         """
         wider = (self._widths[view.bank] - 20) * (2 if view.ascii else 1)
+        if (self._most_text if view.ascii else self._most) + wider < 4096:
+            return 0
         last = self._first + end if self._segments else 0
         best = 0
         for at, segment in enumerate(self._segments):

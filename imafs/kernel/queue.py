@@ -63,7 +63,7 @@ class Queue:
         self.violations = 0
         self.totals = Totals()
         self._extends = bytearray()
-        self._garbage: list[Segment | HashTable] = []
+        self._garbage: list[PackedList | Segment | HashTable] = []
         self.generation = 0
 
     # Adding
@@ -131,7 +131,10 @@ class Queue:
             raise Refused(errno.ENOENT, "nothing is staged")
         if self.suspended:
             raise Refused(errno.ESTALE, "measurements are suspended")
-        self._discard(self.staged, number)
+        # The list as it is: even its index of segments takes time to free.
+        self._garbage.append(self.staged)
+        self.staged = PackedList(self.layout, self._cache)
+        self._deleted(number)
         if self.flush_htable and self._seen is not None:
             self._garbage.append(self._seen)
             self._seen = HashTable(self.layout.default.digest_size)
@@ -143,10 +146,10 @@ class Queue:
             raise Refused(errno.ENOENT, f"the current list has {len(self.current)} records")
         if self.suspended:
             raise Refused(errno.ESTALE, "measurements are suspended")
-        self._discard(self.current, number)
+        self._garbage.extend(self.current.drop(number))
+        self._deleted(number)
 
-    def _discard(self, records: PackedList, number: int) -> None:
-        self._garbage.extend(records.drop(number))
+    def _deleted(self, number: int) -> None:
         self.totals.deleted += number
         self.generation += 1
 
@@ -156,9 +159,17 @@ class Queue:
         Deleting is O(1) for readers and writers; freeing is done in slices between
         requests because it holds the interpreter (measured: 21 ms for 180 MB).
         """
-        for _ in range(min(most, len(self._garbage))):
+        for _ in range(most):
+            if not self._garbage:
+                break
             gone = self._garbage.pop()
-            if isinstance(gone, Segment):
+            if isinstance(gone, PackedList):
+                segment = gone.shrink()
+                if segment is None:
+                    continue
+                self._garbage.append(gone)
+                self._cache.forget(segment)
+            elif isinstance(gone, Segment):
                 self._cache.forget(gone)
         return bool(self._garbage)
 

@@ -24,7 +24,10 @@ Bytes = bytes | memoryview
 def _slice(run: Run, start: int, end: int) -> Bytes:
     data = run.data
     # A slice of a growing buffer must be a copy: an exported view would forbid growth.
-    return memoryview(data)[start:end] if isinstance(data, bytes) else bytes(data[start:end])
+    if isinstance(data, bytes):
+        return memoryview(data)[start:end]
+    with memoryview(data) as view:
+        return bytes(view[start:end])
 
 
 class SeqFile:
@@ -33,11 +36,12 @@ class SeqFile:
     ``source`` gives the list at the moment of each read (staging replaces it).
     """
 
-    __slots__ = ("_index", "_position", "_rest", "_size", "_source", "_view")
+    __slots__ = ("_buffer", "_index", "_position", "_rest", "_size", "_source", "_view")
 
     def __init__(self, source: Callable[[], PackedList], view: View) -> None:
         self._source = source
         self._view = view
+        self._buffer = bytearray()
         self._index = 0
         self._rest: Bytes = b""
         self._size = PAGE
@@ -57,18 +61,59 @@ class SeqFile:
             self._traverse(position)
             self._position = position
         rest = self._rest
+        if fill and len(rest) < size:
+            return self._read_filled(size)
         if rest:
             self._rest = rest[size:]
             self._position += min(size, len(rest))
             if self._rest:
                 return rest[:size]
-        out = self._fill(size - len(rest), fill)
+        out = self._fill(size - len(rest))
         self._position += len(out)
         if not rest:
             return out
         return b"".join((rest, out)) if out else rest
 
-    def _fill(self, want: int, fill: bool) -> Bytes:
+    def _read_filled(self, size: int) -> Bytes:
+        """``size`` bytes unless the list ends: one copy at most, none within one segment.
+
+        Valid until the handle's next read: copies go into a buffer that the handle keeps
+        (a fresh megabyte per read is page faults, measured: 3 times the cost of the copy).
+        """
+        rest = self._rest
+        self._rest = b""
+        left = size - len(rest)
+        pieces = [rest] if rest else []
+        records = self._source()
+        while left > 0 and (found := records.run(self._view, self._index)) is not None:
+            run, first = found
+            offsets = run.offsets
+            start = offsets[first]
+            count = len(offsets) - 1
+            while left + len(rest) == size and offsets[first + 1] - start >= self._size:
+                self._size *= 2
+            end, last = offsets[count], count
+            if end - start > left:
+                end = start + left
+                last = bisect_left(offsets, end, first + 1)
+                self._rest = _slice(run, end, offsets[last])
+            pieces.append(_slice(run, start, end))
+            self._index += last - first
+            left -= end - start
+        total = size - left
+        self._position += total
+        if len(pieces) == 1:
+            return pieces[0]
+        if len(self._buffer) < total:
+            self._buffer = bytearray(total)
+        out = memoryview(self._buffer)
+        at = 0
+        for piece in pieces:
+            out[at : at + len(piece)] = piece
+            at += len(piece)
+        return out[:total]
+
+    def _fill(self, want: int) -> Bytes:
         """Whole records into the buffer, ``want`` bytes of them out, the others kept."""
         records = self._source()
         found = records.run(self._view, self._index)
@@ -79,7 +124,7 @@ class SeqFile:
         # The kernel's buffer must not become quite full: count == size means overflow.
         while run.offsets[first + 1] - start >= self._size:
             self._size *= 2
-        limit = max(want, self._size) if fill else self._size - 1
+        limit = self._size - 1
         pieces: list[Bytes] = []
         total = 0
         while True:
@@ -88,8 +133,6 @@ class SeqFile:
             start = offsets[first]
             enough = bisect_left(offsets, start + want - total, first + 1)
             fits = bisect_right(offsets, start + limit - total, first) - 1
-            if fill:
-                fits = count
             last = min(enough, fits, count)
             if last <= first and total:
                 break

@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 import io
 import json
+import lzma
 import os
 import stat
 import tarfile
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +106,7 @@ def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
     It appears under its name only when it is whole. Raises :class:`Refused`.
     """
     target = Path(path)
-    name = target.name.split(".tar")[0] or "recording"
+    name = target.name.removesuffix(".tgz").split(".tar")[0] or "recording"
     kind = {".gz": "w:gz", ".tgz": "w:gz", ".xz": "w:xz"}.get(target.suffix, "w")
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -157,14 +159,23 @@ def lists_of(path: str) -> tuple[bytes, bytes] | None:
 
     Raises :class:`FormatError` for an archive without a list, or with several.
     """
-    if not tarfile.is_tarfile(path):
-        return None
+    try:
+        return _lists_of(path) if tarfile.is_tarfile(path) else None
+    except (tarfile.TarError, EOFError, KeyError, lzma.LZMAError, zlib.error) as error:
+        raise FormatError(f"broken archive: {error}", source=path) from None
+
+
+def _lists_of(path: str) -> tuple[bytes, bytes]:
     found: dict[str, list[bytes]] = {}
     with tarfile.open(path) as archive:
         for member in archive:
             file = archive.extractfile(member) if member.isreg() or member.issym() else None
             if file is not None:
                 found.setdefault(Path(member.name).name, []).append(file.read())
+        assert archive.fileobj is not None
+        archive.fileobj.seek(archive.offset)
+        if len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise FormatError("the archive is cut: its end mark is missing", source=path)
     current = found.get(CURRENT, [])
     if len(current) != 1:
         raise FormatError(f"{len(current)} files {CURRENT} in it, not one", source=path)

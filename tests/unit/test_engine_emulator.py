@@ -233,6 +233,51 @@ async def test_boot_aggregate_is_the_first_record_after_a_reset_too() -> None:
         assert device.entries[0] == entry(first, *NAMES)
 
 
+async def test_resets_at_the_same_time_are_made_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # None of them may wait for RESET_WAIT: nothing is in flight.
+    monkeypatch.setattr("imafs.engine.emulator.RESET_WAIT", 1e9)
+    device = FakeDevice()
+    async with booted(device) as emulator:
+        with trio.fail_after(3):
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(emulator.reset)
+        assert device.calls.count("reset") == 20
+        assert (await emulator.measure(record(LIST[1]))).number == 1
+        assert device.entries == [entry(LIST[1], *NAMES)]
+
+
+async def test_a_reset_abandons_a_batch_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imafs.engine.emulator.RESET_WAIT", 0.02)
+    device = FakeDevice()
+    device.late = False
+    async with booted(device) as emulator:
+        device.hang()
+        emulator.append(record(LIST[1]))
+        await until(partial(ends_with, device, "extend"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(emulator.reset)
+            await until(lambda: "reset" in device.calls)
+            device.answer()
+        await emulator.measure(record(LIST[4]))
+        assert device.entries == [entry(LIST[4], *NAMES)]
+
+
+async def test_a_loaded_list_may_be_staged_in_part() -> None:
+    emulator = Emulator(EmulatorConfig(), FakeDevice())
+    await emulator.start(records(LIST), staged=2)
+    assert (len(emulator.queue.staged), len(emulator.queue.current)) == (2, 3)
+    assert emulator.queue.pending == 5
+
+
+async def test_an_empty_list_that_was_loaded_gets_no_boot_aggregate() -> None:
+    emulator = Emulator(EmulatorConfig(), FakeDevice())
+    await emulator.start([])
+    assert len(emulator.queue.current) == 0
+
+
 async def test_a_failed_reset_changes_nothing() -> None:
     class Fixed(FakeDevice):
         def reset(self) -> None:

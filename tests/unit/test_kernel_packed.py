@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from imafs.formats import views
 from imafs.kernel import packed
 from imafs.kernel.layout import Hasher, Layout, View
 from imafs.kernel.packed import PackedList, ViewCache
@@ -56,7 +57,7 @@ def test_the_least_recently_used_goes_first(monkeypatch: pytest.MonkeyPatch) -> 
     one = len(ascii_list(RECS[:10], "sha256")) + 4 * 11
     records, _ = made(RECS, 2 * one)
     rendered = []
-    render = packed.render_ascii
+    render = views.render_ascii
 
     def counted(*args: object) -> object:
         rendered.append(args)
@@ -80,7 +81,7 @@ def test_growth_renders_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> Non
     hasher = Hasher(LAYOUT)
     whole(records, ASCII)
     counts = []
-    render = packed.render_ascii
+    render = views.render_ascii
 
     def counted(data: bytes, offsets: list[int], digests: bytes, width: int) -> object:
         counts.append(len(offsets) - 1)

@@ -312,3 +312,25 @@ def test_freeing_goes_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
         rounds += 1
     assert rounds == 3  # ten segments and a hash table
     assert not made.collect()
+
+
+# A TPM that is far behind
+
+
+def test_the_extend_queue_is_bounded() -> None:
+    made = Queue(Layout(banks("sha1", "sha256")), pending_limit=2)
+    for rec in (A, B):
+        made.append(record(rec))
+    assert code(lambda: made.append(record(C))) == errno.ENOBUFS
+    assert (len(made.current), made.pending) == (2, 2)
+    # A refused record was not seen: it can be measured later.
+    made.confirm_extends(1)
+    assert code(lambda: made.append(record(C))) == 0
+    assert code(lambda: made.append(record(ng(10, b"/d")), loaded=True)) == 0
+
+
+def test_without_a_tpm_no_bound_applies() -> None:
+    made = Queue(Layout(()), pending_limit=1)
+    for rec in (A, B, C):
+        made.append(record(rec))
+    assert len(made.current) == 3

@@ -151,6 +151,11 @@ def test_a_traverse_grows_the_buffer_for_every_record_on_its_way() -> None:
         assert file.read(1 << 20, at=at) == expected, at
 
 
+@pytest.mark.parametrize(("size", "expected"), [(4095, 2048), (4096, 4097), (4097, 4097)])
+def test_a_traverse_over_a_record_of_about_a_page(size: int, expected: int) -> None:
+    assert File(size, 2048, 2049).read(1 << 20, at=size) == expected
+
+
 def test_a_traverse_does_not_grow_for_records_that_are_gone() -> None:
     file = File(5000, 300, 2400, 2400, 2400)
     file.queue.delete_first(1)
