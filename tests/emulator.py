@@ -101,7 +101,7 @@ class Emulator:
         require("/dev/fuse", "fusermount3", "swtpm")
         command = [*_dying_with_us(), sys.executable, "-m", "imafs", "mount", str(self.dir)]
         command += ["--control", self.control, *self.options]
-        with self.log_file.open("wb") as log:
+        with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

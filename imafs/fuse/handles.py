@@ -16,6 +16,9 @@ from imafs.kernel.profiles import Entry
 from imafs.kernel.requests import parse
 from imafs.kernel.seqfile import PAGE, Bytes, Position, SeqFile
 
+#: GNU tar's default record: 20 blocks of 512 bytes.
+TAR_BLOCKS = 10240
+
 
 class Filling(Enum):
     """Which reads are filled although seq_file would stop at a page.
@@ -42,7 +45,7 @@ class Filling(Enum):
             return True
         if not offset % PAGE and (size == PAGE or (self is Filling.PAGES and not size % PAGE)):
             return True
-        return not size % 512 and size & (size - 1) != 0
+        return size <= TAR_BLOCKS and not size % 512 and size & (size - 1) != 0
 
 
 class Handle:

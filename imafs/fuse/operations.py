@@ -7,7 +7,7 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
@@ -24,6 +24,7 @@ from pyfuse3 import (
     RequestContext,
     SetattrFields,
     StatvfsData,
+    XAttrNameT,
 )
 
 from imafs.engine.emulator import Emulator
@@ -266,8 +267,11 @@ class ImaOperations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        # open(O_CREAT) of a kernel whose FUSE falls back to mknod lands here too.
-        raise FUSEError(errno.EPERM)
+        raise FUSEError(errno.EACCES)  # no ->create, as for open(O_CREAT)
+
+    @boundary
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        return []
 
     @boundary
     async def mkdir(

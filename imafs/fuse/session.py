@@ -83,7 +83,7 @@ async def _first_answer(path: str) -> int:
 
 
 def _switch_readahead_off(device: int) -> bool:
-    """Makes page cache reads single pages: see :func:`imafs.fuse.handles.fill_page`."""
+    """Makes page cache reads single pages: see :class:`imafs.fuse.handles.Filling`."""
     knob = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
     try:
         with open(knob, "w") as file:

@@ -8,6 +8,7 @@ times are in nanoseconds of the monotonic clock.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import sys
 import threading
@@ -17,6 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
+
+# Page aligned: of a megabyte elsewhere FUSE asks for a megabyte less the place in its page,
+# which differs from run to run, and with it what a server may make of the request.
+_memory = memoryview(mmap.mmap(-1, 1 << 20))
 
 
 def compare(paths: list[str], buffer: int, turn: int) -> dict[str, object]:
@@ -41,24 +46,24 @@ class Reading:
 
     def __init__(self, path: str, buffer: int) -> None:
         self._path = path
-        self._buffer = buffer
+        self._buffers = [_memory[:buffer]]
         self._descriptor = -1
         self.ns = self.bytes = self.requests = 0
 
     def go_on(self, turn: int) -> bool:
         """Reads about ``turn`` bytes more; False at the end of file."""
         end = self.bytes + turn
-        buffer, total, requests = self._buffer, self.bytes, self.requests
+        buffers, total, requests = self._buffers, self.bytes, self.requests
         more = True
         begin = perf_counter_ns()
         if self._descriptor < 0:
             self._descriptor = os.open(self._path, os.O_RDONLY)
         descriptor = self._descriptor
         while more and total < end:
-            data = os.read(descriptor, buffer)
-            total += len(data)
+            count = os.readv(descriptor, buffers)
+            total += count
             requests += 1
-            more = bool(data)
+            more = count > 0
         self.ns += perf_counter_ns() - begin
         self.bytes, self.requests = total, requests
         if not more:
@@ -72,10 +77,10 @@ def capture(path: str, buffer: int, data: str, lengths: str) -> dict[str, object
     crc = 0
     descriptor = os.open(path, os.O_RDONLY)
     with open(data, "wb") as copy:
-        while piece := os.read(descriptor, buffer):
-            copy.write(piece)
-            parts.append(len(piece))
-            crc = zlib.crc32(piece, crc)
+        while count := os.readv(descriptor, [_memory[:buffer]]):
+            copy.write(_memory[:count])
+            parts.append(count)
+            crc = zlib.crc32(_memory[:count], crc)
     os.close(descriptor)
     Path(lengths).write_bytes(parts.tobytes())
     return {"crc": crc, "bytes": sum(parts), "requests": len(parts)}
@@ -85,8 +90,8 @@ def checksum(path: str, buffer: int) -> dict[str, object]:
     """CRC of the whole file: the yardstick must serve the same bytes."""
     crc = 0
     descriptor = os.open(path, os.O_RDONLY)
-    while piece := os.read(descriptor, buffer):
-        crc = zlib.crc32(piece, crc)
+    while count := os.readv(descriptor, [_memory[:buffer]]):
+        crc = zlib.crc32(_memory[:count], crc)
     os.close(descriptor)
     return {"crc": crc}
 

@@ -96,28 +96,30 @@ def _view(
     view: str,
     mode: str,
 ) -> None:
-    with ExitStack() as stack:
-        pairs = []
-        for records, server in lists.items():
-            path = server.file(VIEWS[view])
-            here = place / f"{mode}-{view}-{records}".replace(" ", "-")
-            bare, size = _bare(client, path, here, faithful=mode == "faithful")
-            stack.callback(bare.close)
-            pairs.append(Pair(records, size, path, bare.file))
-        for title, buffer in BUFFERS.items():
+    for title, buffer in BUFFERS.items():
+        with ExitStack() as stack:
+            pairs = []
+            for records, server in lists.items():
+                path = server.file(VIEWS[view])
+                here = place / f"{mode}-{view}-{title}-{records}".replace(" ", "-")
+                bare, size = _bare(client, path, here, buffer, faithful=mode == "faithful")
+                stack.callback(bare.close)
+                pairs.append(Pair(records, size, path, bare.file))
             times = [Times() for _ in pairs]
             # All sizes in every pass: one is held against the other.
             for _ in range(PASSES):
                 for pair, kept in zip(pairs, times, strict=True):
                     _read(client, pair, buffer, plan.reads(pair.records), kept)
             _lines(report, f"{view} {mode} {title}", pairs, times, judged=view == "sha1 binary")
-        for pair in pairs:
-            _tail(plan, report, client, pair, f"{view} {mode}")
+            if buffer == max(BUFFERS.values()):
+                for pair in pairs:
+                    _tail(plan, report, client, pair, f"{view} {mode}")
 
 
-def _bare(client: Client, path: str, here: Path, *, faithful: bool) -> tuple[Bare, int]:
+def _bare(
+    client: Client, path: str, here: Path, buffer: int, *, faithful: bool
+) -> tuple[Bare, int]:
     data, lengths = here.with_suffix(".data"), here.with_suffix(".lengths")
-    buffer = BUFFERS["128K"]
     found = client.do("capture", path=path, buffer=buffer, data=str(data), lengths=str(lengths))
     bare = Bare(here, data, lengths if faithful else None)
     bare.pin()

@@ -113,7 +113,11 @@ def _lines(report: Report, sizes: dict[int, Cycles]) -> None:
         for size, cycles in sizes.items():
             one, other = (median(ns) / 1e3 for ns in (cycles.requests[title], cycles.bare))
             text = f"imafs {one:7.0f} us    bare {other:7.0f} us    ratio {other / one:5.2f}"
-            figures = {"imafs_us": one, "bare_us": other, "slowest_us": max(cycles.requests[title])}
+            figures = {
+                "imafs_us": one,
+                "bare_us": other,
+                "slowest_us": max(cycles.requests[title]) / 1e3,
+            }
             report.add(
                 Line(f"{title} ({letter}) {short(size)}", text, other / one, figures=figures)
             )

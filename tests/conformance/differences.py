@@ -17,6 +17,7 @@ PWRITE = "FUSE does not tell pwrite from lseek and write; the kernel's seq_open 
 COPIED = "FUSE copies the caller's bytes before the daemon sees how many they are"
 GATHERED = "FUSE hands the parts of a writev over as one write"
 PRIVATE_MAP = "FUSE with direct_io allows private maps"
+FILLED = "a page at a page's boundary is what splice reads, and is filled: a part means end of file"
 EPOLL = "FUSE has a poll operation for every file"
 SPLICE = "FUSE reads for splice clients, who would get nothing else on a mount (a kernel refuses)"
 SEEK_END = "FUSE answers SEEK_END, SEEK_DATA and SEEK_HOLE from st_size"
@@ -33,6 +34,15 @@ def _sizes(script: str, *calls: str) -> Iterable[Difference]:
             script, call, "mode=* size=* nlink=*", "mode=* size=* nlink=*", ST_SIZE, "actual", True
         )
 
+
+def _filled(script: str, call: str, summary: str) -> Iterable[Difference]:
+    """The same bytes in reads of other sizes."""
+    yield Difference(script, call, f"sizes=* {summary}", f"sizes=4096x* {summary}", FILLED)
+
+
+#: Questions with reads of several whole pages: where readahead cannot be switched off
+#: (read_ahead_kb of the mount not writable), these are filled too.
+SEVERAL_PAGES = {"chunks-8192", "sizes-mixed"}
 
 BASE: tuple[Difference, ...] = (
     Difference("base", "statfs", "0 type=73636673 *", "0 type=65735546 *", STATFS),
@@ -57,9 +67,7 @@ READS: tuple[Difference, ...] = (
     Difference("reads", "read a 1000000", "4058 0 fnv=*", "4058 0 fnv=*", UNKNOWN_BOOT),
     Difference("reads", "read a 1000000", "4119 0 fnv=*", "4119 0 fnv=*", UNKNOWN_BOOT),
 )
-MEM: tuple[Difference, ...] = (
-    Difference("mem", "slab", "Slab:*", "Slab:*", KERNEL_MEMORY),
-)
+MEM: tuple[Difference, ...] = (Difference("mem", "slab", "Slab:*", "Slab:*", KERNEL_MEMORY),)
 
 QUESTIONS: tuple[Difference, ...] = (
     Difference("append", "lseek a 0 cur", "10 0", "2 0", POSITION, "zero"),
@@ -71,6 +79,10 @@ QUESTIONS: tuple[Difference, ...] = (
     Difference("bad-pointer", "badwrite a 22", "-1 EINVAL", "-1 EFAULT", COPIED),
     Difference("bad-pointer", "badwrite a 5000", "-1 EINVAL", "-1 EFAULT", COPIED),
     *_sizes("chmod-chown", "stat runtime_measurements_count", "stat violations"),
+    *_filled("chunks-4096", "chunks a 4096", "calls=3 total=11550 0 fnv=e620c28a"),
+    *_filled("chunks-4096", "chunks a 4096", "calls=3 total=8960 0 fnv=0fd7e39f"),
+    *_filled("chunks-4096", "chunks a 4096", "calls=* total=12040 0 fnv=1690b007"),
+    *_filled("chunks-4096", "chunks a 4096", "calls=4 total=15470 0 fnv=8511a6ab"),
     Difference("counters", 'write a ""', "-1 EINVAL", "0 0", EMPTY_WRITE),
     Difference("counters", "lseek a 0 end", "0 0", "3 0", SEEK_END, "actual"),
     Difference("counters", "lseek a -1 cur", "-1 EINVAL", "2 0", SEEK_END, "actual"),
@@ -78,6 +90,7 @@ QUESTIONS: tuple[Difference, ...] = (
     Difference("counters", "lseek a 0 hole", "-1 ENXIO", "3 0", SEEK_END, "actual"),
     Difference("counters", "fionread a", "0 -100", "0 0", SEEK_END, "actual"),
     Difference("flush-no-delete", 'write a ""', "-1 EINVAL", "0 0", EMPTY_WRITE),
+    *_filled("long-records", "chunks a 4096", "calls=* total=22712 0 fnv=62e7f0d9"),
     *_sizes("open-path", "fstat a"),
     Difference("other-calls-counter", "mmap a", "ENODEV", "ok", PRIVATE_MAP),
     Difference("other-calls-counter", "epoll a", "EPERM", "0", EPOLL),
@@ -108,6 +121,8 @@ QUESTIONS: tuple[Difference, ...] = (
     Difference("position-after-writes", "read a 10", "10 0 fnv=*", "10 0 fnv=*", POSITION),
     Difference("position-after-writes", "lseek a 0 cur", "80 0", "82 0", POSITION),
     Difference("position-after-writes", "lseek a 0 cur", "300 0", "302 0", POSITION),
+    Difference("seek-into", "read a 4096", "4046 0 fnv=*", "4096 0 fnv=*", FILLED),
+    Difference("seek-into", "read a 4096", "1518 0 fnv=*", "1468 0 fnv=*", FILLED),
     *_sizes(
         "stat",
         "stat ascii_runtime_measurements_sha512",

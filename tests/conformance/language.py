@@ -185,3 +185,24 @@ def open_flags(word: str) -> int:
         if letter in word:
             flags |= flag
     return flags
+
+
+def to_the_end(fd: int, size: int) -> tuple[list[bytes], str]:
+    """What read(2) calls of ``size`` bytes give until the end, and the errno's name or "0"."""
+    pieces: list[bytes] = []
+    left = BUFFER
+    try:
+        while piece := os.read(fd, min(size, left)):
+            pieces.append(piece)
+            left -= len(piece)
+    except OSError as error:
+        return pieces, errno_name(error)
+    return pieces, "0"
+
+
+def stat_answer(s: os.stat_result) -> str:
+    """How a struct stat is printed."""
+    return (
+        f"mode={s.st_mode:o} uid={s.st_uid} gid={s.st_gid} size={s.st_size} "
+        f"nlink={s.st_nlink} blksize={s.st_blksize}"
+    )

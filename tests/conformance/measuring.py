@@ -9,6 +9,7 @@ both sides.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from tests.conformance.language import OWNER, Call, Player, number
 from tests.conformance.measurer import Request
@@ -100,3 +101,10 @@ def measure_long(p: Player, c: Call) -> str:
         _file_work(_prepare(p, f"{c.words[1]}/long-name"), content)
     _ask(p, _request(p, name, content))
     return "0"
+
+
+TABLE: dict[str, Callable[[Player, Call], str]] = {
+    "measure": measure,
+    "measuren": measure_many,
+    "measurelong": measure_long,
+}

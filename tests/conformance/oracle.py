@@ -73,7 +73,8 @@ class Oracle:
         """Play ``scripts`` (name -> text) in one boot and return file name -> content.
 
         Files: ``NAME.out`` per script, ``NAME.pcr10`` (sha256) after it, ``start.*`` and
-        ``end.*`` (lists and PCR 10 of every bank). ``separate`` empties the lists before each script.
+        ``end.*`` (lists and PCR 10 of every bank). ``separate`` empties the lists before
+        each script.
         """
         with tempfile.TemporaryDirectory(prefix="imafs-oracle-") as name:
             share = Path(name)

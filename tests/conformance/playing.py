@@ -23,8 +23,8 @@ _SIZE = re.compile(r"\bsize=\d+ ")
 class Difference:
     """One call whose answer FUSE cannot copy, or is not meant to.
 
-    ``call`` is the line of the script (without indentation), ``kernel`` and ``emulator``
-    are the answers, ``*`` standing for anything. ``sizes`` is the ``--st-size`` with
+    ``call`` is the line of the script (without indentation); ``kernel`` and ``emulator``
+    are the answers; ``*`` stands for anything. ``sizes`` is the ``--st-size`` with
     which it differs, "" for both. With ``size_only`` the answers differ in ``size=``
     alone.
     """
@@ -42,7 +42,7 @@ class Difference:
         if self.size_only and _SIZE.sub("", kernel) != _SIZE.sub("", emulator):
             return False
         return (
-            call == self.call
+            fnmatchcase(call, self.call)
             and fnmatchcase(kernel, self.kernel)
             and fnmatchcase(emulator, self.emulator)
         )

@@ -21,7 +21,7 @@ import stat
 import sys
 from collections.abc import Callable, Sequence
 
-from tests.conformance import verbs
+from tests.conformance import measuring, names, verbs
 from tests.conformance.language import Call, Player, errno_name, failure
 
 
@@ -64,7 +64,7 @@ def _fork(player: Player, block: Sequence[str], depth: int) -> None:
             code = 0
         finally:
             if code:
-                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+                sys.excepthook(*sys.exc_info())
             os._exit(code)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
@@ -74,7 +74,11 @@ def _fork(player: Player, block: Sequence[str], depth: int) -> None:
     player.put(f"{' ' * (depth * 2)}endfork\n")
 
 
-VERBS: dict[str, Callable[[Player, Call], str]] = verbs.table()
+VERBS: dict[str, Callable[[Player, Call], str]] = {
+    **verbs.TABLE,
+    **names.TABLE,
+    **measuring.TABLE,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

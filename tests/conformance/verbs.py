@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""The verbs of the probe language, each one system call (or a few) and its answer.
+"""The verbs of the probe language that open a file or take a descriptor.
+
+Each is one system call (or a few) and its answer.
 
 A verb returns the text after ``->``; an OSError becomes the verb's way to print an
 errno (:func:`tests.conformance.language.failure`).
@@ -11,8 +13,6 @@ import errno
 import fcntl
 import os
 import select
-import signal
-import stat
 import struct
 import threading
 from collections.abc import Callable
@@ -27,6 +27,8 @@ from tests.conformance.language import (
     fnv1a,
     number,
     open_flags,
+    stat_answer,
+    to_the_end,
 )
 
 Verb = Callable[[Player, Call], str]
@@ -188,27 +190,15 @@ def _text(p: Player, c: Call) -> str:
     return f'{len(data)} 0 "{_escaped(data)}"'
 
 
-def _to_the_end(fd: int, size: int) -> tuple[list[bytes], str]:
-    pieces: list[bytes] = []
-    left = BUFFER
-    try:
-        while piece := os.read(fd, min(size, left)):
-            pieces.append(piece)
-            left -= len(piece)
-    except OSError as error:
-        return pieces, errno_name(error)
-    return pieces, "0"
-
-
 def _readall(p: Player, c: Call) -> str:
-    pieces, name = _to_the_end(_here(p, c), BUFFER)
+    pieces, name = to_the_end(_here(p, c), BUFFER)
     data = b"".join(pieces)
     lines = data.count(b"\n")
     return f"{len(data)} {name} lines={lines} fnv={fnv1a(data):08x}"
 
 
 def _chunks(p: Player, c: Call) -> str:
-    pieces, name = _to_the_end(_here(p, c), _size(c.words[2]))
+    pieces, name = to_the_end(_here(p, c), _size(c.words[2]))
     data = b"".join(pieces)
     runs = [(size, len(list(same))) for size, same in groupby(len(piece) for piece in pieces)]
     sizes = ",".join(f"{size}x{times}" if times > 1 else str(size) for size, times in runs)
@@ -241,15 +231,8 @@ def _copyrange(p: Player, c: Call) -> str:
 # ---- other calls on a descriptor
 
 
-def _stat_answer(s: os.stat_result) -> str:
-    return (
-        f"mode={s.st_mode:o} uid={s.st_uid} gid={s.st_gid} size={s.st_size} "
-        f"nlink={s.st_nlink} blksize={s.st_blksize}"
-    )
-
-
 def _fstat(p: Player, c: Call) -> str:
-    return _stat_answer(os.fstat(_here(p, c)))
+    return stat_answer(os.fstat(_here(p, c)))
 
 
 def _ftruncate(p: Player, c: Call) -> str:
@@ -319,224 +302,43 @@ def _getfl(p: Player, c: Call) -> str:
     return f"{fcntl.fcntl(_real(_here(p, c)), fcntl.F_GETFL):o}"
 
 
-# ---- calls on a name
-
-
-def _stat(p: Player, c: Call) -> str:
-    return _stat_answer(os.stat(p.path(c.words[1])))
-
-
-def _lstat(p: Player, c: Call) -> str:
-    path = p.path(c.words[1])
-    s = os.lstat(path)
-    target = f" -> {os.readlink(path)}" if stat.S_ISLNK(s.st_mode) else ""
-    return _stat_answer(s) + target
-
-
-def _readlink(p: Player, c: Call) -> str:
-    return os.readlink(p.path(c.words[1]))
-
-
-def _quiet(work: Callable[[Player, Call], object]) -> Verb:
-    """A verb that prints 0 when its call succeeds."""
-
-    def verb(p: Player, c: Call) -> str:
-        work(p, c)
-        return "0"
-
-    return verb
-
-
-def _access(p: Player, c: Call) -> str:
-    rawcalls.access(p.path(c.words[1]), number(c.words[2]))
-    return "0"
-
-
-def _utime(p: Player, c: Call) -> str:
-    seconds = number(c.words[2])
-    os.utime(p.path(c.words[1]), (seconds, seconds))
-    return "0"
-
-
-def _setxattr(p: Player, c: Call) -> str:
-    os.setxattr(p.path(c.words[1]), c.words[2], os.fsencode(c.words[3]))
-    return "0 0"
-
-
-def _getxattr(p: Player, c: Call) -> str:
-    return f"{len(os.getxattr(p.path(c.words[1]), c.words[2]))} 0"
-
-
-def _listxattr(p: Player, c: Call) -> str:
-    names = os.listxattr(p.path(c.words[1]))
-    return f"{sum(len(os.fsencode(name)) + 1 for name in names)} 0"
-
-
-def _statfs(p: Player, c: Call) -> str:
-    f = rawcalls.statfs(p.root)
-    return f"0 type={f.magic:x} bsize={f.block_size} namelen={f.name_length}"
-
-
-def _ls(p: Player, c: Call) -> str:
-    names = [name for name, _ in rawcalls.directory_entries(p.root) if name[:1] != "."]
-    return " ".join(sorted(names, key=os.fsencode)[:256])
-
-
-def _lsorder(p: Player, c: Call) -> str:
-    return " ".join(f"{name}:{kind}" for name, kind in rawcalls.directory_entries(p.root))
-
-
-# ---- whole files
-
-
-def _slurp(p: Player, file: str) -> tuple[bytes, str]:
-    try:
-        fd = os.open(p.path(file), os.O_RDONLY)
-    except OSError as error:
-        return b"", errno_name(error)
-    pieces, name = _to_the_end(fd, BUFFER)
-    os.close(fd)
-    return b"".join(pieces), name
-
-
-def _count_file(file: str) -> Verb:
-    def verb(p: Player, c: Call) -> str:
-        data, name = _slurp(p, file)
-        return f"{name} {os.fsdecode(data.removesuffix(bytes([10])).split(bytes(1))[0])}"
-
-    return verb
-
-
-def _lines(p: Player, c: Call) -> str:
-    data, name = _slurp(p, c.words[1])
-    lines = data.count(b"\n")
-    return f"{name} {lines} lines {len(data)} bytes"
-
-
-def _show(p: Player, c: Call) -> str:
-    data, name = _slurp(p, c.words[1])
-    return f"{name}\n{os.fsdecode(data.split(bytes(1))[0])}"
-
-
-def _slab(p: Player, c: Call) -> str:
-    with open("/proc/meminfo", encoding="ascii") as info:
-        found = [line for line in info if line.startswith(("Slab:", "SUnreclaim:"))]
-    return "".join(line.removesuffix("\n") + " " for line in found)
-
-
-# ---- who asks
-
-
-def _setuid(p: Player, c: Call) -> str:
-    uid = number(c.words[1])
-    os.setresuid(uid, uid, uid)
-    return "0"
-
-
-def _dropcap(p: Player, c: Call) -> str:
-    cap_sys_admin = 21
-    rawcalls.set_capabilities(~(1 << cap_sys_admin), only_these=False)
-    return "0"
-
-
-def _become(p: Player, c: Call) -> str:
-    uid, gid = number(c.words[1]), number(c.words[2])
-    keep = sum(1 << int(bit) for bit in c.words[3].split(",") if bit)
-    rawcalls.keep_capabilities()
-    os.setgroups([])
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-    rawcalls.set_capabilities(keep, only_these=True)
-    return "0"
-
-
-def _kill9(p: Player, c: Call) -> str:
-    p.put("\n")
-    os.kill(os.getpid(), signal.SIGKILL)
-    return ""
-
-
-def table() -> dict[str, Verb]:
-    """Name of the verb -> verb."""
-    from tests.conformance import measuring
-
-    return {
-        "open": _open,
-        "thread-open": _thread_open,
-        "thread-close": _thread_close,
-        "thread-write": _thread_write,
-        "thread-read": _thread_read,
-        "reopen": _reopen,
-        "openmany": _openmany,
-        "close": _close,
-        "dup": _dup,
-        "write": _write,
-        "pwrite": _pwrite,
-        "writev": _writev,
-        "badwrite": _badwrite,
-        "badread": _badread,
-        "read": _read,
-        "pread": _pread,
-        "readv": _readv,
-        "text": _text,
-        "readall": _readall,
-        "chunks": _chunks,
-        "lseek": _lseek,
-        "sendfile": _sendfile,
-        "splice": _splice,
-        "copyrange": _copyrange,
-        "fstat": _fstat,
-        "ftruncate": _ftruncate,
-        "fsync": _fsync,
-        "fdatasync": _fdatasync,
-        "fallocate": _fallocate,
-        "poll": _poll,
-        "epoll": _epoll,
-        "mmap": _mmap,
-        "fionread": _fionread,
-        "tcgets": _tcgets,
-        "flock": _flock,
-        "setlk": _setlk,
-        "getfl": _getfl,
-        "stat": _stat,
-        "lstat": _lstat,
-        "readlink": _readlink,
-        "access": _access,
-        "utime": _utime,
-        "truncate": _quiet(lambda p, c: os.truncate(p.path(c.words[1]), number(c.words[2]))),
-        "unlink": _quiet(lambda p, c: os.unlink(p.path(c.words[1]))),
-        "mkdir": _quiet(lambda p, c: os.mkdir(p.path(c.words[1]), 0o755)),
-        "rmdir": _quiet(lambda p, c: os.rmdir(p.path(c.words[1]))),
-        "mknod": _quiet(lambda p, c: os.mknod(p.path(c.words[1]), stat.S_IFREG | 0o600)),
-        "rename": _quiet(lambda p, c: os.rename(p.path(c.words[1]), p.path(c.words[2]))),
-        "link": _quiet(
-            lambda p, c: os.link(p.path(c.words[1]), p.path(c.words[2]), follow_symlinks=False)
-        ),
-        "symlink": _quiet(lambda p, c: os.symlink(c.words[1], p.path(c.words[2]))),
-        "chmod": _quiet(lambda p, c: os.chmod(p.path(c.words[1]), int(c.words[2], 8))),
-        "chown": _quiet(
-            lambda p, c: os.chown(p.path(c.words[1]), number(c.words[2]), number(c.words[3]))
-        ),
-        "lchown": _quiet(
-            lambda p, c: os.lchown(p.path(c.words[1]), number(c.words[2]), number(c.words[3]))
-        ),
-        "setxattr": _setxattr,
-        "getxattr": _getxattr,
-        "listxattr": _listxattr,
-        "statfs": _statfs,
-        "ls": _ls,
-        "lsorder": _lsorder,
-        "count": _count_file("runtime_measurements_count"),
-        "violations": _count_file("violations"),
-        "lines": _lines,
-        "show": _show,
-        "slab": _slab,
-        "setuid": _setuid,
-        "dropcap": _dropcap,
-        "become": _become,
-        "kill9": _kill9,
-        "measure": measuring.measure,
-        "measuren": measuring.measure_many,
-        "measurelong": measuring.measure_long,
-        "echo": lambda p, c: "",
-    }
+TABLE: dict[str, Verb] = {
+    "open": _open,
+    "thread-open": _thread_open,
+    "thread-close": _thread_close,
+    "thread-write": _thread_write,
+    "thread-read": _thread_read,
+    "reopen": _reopen,
+    "openmany": _openmany,
+    "close": _close,
+    "dup": _dup,
+    "write": _write,
+    "pwrite": _pwrite,
+    "writev": _writev,
+    "badwrite": _badwrite,
+    "badread": _badread,
+    "read": _read,
+    "pread": _pread,
+    "readv": _readv,
+    "text": _text,
+    "readall": _readall,
+    "chunks": _chunks,
+    "lseek": _lseek,
+    "sendfile": _sendfile,
+    "splice": _splice,
+    "copyrange": _copyrange,
+    "fstat": _fstat,
+    "ftruncate": _ftruncate,
+    "fsync": _fsync,
+    "fdatasync": _fdatasync,
+    "fallocate": _fallocate,
+    "poll": _poll,
+    "epoll": _epoll,
+    "mmap": _mmap,
+    "fionread": _fionread,
+    "tcgets": _tcgets,
+    "flock": _flock,
+    "setlk": _setlk,
+    "getfl": _getfl,
+    "echo": lambda p, c: "",
+}

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""With ``--oracle DIR``: the stored answers of the real kernel, asked anew."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conformance import recordings
+from tests.conformance.oracle import QUESTIONS, Oracle, questions
+from tests.conformance.playing import Difference, compare
+
+SEVEN = recordings.load("7.2.13")
+STORED = recordings.load("questions-7.2.13")
+CONTENT = "the start script is measured: the first records of a boot are its own"
+
+#: Where the first records of the boot are read: sizes stay, hashes do not.
+BOOT_RECORDS = [
+    Difference("base", "readall a", "538 0 lines=4 fnv=*", "538 0 lines=4 fnv=*", CONTENT),
+    Difference("base", "readall a", "665 0 lines=5 fnv=*", "665 0 lines=5 fnv=*", CONTENT),
+    Difference("base", "lines *_sha512_staged", "0 8 lines 700*", "0 * lines 700*", CONTENT),
+    Difference("reads", "read a 1000000", "4058 0 fnv=*", "4058 0 fnv=*", CONTENT),
+    Difference("reads", "read a 1000000", "4119 0 fnv=*", "4119 0 fnv=*", CONTENT),
+]
+
+
+@pytest.mark.parametrize("script", ["base", "reads", "viol"])
+def test_recorded_script(oracle: Oracle, script: str) -> None:
+    asked = oracle.play({script: SEVEN.text(f"{script}.script")}, separate=False)
+    answers = asked[f"{script}.out"].decode()
+    recorded = SEVEN.text(f"{script}.out").splitlines()[: len(answers.splitlines())]
+    expected = [d for d in BOOT_RECORDS if d.script == script]
+    complaints = compare("\n".join([*recorded, ""]), answers, expected)
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("folder", QUESTIONS)
+def test_questions(oracle: Oracle, folder: str) -> None:
+    """Answers to the byte; lists and PCRs too: the start script is ours."""
+    asked = oracle.play(questions(folder), QUESTIONS[folder])
+    stored = STORED.below(folder)
+    assert asked.keys() == stored.keys()
+    complaints = [
+        complaint
+        for name in sorted(stored)
+        if asked[name] != stored[name]
+        for complaint in [name, *compare(_text(stored[name]), _text(asked[name]))]
+    ]
+    assert not complaints, "\n".join(complaints)
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")
