@@ -33,7 +33,9 @@ def promised() -> dict[str, bool]:
         for buffer in ("128K", "1M"):
             name = f"{view} {mode} {buffer}"
             lines |= {f"read {name} {size}": view == "sha1 binary" for size in READ}
-            lines[f"linear {name}"] = True
+            lines[f"linear {name}"] = view == "sha1 binary"
+        if view != "sha1 binary":
+            lines[f"linear first read {view} {mode}"] = True
         lines |= {f"last 4 KiB {view} {mode} {size}": False for size in READ}
     lines |= {f"append {size}": False for size in REQUESTED}
     for write in WRITES:
