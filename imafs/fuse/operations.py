@@ -7,6 +7,7 @@ import errno
 import functools
 import logging
 import os
+import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -267,7 +268,8 @@ class ImaOperations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        raise FUSEError(errno.EACCES)  # no ->create, as for open(O_CREAT)
+        # Regular files by ->create, which securityfs lacks (EACCES), others by ->mknod.
+        raise FUSEError(errno.EACCES if stat.S_ISREG(mode) else errno.EPERM)
 
     @boundary
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:

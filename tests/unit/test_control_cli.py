@@ -290,6 +290,8 @@ def test_closed_stdout_is_quiet() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "imafs.cli.main", "ctl", "--help"],
             cwd=ROOT,
+            # Unbuffered, a newer argparse swallows the error of its own write.
+            env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
             stdout=writing,
             stderr=subprocess.PIPE,
             timeout=30,
