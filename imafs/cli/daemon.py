@@ -77,6 +77,9 @@ def run(plan: Plan) -> int:
             trio.run(_main, plan, mountpoint, control, device, loaded)
         except BaseExceptionGroup as group:
             raise _single(group) from None
+    if plan.log_file == str(control.with_suffix(".log")):
+        # The log that --background chose: of a clean end there is nothing to tell.
+        Path(plan.log_file).unlink(missing_ok=True)
     return 0
 
 
