@@ -6,7 +6,8 @@ control socket gets the name of the errno; a FUSE caller gets the errno.
 Anything that is not an :class:`ImafsError` is a bug and is logged as one.
 
 Exit codes (documented in the README): 1 unexpected, 2 usage, 3 malformed
-input, 4 TPM, 5 mount, 6 control socket, 7 refused as a kernel would.
+input, 4 TPM, 5 mount, 6 control socket, 7 refused as a kernel would, 8 a list that
+does not lead to its PCRs (``imafs verify``).
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import re
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from imafs.errors import FormatError, Refused
+from imafs.cli.inputs import read_bytes
+from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm, bank_for, by_name
 from imafs.formats.binary import Parsed, detect, encode, read
 from imafs.formats.views import record_text
@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    data = _data(args.file)
+    data = read_bytes(args.file)
     source = None if args.file == "-" else args.file
     try:
         bank = bank_for(by_name(args.bank)) if args.bank else detect(data)
@@ -77,13 +77,6 @@ def run(args: argparse.Namespace) -> int:
             out.write(_line(parsed, digest))
     out.flush()
     return 0
-
-
-def _data(path: str) -> bytes:
-    try:
-        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise Refused(error.errno or 5, f"{path}: {error.strerror}") from None
 
 
 def _digest(parsed: Parsed, algorithm: HashAlgorithm | None) -> bytes:

@@ -6,12 +6,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from imafs.attest.verify import Verdict, bank_named, verify
 from imafs.cli import pcrsource
+from imafs.cli.inputs import read_bytes
 from imafs.cli.progress import bar
-from imafs.errors import FormatError, Refused
+from imafs.errors import FormatError
 
 #: Exit code where the list does not lead to the PCRs.
 MISMATCH = 8
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     # The PCRs first: a list that is read later may have more, never fewer records.
     actual = pcrsource.reader(args, args.lists[0])()
-    data = b"".join(_data(path) for path in args.lists)
+    data = b"".join(read_bytes(path) for path in args.lists)
     padded = tuple(name for name in args.padded_banks.split(",") if name)
     source = ", ".join(args.lists)
     with bar(sys.stderr) as progress:
@@ -60,13 +60,6 @@ def run(args: argparse.Namespace) -> int:
             ) from None
     print(json.dumps(_object(verdict)) if args.json else "\n".join(_lines(verdict)))
     return 0 if verdict.matched is not None else MISMATCH
-
-
-def _data(path: str) -> bytes:
-    try:
-        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise Refused(error.errno or 5, f"{path}: {error.strerror}") from None
 
 
 def _lines(verdict: Verdict) -> list[str]:
