@@ -83,9 +83,8 @@ def _sysfs(place: Path) -> PcrValues:
         bank = folder.name.removeprefix("pcr-")
         for file in folder.iterdir():
             if file.name.isdigit():
-                values.setdefault(bank, {})[int(file.name)] = bytes.fromhex(
-                    file.read_text().strip()
-                )
+                one = parse(f"{bank} {file.name} {file.read_text().strip()}", source=str(file))
+                values.setdefault(bank, {}).update(one[bank])
     if not values:
         raise FormatError("no pcr-<bank> directories in it", source=str(place))
     return values

@@ -89,3 +89,13 @@ class Replay:
                 self._one(view[done * self._size : (done + 1) * self._size])
         self._values = before
         return None
+
+    def places(self, packed: bytes, actual: PcrValues) -> dict[str, int | None]:
+        """What :meth:`advance` would say of each bank alone; changes nothing."""
+        found: dict[str, int | None] = {}
+        for row in self._plan:
+            alone = Replay((), self._base)
+            alone._size, alone._plan, alone._values = self._size, [row], dict(self._values)
+            name = row[0].name
+            found[name] = alone.advance(packed, {name: actual.get(name, {})})
+        return found

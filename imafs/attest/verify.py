@@ -9,16 +9,23 @@ was read after the quote has records in excess, which is no error. A violation e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from imafs.attest.parallel import Progress, in_processes
 from imafs.attest.replay import PcrValues
-from imafs.errors import FormatError
-from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm, bank_for, by_name
-from imafs.formats.binary import Reader, check_fields, detect
+from imafs.formats.algorithms import ALGORITHMS, SHA1, Bank, bank_for, by_name
+from imafs.formats.binary import (
+    Parsed,
+    Reader,
+    Record,
+    check_fields,
+    detect,
+    digest_matches,
+    wrong_digest,
+)
+from imafs.formats.templates import TEMPLATES, Template
 
-#: Called with (bytes read, bytes in all) now and then.
-Progress = Callable[[int, int], None]
 _EVERY = 8192
 
 
@@ -53,19 +60,26 @@ class Verdict:
         return self.records - self.matched if self.matched is not None else 0
 
 
+@dataclass(slots=True)
 class _Lane:
-    """The running value of one bank in one PCR."""
+    """One bank of one PCR: its value, and after which numbers of records it is the target's.
 
-    __slots__ = ("at", "ever", "hit", "make", "target", "value", "violation", "width")
+    ``hits`` are half-open runs (first, end) of record numbers; the end of the last may
+    be open (-1).
+    """
 
-    def __init__(self, algorithm: HashAlgorithm, target: bytes, at: int) -> None:
-        self.make = algorithm.constructor()
-        self.target = target
-        self.value = bytes(algorithm.digest_size)
-        self.violation = b"\xff" * algorithm.digest_size
-        self.width = algorithm.digest_size
-        self.at = at  # index of the digest among those computed per record
-        self.hit = self.ever = self.value == target
+    target: bytes
+    value: bytes
+    hits: list[tuple[int, int]]
+
+
+@dataclass(slots=True)
+class _Pass:
+    """The replay of one bank over the whole list."""
+
+    records: int
+    violations: int
+    lanes: dict[int, _Lane]
 
 
 def verify(
@@ -80,112 +94,118 @@ def verify(
 
     ``bank`` is the list's (found by its digests otherwise); ``padded`` names banks that
     hold zero-padded SHA-1. Compared are the PCRs that records of the list went to, or
-    PCR 10 for an empty list. Raises :class:`FormatError` (record, byte, reason) where a
-    record is malformed or its template digest wrong.
+    PCR 10 for an empty list; banks that this machine cannot hash are left out. Raises
+    :class:`FormatError` (record, byte, reason) where a record is malformed or its
+    template digest wrong. A long list is replayed in one process per bank.
     """
     chosen = bank if bank is not None else detect(data)
-    assert chosen.algorithm is not None
-    algorithms = _algorithms(chosen.algorithm, actual, padded)
-    makers = [algorithm.constructor() for algorithm in algorithms]
-    names = [name for name in actual if by_name(name).available]
-    index = {a.name: i for i, a in enumerate(algorithms)}
-    lanes: dict[int, list[_Lane]] = {}
-    open_lanes = 0
-    records = violations = 0
-    matched: int | None = None
-    size = len(data)
-    for number, parsed in enumerate(Reader(data, chosen.digest_size)):
-        record = parsed.record
-        mine = lanes.get(record.pcr)
-        if mine is None:
-            mine = lanes[record.pcr] = [
-                _Lane(by_name(n), actual[n][record.pcr], index["sha1" if n in padded else n])
-                for n in names
-                if record.pcr in actual[n]
-            ]
-            if not records and mine and all(lane.hit for lane in mine):
-                matched = 0  # quoted before the first record
-            open_lanes += sum(not lane.hit for lane in mine)
-            if matched is not None and not all(lane.hit for lane in mine):
-                matched = None
-        if record.violation:
-            violations += 1
-            digests = None
-        else:
-            check_fields(parsed, number)
-            message = record.template.hash_input(record.data)
-            digests = [make(message).digest() for make in makers]
-            _check(parsed.digest, digests, chosen.algorithm, index, number, parsed.start)
-        for lane in mine:
-            digest = lane.violation if digests is None else digests[lane.at]
-            lane.value = lane.make(lane.value + digest.ljust(lane.width, b"\0")).digest()
-            if lane.hit:
-                lane.hit = False
-                open_lanes += 1
-            if lane.value == lane.target:
-                lane.hit = lane.ever = True
-                open_lanes -= 1
-        records = number + 1
-        if not open_lanes and matched is None and mine:
-            matched = records
-        if not number % _EVERY:
-            progress(parsed.end, size)
-    progress(size, size)
-    if not records:
+    names = [name for name in actual if name in _HASHES]
+    own = chosen.name
+
+    def replay(name: str, report: Progress) -> _Pass:
+        return _replay(data, chosen, actual.get(name, {}), name, name in padded, report)
+
+    banks = [own, *(name for name in names if name != own)]
+    passes = dict(zip(banks, in_processes(replay, banks, progress, len(data)), strict=True))
+    first = passes[own]
+    lanes = {
+        (name, pcr): lane
+        for pcr in sorted(first.lanes)
+        for name in names
+        if (lane := passes[name].lanes[pcr]).target
+    }
+    if first.records:
+        matched = _first_common([lane.hits for lane in lanes.values()])
+    else:
         matched = 0 if not any(any(v.get(10, b"")) for v in actual.values()) else None
-    return _verdict(chosen, records, violations, matched, lanes, names, actual)
-
-
-def _algorithms(
-    own: HashAlgorithm, actual: PcrValues, padded: Sequence[str]
-) -> list[HashAlgorithm]:
-    """The hashes to compute per record: the list's own first, then the banks'."""
-    wanted = {own.name: own}
-    for name in actual:
-        algorithm = SHA1 if name in padded else by_name(name)
-        if algorithm.available:
-            wanted[algorithm.name] = algorithm
-    return list(wanted.values())
-
-
-def _check(
-    found: bytes,
-    digests: list[bytes],
-    algorithm: HashAlgorithm,
-    index: dict[str, int],
-    number: int,
-    start: int,
-) -> None:
-    if digests[0] == found:
-        return
-    sha1 = digests[index["sha1"]] if "sha1" in index else None
-    if sha1 is not None and sha1.ljust(len(found), b"\0") == found:
-        return
-    raise FormatError(
-        f"the {algorithm.name} template digest {found.hex()} is not that of the template data",
-        record=number,
-        offset=start + 4,
+    wrong = tuple(
+        Mismatch(name, pcr, lane.target, lane.value)
+        for (name, pcr), lane in lanes.items()
+        if matched is None and not lane.hits
     )
+    return Verdict(own, first.records, first.violations, matched, tuple(lanes), wrong)
 
 
-def _verdict(
+#: Banks that this machine can hash.
+_HASHES = {a.name: a for a in ALGORITHMS if a.available}
+
+
+def _replay(
+    data: bytes,
     chosen: Bank,
-    records: int,
-    violations: int,
-    matched: int | None,
-    lanes: dict[int, list[_Lane]],
-    names: list[str],
-    actual: PcrValues,
-) -> Verdict:
-    compared: list[tuple[str, int]] = []
-    wrong: list[Mismatch] = []
-    for pcr, row in sorted(lanes.items()):
-        banks = [n for n in names if pcr in actual[n]]
-        for name, lane in zip(banks, row, strict=True):
-            compared.append((name, pcr))
-            if matched is None and not lane.ever:
-                wrong.append(Mismatch(name, pcr, lane.target, lane.value))
-    return Verdict(chosen.name, records, violations, matched, tuple(compared), tuple(wrong))
+    targets: Mapping[int, bytes],
+    name: str,
+    padded: bool,
+    progress: Progress,
+) -> _Pass:
+    """One bank's pass; that of the list's own bank checks fields and template digests."""
+    algorithm = _HASHES[name]
+    make = algorithm.constructor()
+    template_hash = SHA1.constructor() if padded else make
+    width = algorithm.digest_size
+    checked = name == chosen.name
+    violation = b"\xff" * width
+    zero = bytes(chosen.digest_size)
+    ima = TEMPLATES["ima"]
+    lanes: dict[int, _Lane] = {}
+    number = violations = 0
+    for pcr, template, body, digest, start, end in Reader(data, chosen.digest_size).walk():
+        lane = lanes.get(pcr)
+        if lane is None:
+            lane = lanes[pcr] = _new_lane(targets.get(pcr, b""), width)
+        if digest == zero:
+            violations += 1
+            extended = violation
+        else:
+            message = template.hash_input(body) if template is ima else body
+            own = template_hash(message).digest()
+            extended = own.ljust(width, b"\0") if padded else own
+            if checked:
+                if template is not ima and not template.fits(body):
+                    check_fields(_parsed(pcr, template, body, digest, start, end), number)
+                if own != digest and extended != digest:
+                    _check_digest(_parsed(pcr, template, body, digest, start, end), chosen, number)
+        lane.value = value = make(lane.value + extended).digest()
+        number += 1
+        hits = lane.hits
+        if hits and hits[-1][1] < 0:
+            hits[-1] = (hits[-1][0], number)
+        if value == lane.target:
+            hits.append((number, -1))
+        if not number % _EVERY:
+            progress(end, len(data))
+    progress(len(data), len(data))
+    return _Pass(number, violations, lanes)
+
+
+def _new_lane(target: bytes, width: int) -> _Lane:
+    value = bytes(width)
+    return _Lane(target, value, [(0, -1)] if value == target else [])
+
+
+def _parsed(
+    pcr: int, template: Template, body: bytes, digest: bytes, start: int, end: int
+) -> Parsed:
+    return Parsed(Record(pcr, template, body), digest, start, end)
+
+
+def _check_digest(parsed: Parsed, bank: Bank, number: int) -> None:
+    assert bank.algorithm is not None
+    if not digest_matches(parsed, bank.algorithm):
+        raise wrong_digest(parsed, bank, number)
+
+
+def _first_common(runs: list[list[tuple[int, int]]]) -> int | None:
+    """The smallest number that lies in a run of every lane; None without one, or lanes."""
+    if not runs:
+        return None
+    for number in sorted(first for lane in runs for first, _ in lane):
+        if all(
+            any(first <= number and (end < 0 or number < end) for first, end in lane)
+            for lane in runs
+        ):
+            return number
+    return None
 
 
 def bank_named(name: str | None) -> Bank | None:

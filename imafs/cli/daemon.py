@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import logging
 import shlex
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import trio
 
-from imafs.cli import logs
+from imafs.cli import logs, stale
+from imafs.cli.early import EarlySignals, EndedEarly
 from imafs.control import paths
 from imafs.control.server import serve
 from imafs.control.verbs import Verbs
@@ -53,6 +55,15 @@ class Plan:
 def run(plan: Plan) -> int:
     """Runs until the end of the mount; returns the exit code."""
     logs.configure(plan.log_file)
+    early = EarlySignals()
+    try:
+        _run(plan, early)
+    except EndedEarly:
+        log.info("ended by a signal before there was a mount")
+    return 0
+
+
+def _run(plan: Plan, early: EarlySignals) -> None:
     # A hung FUSE daemon is otherwise opaque: kill -USR1 prints every thread's stack.
     faulthandler.register(signal.SIGUSR1)
     # The TPM thread must not keep the event loop waiting for its 5 ms slices.
@@ -62,8 +73,11 @@ def run(plan: Plan) -> int:
     cleaned = mountinfo.clean(mountpoint)
     if cleaned:
         log.info("%s: unmounted %d dead mounts of an earlier imafs", mountpoint, cleaned)
+    for state in stale.remove_dead_states():
+        log.info("%s: removed what an earlier imafs left", state)
     mountinfo.check_mountpoint(mountpoint)
-    loaded = lists.load(plan.load, plan.load_bank) if plan.load else None
+    with early.breakable():
+        loaded = lists.load(plan.load, plan.load_bank) if plan.load else None
     control = plan.control or _default_control(mountpoint)
     with ExitStack() as stack:
         device = open_device(
@@ -73,14 +87,14 @@ def run(plan: Plan) -> int:
             allow_hardware=plan.allow_hardware,
         )
         stack.callback(device.close)
+        early.check()
         try:
-            trio.run(_main, plan, mountpoint, control, device, loaded)
+            trio.run(_main, plan, mountpoint, control, device, loaded, early)
         except BaseExceptionGroup as group:
             raise _single(group) from None
     if plan.log_file == str(control.with_suffix(".log")):
         # The log that --background chose: of a clean end there is nothing to tell.
         Path(plan.log_file).unlink(missing_ok=True)
-    return 0
 
 
 def _default_control(mountpoint: str) -> Path:
@@ -94,7 +108,11 @@ def _default_control(mountpoint: str) -> Path:
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error of ours in a group of groups; the group itself for anything else."""
+    """The one error of ours in a group of groups; the group itself for anything else.
+
+    Under a memory limit libfuse cannot make the buffer of a request (ENOMEM), and that
+    ends its loop: an error that a user understands in one line.
+    """
     leaves: list[BaseException] = []
     todo: list[BaseException] = [group]
     while todo:
@@ -103,15 +121,29 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
             todo.extend(error.exceptions)
         else:
             leaves.append(error)
+    if any(_out_of_memory(leaf) for leaf in leaves):
+        return ImafsError("out of memory: the mount has ended and its list is gone")
     return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], ImafsError) else group
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    )
+
+
 async def _main(
-    plan: Plan, mountpoint: str, control: Path, device: Device, loaded: lists.Loaded | None
+    plan: Plan,
+    mountpoint: str,
+    control: Path,
+    device: Device,
+    loaded: lists.Loaded | None,
+    early: EarlySignals,
 ) -> None:
     emulator = Emulator(plan.config, device)
     # The signals are taken before anything exists that they would leave behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        early.check()
         async with trio.open_nursery() as nursery:
             end = nursery.cancel_scope.cancel
             nursery.start_soon(_until_signal, signals, end)

@@ -14,7 +14,7 @@ import os
 import sys
 
 from imafs import __version__
-from imafs.cli import ctl, mount, record, umount, verify
+from imafs.cli import ctl, mount, record, status, umount, verify
 from imafs.cli import list as list_
 from imafs.errors import ImafsError, UsageError
 
@@ -22,13 +22,14 @@ _INTERRUPTED = 128 + 2  # as a shell shows SIGINT
 _PIPE_CLOSED = 128 + 13  # and SIGPIPE
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line (also what the manual pages are made from)."""
     parser = argparse.ArgumentParser(
         prog="imafs", description="The IMA directory of securityfs as a FUSE filesystem."
     )
     parser.add_argument("--version", action="version", version=f"imafs {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for command in (mount, umount, ctl, list_, verify, record):
+    for command in (mount, umount, ctl, status, list_, verify, record):
         command.add_parser(subparsers)
     return parser
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     try:
-        args = _parser().parse_args(argv)
+        args = build_parser().parse_args(argv)
     except SystemExit as exit_:  # argparse: --help, --version, usage
         code = exit_.code if isinstance(exit_.code, int) else UsageError.exit_code
     else:

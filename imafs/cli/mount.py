@@ -43,7 +43,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _kernel_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--profile", default="mainline", help="mainline (7.2 on), legacy (before)")
+    group.add_argument(
+        "--profile",
+        default="mainline",
+        help="mainline (7.2 on), legacy (before), legacy-single (before 6.10)",
+    )
     group.add_argument("--no-staging", action="store_true", help="CONFIG_IMA_STAGING=n")
     group.add_argument("--flush-htable", action="store_true", help="boot with ima_flush_htable")
     group.add_argument("--disable-htable", action="store_true", help="CONFIG_IMA_DISABLE_HTABLE=y")

@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "`imafs mount --load` plays and a bug report can carry. While it reads, nobody can stage "
         "or delete. It holds file names of the machine: look at it before you send it.",
     )
-    parser.add_argument("dir", metavar="DIR")
+    parser.add_argument("dir", metavar="DIR", help="an IMA directory")
     parser.add_argument(
         "-o", "--output", metavar="FILE", required=True, help="archive: .tar, .tar.gz or .tar.xz"
     )

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""``imafs umount DIR``: ends the daemon of a mount, or clears what a dead one left."""
+"""``imafs umount DIR``: ends the daemon of a mount, or clears what dead ones left."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
+from itertools import chain
 
 from imafs.control import paths
 from imafs.control.client import ControlClient
-from imafs.errors import ControlError, MountError
+from imafs.errors import ControlError, MountError, UsageError
 
 #: Seconds that a daemon gets to unmount after it was told to stop.
 _DEADLINE = 15.0
@@ -22,13 +24,39 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Tells the daemon that mounted DIR to stop and waits until it has. A mount "
         "whose daemon is dead is unmounted; nobody else's is touched.",
     )
-    parser.add_argument("dir", metavar="DIR")
+    parser.add_argument("dir", metavar="DIR", nargs="?")
     parser.add_argument("--control", metavar="SOCKET", help="where mount was given one")
+    parser.add_argument(
+        "--stale",
+        action="store_true",
+        help="instead of DIR: remove the mounts, sockets, logs and temporary TPM states of all "
+        "dead daemons on this machine, a line for each",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    if args.stale:
+        if args.dir is not None or args.control is not None:
+            raise UsageError("--stale takes no DIR and no --control")
+        return _stale()
+    if args.dir is None:
+        raise UsageError("what is to be unmounted? name DIR, or --stale for all that are dead")
+    return _umount(args)
+
+
+def _stale() -> int:
+    from imafs.cli import stale
+
+    for path in chain(stale.remove_dead_sockets(), stale.remove_dead_states()):
+        print(f"imafs: removed {shlex.quote(str(path))}")
+    for mountpoint in stale.unmount_dead():
+        print(f"imafs: unmounted {shlex.quote(mountpoint)}")
+    return 0
+
+
+def _umount(args: argparse.Namespace) -> int:
     from imafs.fuse import mountinfo
 
     path = mountinfo.resolve(args.dir)

@@ -58,6 +58,13 @@ class Template:
             return unpack(data, len(self.fields))
         return list(self._split_ima(data))
 
+    def fits(self, data: bytes) -> bool:
+        """Whether ordinary template data holds exactly these fields (hot path)."""
+        at = 0
+        for _ in self.fields:
+            at += 4 + int.from_bytes(data[at : at + 4], "little")
+        return at == len(data)
+
     def _split_ima(self, data: bytes) -> tuple[bytes, bytes]:
         # 20 bytes of digest, or 16 with ima_hash=md5: the stream does not say.
         for size in (20, 16):

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What dead daemons left on this machine, found and removed; the living are never touched.
+
+After kill -9 three things stay: a mount that answers ENOTCONN, a control socket on which
+nobody listens, and the temporary state of a swtpm, whose lock the kernel freed with its
+last holder (see ``imafs.tpm.swtpm``).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from imafs.control import paths
+from imafs.errors import ControlError, MountError
+from imafs.fuse import mountinfo
+
+_STATES = "imafs-tpm-"
+_STATE_LOCK = "imafs.lock"
+#: Made by swtpm, that is: after the daemon had taken the lock.
+_STATE_USED = "swtpm.log"
+#: Seconds after which a state directory that no swtpm ever used is nobody's.
+_NEVER_USED = 60.0
+
+
+def unmount_dead() -> Iterator[str]:
+    """Unmounts dead mounts of ours, all layers of each; yields the path of every layer.
+
+    Raises :class:`imafs.errors.MountError` for the first that cannot be unmounted (another
+    user's), after all the others.
+    """
+    refusal: MountError | None = None
+    for path in dict.fromkeys(mount.path for mount in mountinfo.mounts() if mount.ours):
+        while (mount := mountinfo.top(path)) is not None and mount.ours:
+            # A stopped daemon hangs the probe: it lives.
+            if mountinfo.probe(path) != errno.ENOTCONN:
+                break
+            try:
+                mountinfo.detach(path)
+            except MountError as error:
+                refusal = refusal or error
+                break
+            yield path
+    if refusal is not None:
+        raise refusal
+
+
+def remove_dead_sockets() -> Iterator[Path]:
+    """Removes this user's sockets on which nobody listens, and their logs; yields each."""
+    try:
+        directory = paths.socket_directory()
+        # The lock under which a daemon makes its socket: one that is bound and does not
+        # listen yet would look dead.
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (ControlError, FileNotFoundError):
+        return  # no such directory, so nothing in it
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for path in sorted(directory.glob("*.sock")):
+            if not path.is_socket() or paths.listener(path) is not None:
+                continue
+            path.unlink()
+            yield path
+            log = path.with_suffix(".log")
+            # A daemon that starts anew has its log before it has its socket.
+            if log.is_file() and not _open_somewhere(log):
+                log.unlink()
+                yield log
+    finally:
+        os.close(held)
+
+
+def _open_somewhere(path: Path) -> bool:
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # another user's, or gone meanwhile
+            if os.readlink(entry) == str(path):
+                return True
+    return False
+
+
+def remove_dead_states() -> Iterator[Path]:
+    """Removes temporary swtpm states of this user whose lock nobody holds; yields each."""
+    for path in sorted(Path(tempfile.gettempdir()).glob(f"{_STATES}*")):
+        with suppress(FileNotFoundError):  # its own daemon or another cleaner was first
+            if _remove_state(path):
+                yield path
+
+
+def _remove_state(path: Path) -> bool:
+    info = path.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+        return False
+    if not (path / _STATE_USED).exists():
+        # Perhaps of a daemon that starts this moment and has not locked it yet.
+        if time.time() - info.st_mtime < _NEVER_USED:
+            return False
+        shutil.rmtree(path)
+        return True
+    lock = os.open(path / _STATE_LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""atheris target: parsers raise their own error and nothing else.
+
+    scripts/fuzz [SECONDS]
+
+The first byte of an input chooses the parser, the rest is what it parses.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["imafs"]):
+    from imafs.attest import pcrfile
+    from imafs.attest.verify import verify
+    from imafs.control import wire
+    from imafs.errors import FormatError, Refused, UsageError
+    from imafs.formats import binary
+    from imafs.formats.templates import TEMPLATES
+    from imafs.kernel.profiles import PROFILES
+    from imafs.kernel.requests import parse
+
+_ZERO = {"sha1": {10: bytes(20)}, "sha256": {10: bytes(32)}}
+
+
+def _lists(data: bytes) -> None:
+    for parsed in binary.read(data):
+        again = binary.encode(parsed.record, parsed.digest)
+        assert again == data[parsed.start : parsed.end]
+        parsed.record.template.text(parsed.record.data)
+
+
+def _verify(data: bytes) -> None:
+    verify(data, _ZERO)
+
+
+def _templates(data: bytes) -> None:
+    template = list(TEMPLATES.values())[data[0] % len(TEMPLATES)] if data else TEMPLATES["ima"]
+    template.split(data[1:])
+    template.text(data[1:])
+
+
+def _requests(data: bytes) -> None:
+    for profile in PROFILES:
+        for files in (profile.current, profile.staged):
+            if files is not None and files.grammar is not None:
+                parse(files.grammar, data, 0)
+
+
+def _pcrs(data: bytes) -> None:
+    pcrfile.parse(data.decode("latin-1"))
+
+
+def _wire(data: bytes) -> None:
+    wire.decode(data)
+
+
+_TARGETS = (_lists, _verify, _templates, _requests, _pcrs, _wire)
+
+
+def one_input(data: bytes) -> None:
+    """One run of one parser."""
+    if not data:
+        return
+    try:
+        _TARGETS[data[0] % len(_TARGETS)](data[1:])
+    except (FormatError, Refused, UsageError) as expected:
+        if not str(expected):
+            raise
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs record`` through main(), and a recording of a running emulator played again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from imafs import __version__
+from imafs.cli.main import main
+from imafs.sources.lists import load as load_list
+from tests.conformance.recordings import Moment, load
+from tests.mount.daemon import BINARY, imafs
+from tests.mount.fixtures import Starter
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def moment() -> Moment:
+    """A recorded kernel with a staged and a current list."""
+    (found,) = (m for m in load("7.3.4-kexec").moments() if m.name == "first/before-kexec")
+    return found
+
+
+@pytest.fixture
+def ima(moment: Moment, tmp_path: Path) -> Path:
+    """The IMA directory of that kernel, and its PCRs beside it."""
+    directory = tmp_path / "ima"
+    directory.mkdir()
+    for name, content in moment.files.items():
+        if "_runtime_measurements" in name or name in {"runtime_measurements_count", "violations"}:
+            (directory / name).write_bytes(content)
+    (tmp_path / "pcrs").write_bytes(moment.files["pcrs.txt"])
+    return directory
+
+
+def record(ima: Path, target: Path, *words: str) -> int:
+    pcrs = ["--pcrs", str(ima.parent / "pcrs")]
+    return main(["record", str(ima), "-o", str(target), *pcrs, *words])
+
+
+def members(archive: Path) -> dict[str, bytes]:
+    with tarfile.open(archive) as file:
+        found = {member.name: file.extractfile(member) for member in file}
+        return {name: content.read() for name, content in found.items() if content is not None}
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.xz"])
+def test_a_recorded_kernel_is_recorded(
+    ima: Path, moment: Moment, tmp_path: Path, suffix: str, capsys: Output
+) -> None:
+    target = tmp_path / f"case{suffix}"
+    assert record(ima, target) == 0
+    assert capsys.readouterr() == (f"{target}: 22 records, which the PCRs confirm\n", "")
+    found = members(target)
+    for path in ima.iterdir():
+        assert found[f"case/{path.name}"] == path.read_bytes()
+    assert found["case/pcrs.txt"].split() == moment.files["pcrs.txt"].split()
+    about = json.loads(found["case/meta.json"])
+    assert (about["imafs"], about["agree"], about["records"]) == (__version__, True, 22)
+    loaded = load_list(str(target))
+    assert (len(loaded.records), loaded.staged) == (22, 12)
+
+
+def test_a_list_that_the_pcrs_do_not_confirm(ima: Path, tmp_path: Path, capsys: Output) -> None:
+    (ima / f"{BINARY}_staged").write_bytes(b"")  # as after D
+    target = tmp_path / "case.tar"
+    assert record(ima, target) == 3
+    error = capsys.readouterr().err
+    assert error.startswith(f"imafs: {ima}: list and PCRs did not agree")
+    assert "--no-check" in error
+    assert not target.exists()
+    assert record(ima, target, "--no-check") == 0
+    assert capsys.readouterr().out == f"{target}: unchecked\n"
+    assert json.loads(members(target)["case/meta.json"])["agree"] is False
+
+
+def test_a_malformed_list(ima: Path, tmp_path: Path, capsys: Output) -> None:
+    path = ima / BINARY
+    path.write_bytes(path.read_bytes()[:-1])
+    assert record(ima, tmp_path / "case.tar") == 3
+    assert "record 21, byte " in capsys.readouterr().err
+    assert not (tmp_path / "case.tar").exists()
+
+
+def test_what_is_no_ima_directory(ima: Path, tmp_path: Path, capsys: Output) -> None:
+    shutil.rmtree(ima)
+    assert record(ima, tmp_path / "case.tar") == 7
+    assert f"{ima}/{BINARY}: No such file" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written(ima: Path, tmp_path: Path, capsys: Output) -> None:
+    assert record(ima, tmp_path / "missing" / "case.tar") == 7
+    assert "case.tar: No such file" in capsys.readouterr().err
+
+
+def test_usage(ima: Path, capsys: Output) -> None:
+    assert main(["record", str(ima)]) == 2
+    assert "-o/--output" in capsys.readouterr().err
+
+
+# A running emulator
+
+
+@pytest.mark.mount
+@pytest.mark.root
+@pytest.mark.swtpm
+def test_a_recorded_emulator_is_played_again(tmp_path: Path) -> None:
+    """Every file is the same, staged and current, in every bank, and so are the PCRs."""
+    with ExitStack() as stack:
+        start = Starter(stack)
+        first = start()
+        first.generate(30)
+        first.call("violation", name="/violated")
+        descriptor = os.open(first.path(f"{BINARY}_staged"), os.O_WRONLY)
+        try:
+            assert os.write(descriptor, b"A\n") == 2
+        finally:
+            os.close(descriptor)
+        first.generate(10, name="/current")
+        first.call("critical_data", label="l", name="c", data="ab" * 5000)
+        files, target = first.lists(), tmp_path / "emulator.tar.xz"
+        said = imafs("record", first.dir, "-o", target, "--control", first.control).stdout
+        assert said == f"{target}: 43 records, which the PCRs confirm\n"
+        pcrs = {bank: first.pcr(bank) for bank in ("sha1", "sha256", "sha384", "sha512")}
+        assert first.stop() == 0
+        again = start("--load", target)
+        assert again.lists() == files
+        assert {bank: again.pcr(bank) for bank in pcrs} == pcrs
+        again.assert_replays()
+        verify = ("verify", again.path(f"{BINARY}_staged"), again.path(BINARY), "--tcti")
+        assert "match after record 43\n" in imafs(*verify, again.tcti).stdout
+        assert again.stop() == 0
