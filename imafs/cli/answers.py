@@ -72,6 +72,8 @@ def _measured(answer: Mapping[str, object]) -> int:
             print(f"imafs: {text if name in text else f'{name}: {text}'}", file=sys.stderr)
             continue
         note = " (already measured)" if item.get("duplicate") is True else ""
+        if item.get("extended") is False:
+            note = " (in the list, not yet in the PCR: see imafs ctl status)"
         print(f"{readable(item.get('digest', '-'))}  {name}{note}")
     return _REFUSED if _failures("measure", answer) else 0
 
@@ -117,11 +119,11 @@ def _pcr(item: Mapping[str, object]) -> str:
     value, replayed = readable(item.get("value", "-")), readable(item.get("replayed", "-"))
     text = f"{readable(item.get('pcr', '-'))} {readable(item.get('bank', '-'))} {value}: "
     if item.get("value") is None:
-        return text + f"cannot be read, the lists replay to {replayed}"
+        return text + f"cannot be read, all records since boot replay to {replayed}"
     if item.get("equal") is True:
-        return text + "the lists replay to it"
+        return text + "all records since boot replay to it"
     if item.get("pending") is True:
         return text + "records are still to be extended"
     if item.get("equal") is False:
-        return text + f"DIFFERS, the lists replay to {replayed}"
+        return text + f"DIFFERS, all records since boot replay to {replayed}"
     return text + "not compared"

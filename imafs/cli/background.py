@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from imafs.errors import ControlError, MountError
+
 
 def start(directory: str, arguments: Sequence[str]) -> int:
     """Starts the daemon and returns once its mount answers, or with its exit code.
@@ -22,14 +24,17 @@ def start(directory: str, arguments: Sequence[str]) -> int:
         if log_file is not None:
             command += ["--log-file", str(log_file)]
     with tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,
-        )
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise MountError(f"the daemon cannot be started: {error}") from None
         assert child.stdout is not None
         line = child.stdout.readline()
         if line:
@@ -45,7 +50,6 @@ def start(directory: str, arguments: Sequence[str]) -> int:
 
 def _default_log(directory: str) -> Path | None:
     from imafs.control import paths
-    from imafs.errors import ControlError
 
     try:
         path = paths.default_socket(directory).with_suffix(".log")

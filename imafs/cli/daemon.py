@@ -92,9 +92,10 @@ def _run(plan: Plan, early: EarlySignals) -> None:
             trio.run(_main, plan, mountpoint, control, device, loaded, early)
         except BaseExceptionGroup as group:
             raise _single(group) from None
-    if plan.log_file == str(control.with_suffix(".log")):
-        # The log that --background chose: of a clean end there is nothing to tell.
-        Path(plan.log_file).unlink(missing_ok=True)
+    chosen = control.with_suffix(".log")
+    if plan.log_file == str(chosen) and b" ERROR: " not in chosen.read_bytes():
+        # The log that --background chose, and there is nothing to tell.
+        chosen.unlink()
 
 
 def _default_control(mountpoint: str) -> Path:

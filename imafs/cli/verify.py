@@ -74,8 +74,7 @@ def _lines(verdict: Verdict) -> list[str]:
         f"  {m.bank}:{m.pcr} is {m.actual.hex()}, the whole list gives {m.replayed.hex()}"
         for m in verdict.mismatches
     ]
-    if not verdict.records:
-        lines.append("  the list is empty: were records deleted? Give what was kept of them first")
+    lines.append("  were records deleted? Give what was kept of them first, in order")
     return lines
 
 

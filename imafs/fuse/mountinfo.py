@@ -181,8 +181,14 @@ def check_mountpoint(path: str) -> None:
         if not place.is_dir():
             reason = "is not a directory" if place.exists() else "does not exist; make it first"
             raise MountError(f"{path}: {reason}")
-        if any(place.iterdir()):
-            raise MountError(f"{path}: is not empty; mount on an empty directory")
+        first = next((entry.name for entry in place.iterdir()), None)
+        if first is not None:
+            raise MountError(
+                f"{path}: is not empty ({first!r} is there); mount on an empty directory. "
+                "A file of the emulator's names was written while nothing was mounted: remove it"
+                if "_measurements" in first
+                else f"{path}: is not empty ({first!r} is there); mount on an empty directory"
+            )
     except OSError as error:
         raise MountError(f"{path}: {error.strerror}") from None
 

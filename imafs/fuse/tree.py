@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from collections.abc import Sequence
@@ -76,7 +77,21 @@ class Tree:
         now = time.time_ns()
         inode = ROOT + len(self.nodes)
         up = parent.inode if parent is not None else inode
-        node = Node(inode, name, up, mode, entry, target, atime_ns=now, mtime_ns=now, ctime_ns=now)
+        # root:root as in securityfs; an ordinary user's mount must be his own to read.
+        owner = os.geteuid()
+        node = Node(
+            inode,
+            name,
+            up,
+            mode,
+            entry,
+            target,
+            uid=owner,
+            gid=os.getegid() if owner else 0,
+            atime_ns=now,
+            mtime_ns=now,
+            ctime_ns=now,
+        )
         self.nodes[inode] = node
         if parent is not None:
             parent.children.append(node)

@@ -150,7 +150,7 @@ def test_status_text(daemon: Daemon) -> None:
     text = ctl(daemon, "status")[1]
     assert f"on {daemon.dir}, profile mainline" in text
     assert "4 current, 0 staged, 0 pending, 4 since boot" in text
-    assert text.count("the lists replay to it") == 4
+    assert text.count("all records since boot replay to it") == 4
     assert "readers     none" in text
     assert "writer      none" in text
 

@@ -52,6 +52,7 @@ def test_the_readme_session(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=120,
+        cwd=ROOT,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

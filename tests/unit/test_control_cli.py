@@ -54,10 +54,10 @@ records     3 current, 2 staged, 0 pending, 5 since boot, 0 deleted
 bytes       300 current, 200 staged
 violations  1
 suspended   no
-PCR         10 sha1 aa: the lists replay to it
-PCR         10 sha256 bb: DIFFERS, the lists replay to cc
+PCR         10 sha1 aa: all records since boot replay to it
+PCR         10 sha256 bb: DIFFERS, all records since boot replay to cc
 PCR         11 sha384 dd: records are still to be extended
-PCR         10 sha512 none: cannot be read, the lists replay to ff
+PCR         10 sha512 none: cannot be read, all records since boot replay to ff
 readers     cat[7], a\\x1bb[8]
 writer      sh[9]
 failures    2 extends (last: TPM gone)

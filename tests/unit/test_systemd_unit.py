@@ -54,7 +54,7 @@ def verify(text: str, directory: Path) -> str:
 def substituted(command: str) -> str:
     """The unit with ``command`` in the place of imafs, wherever it is called."""
     text, calls = re.subn(r"(?m)^(Exec\w+=-?)imafs ", rf"\1{command} ", UNIT.read_text())
-    assert calls == 2
+    assert calls == 1
     return text
 
 
@@ -106,6 +106,6 @@ def test_what_it_promises() -> None:
     assert found["DeviceAllow"] == "/dev/fuse rw"
     # %f is the instance's path; an unset IMAFS_OPTIONS is no argument at all.
     assert found["ExecStart"] == "imafs mount %f $IMAFS_OPTIONS"
-    assert found["ExecStopPost"] == "-imafs umount %f"
+    assert "ExecStopPost" not in found
     # swtpm must outlive SIGTERM until the daemon has made its last extend.
     assert found["KillMode"] == "mixed"
