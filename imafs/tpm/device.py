@@ -37,7 +37,7 @@ class Device(Protocol):
     """A TPM, or none.
 
     Every method blocks and is called from one worker thread at a time, never from the
-    event loop: a stopped swtpm blocks for ever (fuse-facts 12). A caller who gives up
+    event loop: a stopped swtpm blocks for ever (measured). A caller who gives up
     abandons the thread and calls :meth:`reconnect` from another one; no lock that
     the abandoned thread may hold is taken there.
     """

@@ -34,7 +34,7 @@ def dead(pid: int) -> bool:
     return not alive(pid)
 
 
-def test_fact_18_a_dead_mount_is_enotconn(daemon: Daemon) -> None:
+def test_a_dead_mount_is_enotconn(daemon: Daemon) -> None:
     reader = os.open(daemon.path(BINARY), os.O_RDONLY)
     swtpm = daemon.swtpm()
     daemon.kill()
@@ -49,7 +49,7 @@ def test_fact_18_a_dead_mount_is_enotconn(daemon: Daemon) -> None:
     wait_for(lambda: not alive(swtpm), 5, "swtpm died with the daemon")
 
 
-def test_fact_18_a_restart_on_the_same_directory(start: Starter) -> None:
+def test_a_restart_on_the_same_directory(start: Starter) -> None:
     first = start()
     swtpm = first.swtpm()
     first.generate(10)
@@ -65,7 +65,7 @@ def test_fact_18_a_restart_on_the_same_directory(start: Starter) -> None:
     assert not second.control.exists()
 
 
-def test_fact_18_three_kills_in_a_row(start: Starter) -> None:
+def test_three_kills_in_a_row(start: Starter) -> None:
     place = start.place()
     for _ in range(3):
         daemon = start(place=place)
@@ -75,7 +75,7 @@ def test_fact_18_three_kills_in_a_row(start: Starter) -> None:
     assert layers(place.dir) == 1
 
 
-def test_fact_18_three_dead_layers_and_open_files(start: Starter) -> None:
+def test_three_dead_layers_and_open_files(start: Starter) -> None:
     """Mounts stacked by hand, as an older tool would: cleared layer by layer."""
     place = start.place()
     hidden = [start.place() for _ in range(3)]
@@ -88,14 +88,14 @@ def test_fact_18_three_dead_layers_and_open_files(start: Starter) -> None:
     assert layers(place.dir) == 1
 
 
-def test_fact_18_umount_clears_a_dead_mount(daemon: Daemon) -> None:
+def test_umount_clears_a_dead_mount(daemon: Daemon) -> None:
     daemon.kill()
     imafs("umount", daemon.dir, "--control", daemon.control)
     assert layers(daemon.dir) == 0
     assert imafs("umount", daemon.dir, check=False).returncode == 5
 
 
-def test_fact_18_a_dead_mount_with_an_open_file(start: Starter) -> None:
+def test_a_dead_mount_with_an_open_file(start: Starter) -> None:
     first = start()
     reader = os.open(first.path(BINARY), os.O_RDONLY)
     first.kill()
@@ -106,7 +106,7 @@ def test_fact_18_a_dead_mount_with_an_open_file(start: Starter) -> None:
     close_dead(reader)
 
 
-def test_fact_18_kill_during_load(start: Starter) -> None:
+def test_kill_during_load(start: Starter) -> None:
     """In the middle of everything; nothing of it may be in the way of the next one."""
     place = start.place()
     for _ in range(3):
@@ -176,7 +176,7 @@ def shared(start: Starter) -> Place:
 COUNT_OF = 'cat "$2/{}runtime_measurements_count" 2>&1 | tail -1'
 
 
-def test_fact_19_an_rbind_of_the_parent_heals(start: Starter, shared: Place) -> None:
+def test_an_rbind_of_the_parent_heals(start: Starter, shared: Place) -> None:
     """The recipe that the documentation gives."""
     first = start(place=shared)
     target = start.place().dir
@@ -193,7 +193,7 @@ def test_fact_19_an_rbind_of_the_parent_heals(start: Starter, shared: Place) -> 
         assert second.stop() == 0
 
 
-def test_fact_19_a_bind_of_the_mountpoint_is_dead_for_ever(start: Starter, shared: Place) -> None:
+def test_a_bind_of_the_mountpoint_is_dead_for_ever(start: Starter, shared: Place) -> None:
     first = start(place=shared)
     target = start.place().dir
     with container('mount --bind "$1" "$2" && echo bound', str(first.dir), str(target)) as inside:

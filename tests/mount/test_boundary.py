@@ -62,13 +62,13 @@ def handlers() -> list[str]:
     )
 
 
-def test_fact_11_every_handler_is_inside_the_boundary() -> None:
+def test_every_handler_is_inside_the_boundary() -> None:
     assert len(handlers()) >= 18
     for name in handlers():
         assert hasattr(getattr(ImaOperations, name), "__wrapped__"), name
 
 
-async def test_fact_11_a_bug_is_eio_with_a_traceback(
+async def test_a_bug_is_eio_with_a_traceback(
     monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
 ) -> None:
     ops = await make()
@@ -86,7 +86,7 @@ async def test_fact_11_a_bug_is_eio_with_a_traceback(
     await ops.release(info.fh)
 
 
-async def test_fact_11_unknown_numbers_are_eio_not_the_end(expected_logs: ExpectedLogs) -> None:
+async def test_unknown_numbers_are_eio_not_the_end(expected_logs: ExpectedLogs) -> None:
     ops = await make()
     number: Any = 99_999
     expected_logs.expect("EIO for this call")
@@ -103,7 +103,7 @@ async def test_fact_11_unknown_numbers_are_eio_not_the_end(expected_logs: Expect
         (TpmError("x"), errno.EIO),
     ],
 )
-async def test_fact_11_errors_of_ours_become_their_errno(
+async def test_errors_of_ours_become_their_errno(
     monkeypatch: pytest.MonkeyPatch, error: Exception, expected: int
 ) -> None:
     ops = await make()
@@ -116,7 +116,7 @@ async def test_fact_11_errors_of_ours_become_their_errno(
     assert await code(lambda: ops.getattr(inode, CTX)) == expected
 
 
-async def test_fact_9_no_timeouts_and_no_cache() -> None:
+async def test_no_timeouts_and_no_cache() -> None:
     ops = await make()
     for node in ops._tree.nodes.values():
         attr = ops._attributes(node)
@@ -132,12 +132,12 @@ async def test_fact_9_no_timeouts_and_no_cache() -> None:
         info = await ops.open(inode, os.O_RDONLY, CTX)
         assert info.direct_io
         assert not info.keep_cache
-        assert not info.nonseekable, "fact 10"
+        assert not info.nonseekable, "readers seek"
         await ops.release(info.fh)
     assert not ops.enable_writeback_cache
 
 
-async def test_fact_5_open_and_release_count_before_their_first_await() -> None:
+async def test_open_and_release_count_before_their_first_await() -> None:
     """Driven by hand: one step of the coroutine must end it."""
     ops = await make()
     inode = (await entry(ops, "ascii_runtime_measurements_sha1")).st_ino

@@ -34,32 +34,32 @@ def test_root(daemon: Daemon) -> None:
     assert tries(daemon.path(BINARY)) == ALL
 
 
-def test_issue_6_uid_1000_is_eacces(daemon: Daemon) -> None:
-    """fact 15: default_permissions: the mode bits are the kernel's business."""
+def test_uid_1000_is_eacces(daemon: Daemon) -> None:
+    """default_permissions: the mode bits are the kernel's business."""
     for name in (ASCII, BINARY, f"{BINARY}_sha256", COUNT, "violations"):
         assert tries(daemon.path(name), USER_1000) == NOTHING
 
 
-def test_issue_6_uid_1000_of_group_root_is_eperm(daemon: Daemon) -> None:
+def test_uid_1000_of_group_root_is_eperm(daemon: Daemon) -> None:
     assert tries(daemon.path(BINARY), USER_1000_GROUP_0) == READ_ONLY
 
 
-def test_issue_6_root_without_cap_sys_admin(daemon: Daemon) -> None:
+def test_root_without_cap_sys_admin(daemon: Daemon) -> None:
     assert tries(daemon.path(BINARY), NO_SYS_ADMIN) == READ_ONLY
     with daemon.path(f"{BINARY}_sha1").open("rb"):  # EPERM comes before EBUSY
         assert tries(daemon.path(BINARY), NO_SYS_ADMIN) == READ_ONLY
 
 
-def test_fact_14_root_of_a_user_namespace(daemon: Daemon) -> None:
-    """issue 6: CapEff says all capabilities there, and they mean nothing here."""
+def test_root_of_a_user_namespace(daemon: Daemon) -> None:
+    """CapEff says all capabilities there, and they mean nothing here."""
     assert tries(daemon.path(BINARY), USER_NAMESPACE) == READ_ONLY
 
 
-def test_fact_14_user_1000_as_root_of_a_user_namespace(daemon: Daemon) -> None:
+def test_user_1000_as_root_of_a_user_namespace(daemon: Daemon) -> None:
     assert tries(daemon.path(BINARY), (*USER_1000, *USER_NAMESPACE)) == NOTHING
 
 
-def test_issue_6_a_child_pid_namespace_is_visible(daemon: Daemon) -> None:
+def test_a_child_pid_namespace_is_visible(daemon: Daemon) -> None:
     """The daemon sees callers of the pid namespaces below its own."""
     assert tries(daemon.path(BINARY), CHILD_PIDS) == ALL
     assert tries(daemon.path(BINARY), (*CHILD_PIDS, *NO_SYS_ADMIN)) == READ_ONLY
@@ -75,8 +75,8 @@ def shared(start: Starter) -> Place:
     return place
 
 
-def test_fact_13_a_caller_outside_the_pid_namespace(start: Starter, shared: Place) -> None:
-    """issue 6: pid 0 in the request: reads, EPERM for writing, one clear log line."""
+def test_a_caller_outside_the_pid_namespace(start: Starter, shared: Place) -> None:
+    """pid 0 in the request: reads, EPERM for writing, one clear log line."""
     prefix = ("unshare", "--fork", "--pid", "--mount-proc", "--propagation", "unchanged")
     daemon = start(place=shared, prefix=prefix)
     assert tries(daemon.path(BINARY)) == READ_ONLY
@@ -87,7 +87,7 @@ def test_fact_13_a_caller_outside_the_pid_namespace(start: Starter, shared: Plac
     assert holders == []
 
 
-def test_fact_13_a_reader_outside_shows_as_pid_0(start: Starter, shared: Place) -> None:
+def test_a_reader_outside_shows_as_pid_0(start: Starter, shared: Place) -> None:
     prefix = ("unshare", "--fork", "--pid", "--mount-proc", "--propagation", "unchanged")
     daemon = start(place=shared, prefix=prefix)
     with daemon.path(BINARY).open("rb"):
@@ -139,13 +139,13 @@ def in_thread(path: Path, flags: int, *, drop: bool = False) -> str:
     return outcome[0]
 
 
-def test_fact_13_capabilities_are_the_threads_own(daemon: Daemon) -> None:
+def test_capabilities_are_the_threads_own(daemon: Daemon) -> None:
     assert in_thread(daemon.path(BINARY), os.O_WRONLY, drop=True) == "EPERM"
     assert in_thread(daemon.path(BINARY), os.O_RDONLY, drop=True) == "ok"
     assert in_thread(daemon.path(BINARY), os.O_WRONLY) == "ok"
 
 
-def test_fact_13_the_same_writer_is_the_same_thread(daemon: Daemon) -> None:
+def test_the_same_writer_is_the_same_thread(daemon: Daemon) -> None:
     first = os.open(daemon.path(BINARY), os.O_WRONLY)
     second = os.open(daemon.path(f"{ASCII}_staged"), os.O_RDWR)
     assert in_thread(daemon.path(BINARY), os.O_WRONLY) == "EBUSY"

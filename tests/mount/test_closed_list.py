@@ -141,13 +141,13 @@ def test_pwrite_is_a_write(daemon: Daemon, writer: int) -> None:
     assert daemon.count() == 50
 
 
-def test_fact_7_a_write_of_0_bytes_never_arrives(daemon: Daemon, writer: int) -> None:
+def test_a_write_of_0_bytes_never_arrives(daemon: Daemon, writer: int) -> None:
     """Kernel: EINVAL."""
     assert os.write(writer, b"") == 0
     assert daemon.count() == 51
 
 
-def test_fact_7_writev_arrives_merged(daemon: Daemon, writer: int) -> None:
+def test_writev_arrives_merged(daemon: Daemon, writer: int) -> None:
     """Kernel: one call per segment, here two of which the second is EINVAL."""
     assert os.writev(writer, [b"1", b"0\n"]) == 3
     assert daemon.count() == 41
@@ -165,7 +165,7 @@ def test_seek_to_the_end_gives_the_size(daemon: Daemon, reader: int) -> None:
 
 
 def test_the_position_moves_with_a_write_and_reads_are_right(writer: int) -> None:
-    """Kernel: unmoved. Reads see the kernel's position (fact 2)."""
+    """Kernel: unmoved. Reads see the kernel's position."""
     whole = os.pread(writer, 4000, 0)
     assert os.lseek(writer, 0, os.SEEK_CUR) == 0
     assert os.write(writer, b"1\n") == 2

@@ -52,7 +52,7 @@ def relay(cycles: int, path: Path, errors: list[str]) -> None:
         thread.join()
 
 
-def test_issue_5_close_then_open_in_threads(daemon: Daemon) -> None:
+def test_close_then_open_in_threads(daemon: Daemon) -> None:
     daemon.call("generate", count=12_000)
     errors: list[str] = []
     started = time.monotonic()
@@ -93,7 +93,7 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in childre
 """
 
 
-def test_issue_5_close_then_open_in_processes(daemon: Daemon) -> None:
+def test_close_then_open_in_processes(daemon: Daemon) -> None:
     import sys
 
     from tests.support import run
@@ -105,7 +105,7 @@ def test_issue_5_close_then_open_in_processes(daemon: Daemon) -> None:
     assert daemon.count() == 12_001 - 10_000
 
 
-def test_issue_5_the_last_duplicate_in_another_process_gives_the_lock_back(
+def test_the_last_duplicate_in_another_process_gives_the_lock_back(
     daemon: Daemon,
 ) -> None:
     """A write descriptor inherited by a child that ends last: free at its waitpid()."""

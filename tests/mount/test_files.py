@@ -43,20 +43,20 @@ def filled(request: pytest.FixtureRequest, start: Starter) -> Daemon:
     return daemon
 
 
-def test_fact_1_actual_size(daemon: Daemon) -> None:
+def test_actual_size(daemon: Daemon) -> None:
     daemon.generate(100)
     for name, content in daemon.lists().items():
         assert daemon.path(name).stat().st_size == len(content), name
 
 
-def test_fact_1_sendfile_sees_every_byte(filled: Daemon, tmp_path: Path) -> None:
+def test_sendfile_sees_every_byte(filled: Daemon, tmp_path: Path) -> None:
     for name in (ASCII, f"{BINARY}_sha256"):
         shutil.copyfile(filled.path(name), tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == filled.read(name)
 
 
 @pytest.mark.parametrize("size", [100, 4096, 65536])
-def test_fact_1_splice_sees_every_byte(filled: Daemon, size: int) -> None:
+def test_splice_sees_every_byte(filled: Daemon, size: int) -> None:
     source = os.open(filled.path(ASCII), os.O_RDONLY)
     out, into = os.pipe()
     copy = b""
@@ -68,7 +68,7 @@ def test_fact_1_splice_sees_every_byte(filled: Daemon, size: int) -> None:
 
 
 @pytest.mark.parametrize("advice", ["SEQUENTIAL", "RANDOM", "WILLNEED"])
-def test_fact_1_advice_changes_nothing(
+def test_advice_changes_nothing(
     request: pytest.FixtureRequest, filled: Daemon, tmp_path: Path, advice: str
 ) -> None:
     """posix_fadvise: SEQUENTIAL is cat's and cp's; WILLNEED reads ahead whatever the setting."""
@@ -85,7 +85,7 @@ def test_fact_1_advice_changes_nothing(
     assert (tmp_path / "copy").read_bytes() == filled.read(ASCII)
 
 
-def test_fact_1_a_private_mapping_sees_every_byte(filled: Daemon) -> None:
+def test_a_private_mapping_sees_every_byte(filled: Daemon) -> None:
     """A kernel refuses the mapping; where it succeeds it must not show zeros."""
     whole = filled.read(ASCII)
     # In a process of its own: pages behind the end of the file are SIGBUS.
@@ -98,7 +98,7 @@ def test_fact_1_a_private_mapping_sees_every_byte(filled: Daemon) -> None:
     assert run(command).stdout.encode() == whole
 
 
-def test_fact_1_a_copy_after_growth(filled: Daemon, tmp_path: Path) -> None:
+def test_a_copy_after_growth(filled: Daemon, tmp_path: Path) -> None:
     """What the page cache kept of a shorter list is not the list."""
     with filled.path(ASCII).open("rb") as reader:
         for number in range(5):
@@ -111,7 +111,7 @@ def test_fact_1_a_copy_after_growth(filled: Daemon, tmp_path: Path) -> None:
             assert (tmp_path / "copy").read_bytes() == filled.read(ASCII)
 
 
-def test_fact_1_size_zero_as_a_kernel_says(start: Starter, tmp_path: Path) -> None:
+def test_size_zero_as_a_kernel_says(start: Starter, tmp_path: Path) -> None:
     """--st-size zero: read(2) works, and splice clients read nothing with success."""
     daemon = start("--st-size", "zero")
     daemon.generate(100)
@@ -124,7 +124,7 @@ def test_fact_1_size_zero_as_a_kernel_says(start: Starter, tmp_path: Path) -> No
     os.close(source)
 
 
-def test_fact_6_o_trunc_empties_nothing(daemon: Daemon) -> None:
+def test_o_trunc_empties_nothing(daemon: Daemon) -> None:
     daemon.generate(5)
     before = daemon.lists()
     for name in (ASCII, f"{BINARY}_sha256_staged"):
@@ -132,7 +132,7 @@ def test_fact_6_o_trunc_empties_nothing(daemon: Daemon) -> None:
     assert daemon.lists() == before
 
 
-def test_fact_6_truncate_is_accepted_without_effect(daemon: Daemon) -> None:
+def test_truncate_is_accepted_without_effect(daemon: Daemon) -> None:
     daemon.generate(5)
     before = daemon.lists()
     for size in ("0", "100", "1000000"):
@@ -145,7 +145,7 @@ def test_fact_6_truncate_is_accepted_without_effect(daemon: Daemon) -> None:
     assert daemon.lists() == before
 
 
-def test_fact_6_truncate_shows_with_size_zero(start: Starter) -> None:
+def test_truncate_shows_with_size_zero(start: Starter) -> None:
     """simple_setattr sets the size that stat shows; the content stays."""
     daemon = start("--st-size", "zero")
     before = daemon.read()
@@ -154,7 +154,7 @@ def test_fact_6_truncate_shows_with_size_zero(start: Starter) -> None:
     assert daemon.read() == before
 
 
-def test_fact_6_chmod_shows_and_counts(daemon: Daemon) -> None:
+def test_chmod_shows_and_counts(daemon: Daemon) -> None:
     target = daemon.path(f"{ASCII}_sha1")
     run(["chmod", "0644", str(target)])
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
@@ -163,7 +163,7 @@ def test_fact_6_chmod_shows_and_counts(daemon: Daemon) -> None:
     assert tries(target, USER_1000) == {"read": "EACCES", "write": "EACCES"}
 
 
-def test_fact_6_chown_shows_and_counts(daemon: Daemon) -> None:
+def test_chown_shows_and_counts(daemon: Daemon) -> None:
     target = daemon.path(f"{ASCII}_sha1")
     run(["chown", "1000:1001", str(target)])
     assert (target.stat().st_uid, target.stat().st_gid) == (1000, 1001)
@@ -171,7 +171,7 @@ def test_fact_6_chown_shows_and_counts(daemon: Daemon) -> None:
     assert tries(target, USER_1000) == {"read": "ok", "write": "EPERM"}
 
 
-def test_fact_6_chmod_and_chown_are_the_owners(daemon: Daemon) -> None:
+def test_chmod_and_chown_are_the_owners(daemon: Daemon) -> None:
     for command in (["chmod", "0666"], ["chown", "1000"], ["truncate", "-s0"]):
         result = run([*USER_1000, *command, str(daemon.path(f"{ASCII}_sha1"))], check=False)
         assert result.returncode != 0
@@ -179,7 +179,7 @@ def test_fact_6_chmod_and_chown_are_the_owners(daemon: Daemon) -> None:
     assert daemon.path(ASCII).stat().st_uid == 0
 
 
-def test_fact_9_growth_shows_at_once(daemon: Daemon) -> None:
+def test_growth_shows_at_once(daemon: Daemon) -> None:
     """No timeouts, no page cache: size, count and content, by name and through descriptors."""
     with daemon.path(ASCII).open("rb", buffering=0) as reader:
         seen = reader.readall()
@@ -194,7 +194,7 @@ def test_fact_9_growth_shows_at_once(daemon: Daemon) -> None:
         assert seen == daemon.read(ASCII)
 
 
-def test_fact_9_staging_shows_at_once(daemon: Daemon) -> None:
+def test_staging_shows_at_once(daemon: Daemon) -> None:
     daemon.generate(3)
     size = daemon.path(BINARY).stat().st_size
     staged = daemon.path(f"{BINARY}_staged")
@@ -207,7 +207,7 @@ def test_fact_9_staging_shows_at_once(daemon: Daemon) -> None:
         assert staged.stat().st_size == 0
 
 
-def test_fact_10_seek_and_pread(daemon: Daemon) -> None:
+def test_seek_and_pread(daemon: Daemon) -> None:
     daemon.generate(300)
     whole = daemon.read(BINARY)
     descriptor = os.open(daemon.path(BINARY), os.O_RDONLY)

@@ -171,10 +171,10 @@ def test_banks(start: Starter) -> None:
     assert all(len(digest) == 40 and set(digest) != {0x30} for digest in sha1)
 
 
-# A TPM that hangs or dies (fact 12)
+# A TPM that hangs or dies
 
 
-def test_fact_12_a_hung_tpm_holds_nobody(daemon: Daemon) -> None:
+def test_a_hung_tpm_holds_nobody(daemon: Daemon) -> None:
     """No TPM call inside a handler: files, requests and status answer at once."""
     swtpm = daemon.swtpm()
     os.kill(swtpm, 19)

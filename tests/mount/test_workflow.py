@@ -25,7 +25,7 @@ def shell_workflow(staged: Path, output: Path) -> bytes:
 
 @pytest.mark.parametrize("records", [1, 30, 5000])
 @pytest.mark.parametrize("name", [ASCII, BINARY, f"{ASCII}_sha256", f"{BINARY}_sha512"])
-def test_issue_4_stage_read_delete_in_a_shell(
+def test_stage_read_delete_in_a_shell(
     daemon: Daemon, tmp_path: Path, name: str, records: int
 ) -> None:
     daemon.generate(records - 1)
@@ -39,7 +39,7 @@ def test_issue_4_stage_read_delete_in_a_shell(
     daemon.assert_replays()
 
 
-def test_issue_4_rounds_on_one_descriptor_lose_nothing(daemon: Daemon) -> None:
+def test_rounds_on_one_descriptor_lose_nothing(daemon: Daemon) -> None:
     """Several rounds, each byte in exactly one of them, while records are added in between."""
     collected = b""
     everything = hashlib.sha256()
@@ -69,7 +69,7 @@ def test_issue_4_rounds_on_one_descriptor_lose_nothing(daemon: Daemon) -> None:
     assert "Matched per TPM bank calculated digest(s)" in again.stdout + again.stderr
 
 
-def test_fact_2_read_after_write_on_one_descriptor(daemon: Daemon) -> None:
+def test_read_after_write_on_one_descriptor(daemon: Daemon) -> None:
     """FUSE moves the position with a write, the kernel does not: the daemon takes it back."""
     daemon.generate(10)
     before = daemon.read(ASCII)
@@ -94,7 +94,7 @@ def test_fact_2_read_after_write_on_one_descriptor(daemon: Daemon) -> None:
         os.close(descriptor)
 
 
-def test_fact_2_the_continued_read_after_delete_skips_records_as_in_a_kernel(
+def test_the_continued_read_after_delete_skips_records_as_in_a_kernel(
     daemon: Daemon,
 ) -> None:
     """The cursor is a record index: after reading K and deleting N, reading goes on at K."""
@@ -114,7 +114,7 @@ def test_fact_2_the_continued_read_after_delete_skips_records_as_in_a_kernel(
         os.close(descriptor)
 
 
-def test_fact_3_append_after_an_earlier_write(daemon: Daemon) -> None:
+def test_append_after_an_earlier_write(daemon: Daemon) -> None:
     """``>>`` arrives with the grown size as offset: positions of writes mean nothing."""
     daemon.generate(9)
     script = 'for n in 1 2 3; do echo $n >> "$1" || exit $n; done; echo 1 > "$1"; echo 1 >> "$1"'
@@ -122,7 +122,7 @@ def test_fact_3_append_after_an_earlier_write(daemon: Daemon) -> None:
     assert daemon.count() == 10 - 8
 
 
-def test_fact_3_many_writes_on_one_descriptor(daemon: Daemon) -> None:
+def test_many_writes_on_one_descriptor(daemon: Daemon) -> None:
     daemon.generate(99)
     for flags in (0, os.O_APPEND):
         descriptor = os.open(daemon.path(BINARY), os.O_WRONLY | flags)
@@ -132,7 +132,7 @@ def test_fact_3_many_writes_on_one_descriptor(daemon: Daemon) -> None:
     assert daemon.count() == 100 - 80
 
 
-def test_fact_4_flush_is_not_close(daemon: Daemon) -> None:
+def test_flush_is_not_close(daemon: Daemon) -> None:
     """close() of a duplicate flushes; the lock goes with the last one."""
     descriptor = os.open(daemon.path(BINARY), os.O_WRONLY)
     os.close(os.dup(descriptor))
@@ -143,7 +143,7 @@ def test_fact_4_flush_is_not_close(daemon: Daemon) -> None:
     os.close(os.open(daemon.path(BINARY), os.O_RDONLY))
 
 
-def test_fact_4_the_shell_redirection(daemon: Daemon) -> None:
+def test_the_shell_redirection(daemon: Daemon) -> None:
     """OPEN(O_TRUNC), FLUSH, WRITE, FLUSH, RELEASE; the errno reaches the shell."""
     staged = daemon.path(f"{ASCII}_staged")
     script = 'echo A > "$1" && ! echo A > "$1" && echo D > "$1" && ! echo D > "$1"'

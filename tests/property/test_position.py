@@ -105,7 +105,7 @@ def test_with_o_append(steps: list[tuple[str, int]], size: int) -> None:
 
 
 def test_stage_and_read_on_one_descriptor() -> None:
-    # exec 3<>staged; echo A >&3; cat <&3; echo D >&3 (fuse-facts 2)
+    # exec 3<>staged; echo A >&3; cat <&3; echo D >&3 (measured)
     file = File(100)
     file.write(2, refused=False)
     file.read(60)

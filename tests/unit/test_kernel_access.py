@@ -59,7 +59,7 @@ def test_another_thread_is_another_writer() -> None:
 
 
 def test_threads_that_cannot_be_seen_are_never_the_same() -> None:
-    # Thread id 0: a caller outside the daemon's pid namespace (fuse-facts 13).
+    # Thread id 0: a caller outside the daemon's pid namespace (measured).
     accounting = Accounting()
     accounting.open(0, write=True)
     assert refused(accounting, 0, write=True) == errno.EBUSY
