@@ -93,7 +93,7 @@ def _run(plan: Plan, early: EarlySignals) -> None:
         except BaseExceptionGroup as group:
             raise _single(group) from None
     chosen = control.with_suffix(".log")
-    if plan.log_file == str(chosen) and b" ERROR: " not in chosen.read_bytes():
+    if plan.log_file == str(chosen) and chosen.exists() and b" ERROR: " not in chosen.read_bytes():
         # The log that --background chose, and there is nothing to tell.
         chosen.unlink()
 
