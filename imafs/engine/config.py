@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from imafs.formats.algorithms import SHA256, HashAlgorithm
 from imafs.formats.templates import TEMPLATES, Template
+from imafs.kernel.policy.match import Policy
+from imafs.kernel.policy.session import DEFAULT_CONFIG, PolicyConfig
 from imafs.kernel.profiles import PROFILES, Profile
 from imafs.kernel.queue import CACHE
 
@@ -17,6 +19,7 @@ class EmulatorConfig:
 
     ``pcr`` is CONFIG_IMA_MEASURE_PCR_IDX; ``padded_banks`` names banks whose hash this
     kernel's IMA lacks; ``adopt`` goes on over PCRs that no loaded list explains;
+    ``policy`` is what ``ima_policy=`` made at boot, None without it;
     ``large_reads`` fills every read; ``size_zero`` shows st_size 0 as the kernel does.
     """
 
@@ -30,6 +33,8 @@ class EmulatorConfig:
     padded_banks: frozenset[str] = frozenset()
     boot_aggregate: bool = True
     adopt: bool = False
+    policy: Policy | None = None
+    policy_config: PolicyConfig = DEFAULT_CONFIG
     large_reads: bool = False
     size_zero: bool = False
     cache: int = CACHE

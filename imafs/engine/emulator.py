@@ -26,6 +26,8 @@ from imafs.formats.fields import Measurement
 from imafs.formats.templates import TEMPLATES, Template
 from imafs.kernel.access import Accounting
 from imafs.kernel.layout import Layout
+from imafs.kernel.policy.match import UNCONDITIONAL, Access, Decision, Policy
+from imafs.kernel.policy.session import PolicyFile
 from imafs.kernel.profiles import Entry, directory
 from imafs.kernel.queue import Queue
 from imafs.kernel.requests import Operation, Request
@@ -62,6 +64,7 @@ class Emulator:
         self.layout = Layout(banks, config.algorithm)
         self.channel = TpmChannel(device)
         self.accounting = Accounting()
+        self.policy_file = PolicyFile(config.policy_config, config.policy)
         self._collect = trio.Event()
         self._resets, self._reset_wanted = trio.open_memory_channel[tuple[trio.Event, trio.Event]](
             0
@@ -166,6 +169,19 @@ class Emulator:
         return self.device.read_pcrs(PCRS)
 
     # Measuring
+
+    @property
+    def policy(self) -> Policy | None:
+        """The active policy; None where none was given or written."""
+        return self.policy_file.active
+
+    def judge(self, access: Access) -> Decision:
+        """Whether ``access`` is measured, by which rule, into which PCR and template.
+
+        While no policy is active everything is that is asked for: a convenience, a
+        kernel without ``ima_policy=`` measures nothing.
+        """
+        return UNCONDITIONAL if self.policy is None else self.policy.decide(access)
 
     def record(
         self, measurement: Measurement, template: Template | None = None, pcr: int | None = None

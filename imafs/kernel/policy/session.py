@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The ``policy`` file: opens, writes, and what a close makes of them.
+
+Source: Linux 7.3 ima_fs.c (``ima_open_policy``, ``ima_write_policy``,
+``ima_read_policy``, ``ima_release_policy``) and ima_policy.c (``ima_update_policy``).
+Rules go to a temporary list; a close after nothing but good writes makes them active,
+any error throws the whole session away, and close() succeeds either way.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from enum import Enum
+
+from imafs.errors import Refused
+from imafs.kernel.policy.builtin import NEWEST, Release
+from imafs.kernel.policy.grammar import DEFAULT_WORDS, Words, first_line, parse
+from imafs.kernel.policy.match import Policy
+from imafs.kernel.policy.rules import Action, Rule
+from imafs.kernel.seqfile import PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """Kconfig and release as far as the policy file is concerned.
+
+    ``read``, ``write`` and ``appraise`` are CONFIG_IMA_READ_POLICY, _WRITE_POLICY and
+    CONFIG_IMA_APPRAISE.
+    """
+
+    read: bool = True
+    write: bool = True
+    appraise: bool = True
+    release: Release = NEWEST
+    words: Words = DEFAULT_WORDS
+
+    @property
+    def mode(self) -> int:
+        """Mode of the file (POLICY_FILE_FLAGS)."""
+        return 0o600 if self.read else 0o200
+
+
+DEFAULT_CONFIG = PolicyConfig()
+
+
+class Closed(Enum):
+    """What the close of a writer did. The values are the kernel's words in its log."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class PolicyFile:
+    """The state behind the file since a boot; ``active`` is None where no rule was given."""
+
+    def __init__(self, config: PolicyConfig, active: Policy | None = None) -> None:
+        self.config = config
+        self.active = active
+        #: A custom policy has replaced what the kernel was booted with.
+        self.custom = False
+        #: Whether the file is still in the directory.
+        self.present = True
+        #: S_IWUSR was taken away (a policy was loaded, and may not be again).
+        self.sealed = False
+        self._busy = False
+        self._valid = True
+        self._new: list[Rule] = []
+
+    @property
+    def mode(self) -> int:
+        """Mode bits, before any chmod."""
+        return self.config.mode & (0o577 if self.sealed else 0o777)
+
+    def text(self) -> bytes:
+        """What a reader sees."""
+        return b"" if self.active is None else self.active.text()
+
+    def open_read(self, *, admin: bool) -> None:
+        """A reader. Raises :class:`Refused`: EACCES, EPERM without CAP_SYS_ADMIN."""
+        if not self.config.read:
+            raise Refused(errno.EACCES, "CONFIG_IMA_READ_POLICY is not set")
+        if not admin:
+            raise Refused(errno.EPERM, "reading the policy takes CAP_SYS_ADMIN")
+
+    def open_write(self) -> None:
+        """The one writer; no capability is asked for. Raises :class:`Refused` (EBUSY)."""
+        if self._busy:
+            raise Refused(errno.EBUSY, "the policy is being written, or may not be any more")
+        self._busy = True
+
+    def refuse(self, code: int, why: str) -> Refused:
+        """An error that makes the session invalid; to be raised."""
+        self._valid = False
+        return Refused(code, why)
+
+    def accept(self, data: bytes, position: int) -> bytes:
+        """What the kernel looks at of a write: less than a page, at position 0 only.
+
+        Raises :class:`Refused` (EINVAL).
+        """
+        if position:
+            raise self.refuse(errno.EINVAL, "a write at a position above 0")
+        return data[: PAGE - 1]
+
+    def path(self, data: bytes) -> bytes | None:
+        """The file that an accepted write names, None where it is a rule."""
+        return first_line(data) if data.startswith(b"/") else None
+
+    def write(self, data: bytes) -> int:
+        """A rule: its length with the newline, which may be one more than was given.
+
+        Raises :class:`Refused`: EINVAL, ERANGE, EACCES where policies must be signed.
+        """
+        if self._signed():
+            raise self.refuse(errno.EACCES, "a signed policy file is required, by its path")
+        return self._add(data)
+
+    def load(self, data: bytes, content: bytes) -> int:
+        """All rules of the file that ``data`` names; its last line must be complete.
+
+        Returns the length of what was written. Raises :class:`Refused` as :meth:`write`;
+        the emulator verifies no signature, so one that is required is missing.
+        """
+        if self._signed():
+            raise self.refuse(errno.EACCES, "appraisal is not emulated: nothing counts as signed")
+        left = content
+        while left:
+            size = self._add(left)
+            if size > len(left) or left[size - 1 : size] != b"\n":
+                raise self.refuse(errno.EINVAL, "the last line of the file is not complete")
+            left = left[size:]
+        return len(data.split(b"\0", 1)[0])
+
+    def _signed(self) -> bool:
+        """Whether ``ima_appraise`` has IMA_APPRAISE_POLICY: any such rule was ever accepted."""
+        rules = (*(self.active.rules if self.active else ()), *self._new)
+        return self.config.appraise and any(
+            rule.action is Action.APPRAISE and rule.func == "POLICY_CHECK" for rule in rules
+        )
+
+    def _add(self, data: bytes) -> int:
+        try:
+            rule = parse(data, self.config.words, custom=self.custom)
+        except Refused:
+            self._valid = False
+            raise
+        if rule is not None:
+            self._new.append(rule)
+        return len(first_line(data)) + 1
+
+    def close_write(self) -> Closed:
+        """The writer has closed: the first custom policy replaces, later ones append."""
+        new, self._new = tuple(self._new), []
+        valid, self._valid = self._valid and bool(new), True
+        if not valid:
+            self._busy = False
+            return Closed.FAILED
+        before = self.active.rules if self.custom and self.active is not None else ()
+        self.active = Policy((*before, *new))
+        self.custom = True
+        if self.config.write:
+            self._busy = False
+        elif self.config.read:
+            self.sealed = True
+        else:
+            self.present = False
+        return Closed.COMPLETED
