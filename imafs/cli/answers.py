@@ -94,9 +94,9 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
         ("suspended", word("suspended")),
     ]
     rows += [("PCR", _pcr(item)) for item in _items(status, "pcrs")]
-    rows.append(("readers", ", ".join(map(_process, _items(status, "readers"))) or "none"))
+    rows.append(("readers", ", ".join(map(process, _items(status, "readers"))) or "none"))
     writer = _group(status, "writer")
-    rows.append(("writer", _process(writer) if writer else "none"))
+    rows.append(("writer", process(writer) if writer else "none"))
     failures = _group(status, "failures")
     last = failures.get("last")
     suffix = f" (last: {readable(last)})" if last is not None else ""
@@ -111,7 +111,8 @@ def _counts(group: Mapping[str, object]) -> str:
     return ", ".join(words) or "-"
 
 
-def _process(item: Mapping[str, object]) -> str:
+def process(item: Mapping[str, object]) -> str:
+    """``name[pid]`` of who has a file open."""
     return f"{readable(item.get('name', '-'))}[{readable(item.get('pid', '-'))}]"
 
 

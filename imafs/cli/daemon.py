@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import faulthandler
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -25,7 +26,7 @@ from imafs.control.verbs import Verbs
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.engine.notify import notify
-from imafs.errors import ControlError, ImafsError
+from imafs.errors import ControlError, ImafsError, UsageError
 from imafs.formats.algorithms import HashAlgorithm
 from imafs.fuse import mountinfo, session
 from imafs.sources import files, lists
@@ -76,9 +77,11 @@ def _run(plan: Plan, early: EarlySignals) -> None:
     for state in stale.remove_dead_states():
         log.info("%s: removed what an earlier imafs left", state)
     mountinfo.check_mountpoint(mountpoint)
+    control = plan.control or _default_control(mountpoint)
+    paths.check_socket(control)
+    _check_inputs(plan)
     with early.breakable():
         loaded = lists.load(plan.load, plan.load_bank) if plan.load else None
-    control = plan.control or _default_control(mountpoint)
     with ExitStack() as stack:
         device = open_device(
             plan.tpm,
@@ -98,12 +101,25 @@ def _run(plan: Plan, early: EarlySignals) -> None:
         chosen.unlink()
 
 
+def _check_inputs(plan: Plan) -> None:
+    """Raises :class:`UsageError` for a file of --load or --measure that cannot be opened."""
+    named = [("--load", plan.load)] if plan.load else []
+    for option, path in [*named, *(("--measure", path) for path in plan.measure)]:
+        try:
+            # O_NONBLOCK: opening a fifo without a writer would wait for ever.
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        except OSError as error:
+            raise UsageError(f"{option} {path}: {error.strerror}") from None
+        if option == "--load" and Path(path).is_dir():
+            raise UsageError(f"--load {path}: {os.strerror(errno.EISDIR)}")
+
+
 def _default_control(mountpoint: str) -> Path:
     try:
         path = paths.default_socket(mountpoint)
     except ControlError:
         # No runtime directory: beside the mount, where its owner can write anyway.
-        return Path(mountpoint + ".sock")
+        return paths.beside(mountpoint)
     paths.prepare_directory(path.parent)
     return path
 

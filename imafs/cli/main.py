@@ -16,6 +16,7 @@ import sys
 from imafs import __version__
 from imafs.cli import ctl, mount, record, status, umount, verify
 from imafs.cli import list as list_
+from imafs.cli.parser import Parser
 from imafs.errors import ImafsError, UsageError
 
 _INTERRUPTED = 128 + 2  # as a shell shows SIGINT
@@ -24,7 +25,7 @@ _PIPE_CLOSED = 128 + 13  # and SIGPIPE
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line (also what the manual pages are made from)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="imafs", description="The IMA directory of securityfs as a FUSE filesystem."
     )
     parser.add_argument("--version", action="version", version=f"imafs {__version__}")
@@ -59,10 +60,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     try:
         args = build_parser().parse_args(argv)
+        code: int = args.run(args)
     except SystemExit as exit_:  # argparse: --help, --version, usage
         code = exit_.code if isinstance(exit_.code, int) else UsageError.exit_code
-    else:
-        code = args.run(args)
     sys.stdout.flush()
     return code
 

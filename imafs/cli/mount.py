@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from imafs.cli.daemon import Plan
     from imafs.formats.algorithms import HashAlgorithm
+    from imafs.kernel.profiles import Profile
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "backed by a measurement queue that extends a TPM. Runs in the foreground until "
         "SIGTERM, SIGINT, `imafs umount DIR` or `imafs ctl stop`.",
     )
-    parser.add_argument("dir", metavar="DIR", help="an empty directory")
+    directory = parser.add_argument("dir", metavar="DIR", nargs="?", help="an empty directory")
     parser.add_argument("--background", action="store_true", help="return when the mount answers")
     parser.add_argument(
         "--layout",
@@ -39,20 +40,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _kernel_options(parser.add_argument_group("the kernel that is played"))
     _tpm_options(parser.add_argument_group("the TPM"))
     _list_options(parser.add_argument_group("the measurement list"))
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, refuse=parser.error)
+    # DIR is optional to argparse only: --measure may have taken it (see _settle_directory).
+    directory.required = True
+    parser.usage = parser.format_usage().removeprefix("usage: ").replace("[DIR]", "DIR").rstrip()
 
 
 def _kernel_options(group: argparse._ArgumentGroup) -> None:
+    from imafs.kernel.profiles import PROFILES
+
+    known = "; ".join(f"{p.name} ({', '.join(p.aliases)}): {p.summary}" for p in PROFILES)
     group.add_argument(
-        "--profile",
-        default="mainline",
-        help="mainline (7.2 on), legacy (before), legacy-single (before 6.10)",
+        "--profile", metavar="NAME", default="mainline", help=known.replace("%", "%%")
     )
     group.add_argument("--no-staging", action="store_true", help="CONFIG_IMA_STAGING=n")
     group.add_argument("--flush-htable", action="store_true", help="boot with ima_flush_htable")
     group.add_argument("--disable-htable", action="store_true", help="CONFIG_IMA_DISABLE_HTABLE=y")
     group.add_argument("--hash", metavar="ALG", default="sha256", help="ima_hash= (sha256)")
-    group.add_argument("--template", metavar="NAME", default="ima-ng", help="ima_template=")
+    group.add_argument("--template", metavar="NAME", help="ima_template= (ima-ng)")
     group.add_argument("--template-fmt", metavar="FMT", help="ima_template_fmt=, such as d-ng|n-ng")
     group.add_argument(
         "--pcr", type=int, default=10, metavar="N", help="CONFIG_IMA_MEASURE_PCR_IDX, 8 to 14 (10)"
@@ -101,9 +106,11 @@ def _list_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--measure",
         metavar="PATH",
+        action="append",
         nargs="+",
         default=[],
-        help="measure these files and directories before the mount is announced",
+        help="measure these files and directories before the mount is announced; may be given "
+        "again. Where DIR is named nowhere else it is the last of several PATHs, as with `cp`",
     )
     group.add_argument("--no-boot-aggregate", action="store_true", help="begin with an empty list")
     group.add_argument(
@@ -116,6 +123,7 @@ def _list_options(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    _settle_directory(args)
     if args.background:
         from imafs.cli.background import start
 
@@ -123,6 +131,22 @@ def run(args: argparse.Namespace) -> int:
     from imafs.cli.daemon import run as run_daemon
 
     return run_daemon(plan(args))
+
+
+def _settle_directory(args: argparse.Namespace) -> None:
+    """DIR where --measure took it, and the groups of --measure as one list.
+
+    ``--measure A B DIR`` can mean nothing else: to measure an empty directory, the only
+    kind of place that is mounted upon, is to measure nothing.
+    """
+    groups: list[list[str]] = args.measure
+    if args.dir is None:
+        several = next((group for group in reversed(groups) if len(group) > 1), None)
+        if several is None:
+            args.refuse("the following arguments are required: DIR")
+        else:
+            args.dir = several.pop()
+    args.measure = [path for group in groups for path in group]
 
 
 def plan(args: argparse.Namespace) -> Plan:
@@ -140,13 +164,19 @@ def _plan(args: argparse.Namespace) -> Plan:
     from imafs.engine.config import EmulatorConfig
     from imafs.errors import UsageError
     from imafs.formats import templates
-    from imafs.formats.algorithms import by_name
+    from imafs.formats.algorithms import bank_for, by_name
     from imafs.kernel import profiles
 
+    profile = profiles.lookup(args.profile)
+    _refuse_contradictions(args, profile)
+    if args.load_bank is not None:
+        bank_for(by_name(args.load_bank))
     algorithm = by_name(args.hash)
     algorithm.constructor()
     if args.template_fmt:
         template = templates.custom(args.template_fmt)
+    elif args.template is None:
+        template = EmulatorConfig().template
     elif args.template in templates.TEMPLATES:
         template = templates.TEMPLATES[args.template]
     else:
@@ -156,7 +186,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     if not 8 <= args.pcr <= 14:
         raise UsageError(f"--pcr {args.pcr}: CONFIG_IMA_MEASURE_PCR_IDX is 8 to 14")
     config = EmulatorConfig(
-        profile=profiles.lookup(args.profile),
+        profile=profile,
         staging=not args.no_staging,
         flush_htable=args.flush_htable,
         disable_htable=args.disable_htable,
@@ -184,6 +214,39 @@ def _plan(args: argparse.Namespace) -> Plan:
         measure=[os.path.abspath(path) for path in args.measure],
         log_file=args.log_file,
     )
+
+
+def _refuse_contradictions(args: argparse.Namespace, profile: Profile) -> None:
+    """Options that would be without effect. Raises :class:`imafs.errors.UsageError`."""
+    from imafs.errors import UsageError
+
+    foreign = args.tpm not in ("swtpm", "none")
+    for wrong, what in (
+        (
+            args.load_bank and not args.load,
+            "--load-bank says the bank of --load, which is not given",
+        ),
+        (
+            args.no_staging and profile.staged is None,
+            f"--no-staging: profile {profile.name} has no staged files to leave out",
+        ),
+        (
+            args.template is not None and args.template_fmt is not None,
+            "--template and --template-fmt: one of them says the template",
+        ),
+        (
+            args.tpm_state is not None and args.tpm != "swtpm",
+            "--tpm-state is for --tpm swtpm: the state of another TPM is its own",
+        ),
+        (
+            args.allow_hardware_tpm and not foreign,
+            f"--allow-hardware-tpm: --tpm {args.tpm} is no hardware",
+        ),
+        (args.adopt and args.tpm == "none", "--adopt: --tpm none has no PCRs"),
+        (args.padded_banks and args.tpm == "none", "--padded-banks: --tpm none has no PCR banks"),
+    ):
+        if wrong:
+            raise UsageError(what)
 
 
 def _algorithms(text: str | None) -> Sequence[HashAlgorithm]:

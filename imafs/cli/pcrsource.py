@@ -86,8 +86,8 @@ def _socket_of_mount(path: str) -> Path | None:
     from imafs.fuse import mountinfo
 
     real = mountinfo.resolve(path)
-    ours = [mount.path for mount in mountinfo.mounts() if mount.ours]
-    for mount in sorted(ours, key=len, reverse=True):
-        if real == mount or real.startswith(mount + os.sep):
-            return paths.default_socket(mount)
+    ours = [mount for mount in mountinfo.mounts() if mount.ours]
+    for mount in sorted(ours, key=lambda mount: len(mount.path), reverse=True):
+        if real == mount.path or real.startswith(mount.path + os.sep):
+            return paths.of_mount(mount.path, mount.owner)
     return None

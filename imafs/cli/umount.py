@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from itertools import chain
 
+from imafs.cli import answers
 from imafs.control import paths
 from imafs.control.client import ControlClient
-from imafs.errors import ControlError, MountError, UsageError
+from imafs.errors import ControlError, MountError, Refused, UsageError
 
 #: Seconds that a daemon gets to unmount after it was told to stop.
 _DEADLINE = 15.0
@@ -21,7 +25,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "umount",
         help="unmount an emulator and end its daemon",
-        description="Tells the daemon that mounted DIR to stop and waits until it has. A mount "
+        description="Tells the daemon that mounted DIR to stop and waits until it has. Files that "
+        "are open do not hold it up: it names who has them open, and their next read or write is "
+        "ENOTCONN; what they have read is theirs. Plain `umount DIR` is EBUSY instead. A mount "
         "whose daemon is dead is unmounted; nobody else's is touched.",
     )
     parser.add_argument("dir", metavar="DIR", nargs="?")
@@ -65,8 +71,15 @@ def _umount(args: argparse.Namespace) -> int:
         raise MountError(f"{path}: nothing is mounted here")
     if not mount.ours:
         raise MountError(f"{path}: {mount.source} ({mount.fstype}) is not a mount of imafs")
+    if mount.owner is not None and os.geteuid() not in (0, mount.owner):
+        raise MountError(
+            f"{path}: belongs to uid {mount.owner}; only its owner or root can unmount it"
+        )
+    holders: list[str] = []
     try:
-        with ControlClient(args.control or paths.default_socket(path)) as client:
+        with ControlClient(args.control or paths.of_mount(path, mount.owner)) as client:
+            with suppress(Refused):  # it ends all the same
+                holders = _holders(client.status())
             client.stop()
     except ControlError:
         # No daemon to ask: its mount must be dead, else it listens somewhere else.
@@ -80,4 +93,14 @@ def _umount(args: argparse.Namespace) -> int:
         if time.monotonic() > deadline:
             raise MountError(f"{path}: still mounted after {_DEADLINE:g} s")
         time.sleep(0.02)
+    if holders:
+        names = ", ".join(holders)
+        print(f"imafs: {shlex.quote(path)}: was open in {names}: ENOTCONN there from now on")
     return 0
+
+
+def _holders(status: Mapping[str, object]) -> list[str]:
+    """``name[pid]`` of every process that has a file open, each once."""
+    readers = status.get("readers")
+    items = [*(readers if isinstance(readers, list) else []), status.get("writer")]
+    return list(dict.fromkeys(answers.process(item) for item in items if isinstance(item, dict)))

@@ -74,7 +74,35 @@ def default_socket(mountpoint: str | os.PathLike[str]) -> Path:
 
     Raises :class:`ControlError` when even a hashed name is too long for its directory.
     """
-    directory = socket_directory()
+    return _named_in(socket_directory(), mountpoint)
+
+
+def beside(mountpoint: str) -> Path:
+    """The socket of a user's mount where XDG_RUNTIME_DIR is not set."""
+    return Path(f"{mountpoint}{_SUFFIX}")
+
+
+def of_mount(mountpoint: str, owner: int | None) -> Path:
+    """The socket of the mount that ``owner`` (a uid) has there: the first that exists.
+
+    Root finds the sockets of others too, where systemd-logind puts XDG_RUNTIME_DIR. Where
+    there is none it is the default; raises :class:`ControlError` where that is none either.
+    """
+    places = [beside(mountpoint)]
+    if owner is not None and owner != os.geteuid():
+        directory = Path("/run/imafs") if owner == 0 else Path(f"/run/user/{owner}/imafs")
+        places.insert(0, _named_in(directory, mountpoint))
+    try:
+        default = default_socket(mountpoint)
+    except ControlError:
+        existing = [path for path in places if path.is_socket()]
+        if not existing:
+            raise
+        return existing[0]
+    return next((path for path in (default, *places) if path.is_socket()), default)
+
+
+def _named_in(directory: Path, mountpoint: str | os.PathLike[str]) -> Path:
     real = os.fsencode(os.path.realpath(mountpoint))
     parts = _escape(real)
     room = SUN_PATH_MAX - len(os.fsencode(directory)) - 1 - len(_SUFFIX)
@@ -111,6 +139,12 @@ def mountpoint_of(name: str) -> str:
     return "/" if plain == "/" else "/" + plain
 
 
+def advice() -> str:
+    """What a user can do about a place where no socket can be made."""
+    runtime = "" if os.geteuid() == 0 else " or set XDG_RUNTIME_DIR"
+    return f"name another with --control SOCKET{runtime}"
+
+
 def prepare_directory(directory: Path) -> None:
     """Make the default directory, mode 0700, or see that it is ours alone.
 
@@ -121,11 +155,41 @@ def prepare_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         info = directory.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
-            raise ControlError(f"{directory}: not a directory of this user")
+            raise ControlError(f"{directory}: not a directory of this user; {advice()}")
         if info.st_mode & 0o077:
             directory.chmod(0o700)
     except OSError as error:
-        raise ControlError(f"{directory}: {error.strerror}") from error
+        raise ControlError(f"{directory}: {error.strerror}; {advice()}") from error
+
+
+def check_socket(path: Path) -> None:
+    """Whether a socket can be made at ``path``, asked before anything is mounted.
+
+    Raises :class:`ControlError` that says why not, and what to do. It may still fail later,
+    for what others do meanwhile.
+    """
+    problem = _problem(path)
+    if problem is not None:
+        raise ControlError(f"{path}: {problem}; {advice()}")
+
+
+def _problem(path: Path) -> str | None:
+    if len(os.fsencode(path)) > SUN_PATH_MAX:
+        return f"too long for a socket ({SUN_PATH_MAX} bytes at most)"
+    directory = path.parent
+    try:
+        if not stat.S_ISDIR(directory.stat().st_mode):
+            return f"{directory} is not a directory"
+    except OSError as error:
+        return f"{directory}: {error.strerror}"
+    # A read-only file system shows here as well.
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        return f"no socket can be made in {directory}, which this user cannot read and write"
+    try:
+        who = listener(path)
+    except ControlError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None if who is None else f"{who} listens there already"
 
 
 def listener(path: Path) -> Peer | None:

@@ -244,7 +244,8 @@ def detect(data: bytes) -> Bank:
                 furthest = (reach, error)
     if only_violations or furthest is None:
         raise FormatError(
-            "the first records are all violations, which say nothing about the bank: name it"
+            "the first records are all violations, which say nothing about the bank: name it "
+            "with --bank (imafs mount: --load-bank)"
         )
     raise furthest[1]
 

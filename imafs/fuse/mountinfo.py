@@ -28,12 +28,13 @@ _ANSWER = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of /proc/self/mountinfo (proc(5))."""
+    """A line of /proc/self/mountinfo (proc(5)); ``owner``: uid of who made a FUSE mount."""
 
     path: str
     fstype: str
     source: str
     minor: int
+    owner: int | None = None
 
     @property
     def ours(self) -> bool:
@@ -56,10 +57,19 @@ def mounts() -> list[Mount]:
     with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         for line in file:
             left, _, right = line.rstrip("\n").partition(" - ")
-            fstype, source = right.split(" ")[:2]
+            fstype, source, *options = right.split(" ")
             fields = left.split(" ")
             minor = int(fields[2].partition(":")[2])
-            found.append(Mount(_unescape(fields[4]), fstype, _unescape(source), minor))
+            owner = re.search(r"(?:^|,)user_id=(\d+)", options[-1]) if options else None
+            found.append(
+                Mount(
+                    _unescape(fields[4]),
+                    fstype,
+                    _unescape(source),
+                    minor,
+                    int(owner[1]) if owner else None,
+                )
+            )
     return found
 
 

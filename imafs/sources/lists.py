@@ -7,6 +7,7 @@ import errno
 import os
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def load(
     :class:`FormatError` (file, record, byte, reason) where any record is malformed:
     a list is taken whole or not at all.
     """
+    named = bank_for(by_name(bank)) if bank else None
     try:
         parts = lists_of(path) or (b"", Path(path).read_bytes())
     except tarfile.TarError as error:
@@ -45,10 +47,10 @@ def load(
     except OSError as error:
         code = error.errno or errno.EIO
         raise Refused(code, f"{path}: {os.strerror(code)}") from None
+    staged, current = parts
+    data = staged + current
     try:
-        staged, current = parts
-        data = staged + current
-        chosen = bank_for(by_name(bank)) if bank else detect(data)
+        chosen = named or detect(data)
         records: list[Record] = []
         in_stage = 0
         for parsed in read(data, chosen):
@@ -58,7 +60,21 @@ def load(
                 progress(parsed.end, len(data))
         progress(len(data), len(data))
     except FormatError as error:
+        if named is not None:
+            _refuse_other_bank(path, data, named)
         raise FormatError(
             error.reason, record=error.record, offset=error.offset, source=path
         ) from None
     return Loaded(records, in_stage, chosen)
+
+
+def _refuse_other_bank(path: str, data: bytes, bank: Bank) -> None:
+    """Raises :class:`FormatError` where the list is of another bank than was said."""
+    found = None
+    with suppress(FormatError):
+        found = detect(data)
+    if found is not None and found.name != bank.name:
+        raise FormatError(
+            f"this is a list of bank {found.name}, not {bank.name}; the bank need not be named",
+            source=path,
+        )

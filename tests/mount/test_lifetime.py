@@ -305,15 +305,6 @@ def test_options_that_make_no_sense(start: Starter, options: list[str]) -> None:
     assert layers(place.dir) == 0
 
 
-def test_measure_of_a_missing_path_is_refused(start: Starter) -> None:
-    place = start.place()
-    status, log = start.refused("--measure", str(place.base / "missing"), place=place)
-    assert status not in (0, 1), log
-    assert "missing" in log
-    assert "Traceback" not in log
-    assert layers(place.dir) == 0
-
-
 # Two instances and their default sockets: in a mount namespace with a /run/imafs of its own,
 # because other daemons of this machine use the real one.
 

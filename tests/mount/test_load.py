@@ -109,14 +109,27 @@ def test_load_of_a_malformed_list_later_adds_nothing(
     daemon.assert_replays()
 
 
-def test_load_of_what_is_no_file(start: Starter, tmp_path: Path) -> None:
-    for path in (tmp_path / "missing", tmp_path):
-        place = start.place()
-        status, log = start.refused("--load", path, place=place)
-        assert status == 7
-        assert str(path) in log
-        assert log.count("\n") == 1
-        assert layers(place.dir) == 0
+@pytest.mark.parametrize("option", ["--load", "--measure"])
+def test_a_file_that_is_not_there(start: Starter, tmp_path: Path, option: str) -> None:
+    """Status 2, one line with the option and the path, before anything is started."""
+    place = start.place()
+    missing = tmp_path / "missing"
+    status, log = start.refused(option, missing, "--tpm", "no-tcti:", place=place)
+    assert (status, log) == (2, f"imafs: {option} {missing}: No such file or directory\n")
+    assert layers(place.dir) == 0
+
+
+def test_load_of_a_directory(start: Starter, tmp_path: Path) -> None:
+    status, log = start.refused("--load", tmp_path)
+    assert (status, log) == (2, f"imafs: --load {tmp_path}: Is a directory\n")
+
+
+def test_a_wrong_load_bank(start: Starter, lists: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / f"{BINARY}_sha256"
+    status, log = start.refused("--load", path, "--load-bank", "sha1")
+    assert status == 3
+    said = "this is a list of bank sha256, not sha1; the bank need not be named"
+    assert log == f"imafs: {path}: {said}\n"
 
 
 def test_measure_at_the_start(start: Starter, tmp_path: Path) -> None:

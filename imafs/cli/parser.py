@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The argument parser of all commands: a mistake is answered by the command it was made in."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+
+class Parser(argparse.ArgumentParser):
+    """As argparse's, without abbreviations; subcommands get this class too.
+
+    An abbreviated option would mean something else with the next version, and
+    ``--background`` is looked for by its name.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Refuses what is left over here: argparse leaves it to the main parser and its usage."""
+        parsed, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return parsed, left

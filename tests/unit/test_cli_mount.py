@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs mount``'s command line: which DIR, which files, which options go together."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+
+from imafs.cli import mount
+from imafs.cli.daemon import Plan
+from imafs.cli.main import build_parser, main
+from imafs.errors import FormatError, UsageError
+from imafs.kernel.profiles import PROFILES
+from imafs.sources import lists
+from tests.crash.collected import made
+
+Output = pytest.CaptureFixture[str]
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, *words: str) -> Plan:
+    """The plan that the daemon is run with."""
+    plans: list[Plan] = []
+
+    def take(plan: Plan) -> int:
+        plans.append(plan)
+        return 0
+
+    monkeypatch.setattr("imafs.cli.daemon.run", take)
+    assert main(["mount", *words]) == 0
+    return plans[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "directory", "measured"),
+    [
+        ("D", "D", ""),
+        ("D --measure a", "D", "a"),
+        ("D --measure a b", "D", "a b"),
+        ("--measure a D", "D", "a"),
+        ("--measure a b D", "D", "a b"),
+        ("--measure a --measure b D", "D", "a b"),
+        ("--measure a D --measure b", "D", "a b"),
+        ("--measure a --measure b --adopt D", "D", "a b"),
+        ("--measure a b --adopt D", "D", "a b"),
+        ("D --measure a --measure b c", "D", "a b c"),
+        ("--adopt D --measure a b --no-boot-aggregate", "D", "a b"),
+    ],
+)
+def test_measure_and_dir_in_any_order(
+    monkeypatch: pytest.MonkeyPatch, words: str, directory: str, measured: str
+) -> None:
+    plan = planned(monkeypatch, *words.split())
+    assert plan.directory == directory
+    assert plan.measure == [os.path.abspath(path) for path in measured.split()]
+
+
+@pytest.mark.parametrize("words", ["", "--measure a", "--measure a --measure b", "--adopt"])
+def test_dir_is_missing(words: str, capsys: Output) -> None:
+    assert main(["mount", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: imafs mount ")
+    assert error.endswith("imafs mount: error: the following arguments are required: DIR\n")
+
+
+def test_usage_shows_that_dir_is_required(capsys: Output) -> None:
+    assert main(["mount", "--help"]) == 0
+    usage = capsys.readouterr().out.split("\n\n")[0]
+    assert usage.endswith(" DIR")
+    assert "[DIR]" not in usage
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--load-bank sha1", "--load-bank"),
+        ("--load f --load-bank none", "'none'"),
+        ("--load f --load-bank md5", "md5"),
+        ("--profile legacy --no-staging", "--no-staging: profile legacy"),
+        ("--profile legacy-single --no-staging", "--no-staging: profile legacy-single"),
+        ("--template ima-ng --template-fmt d-ng|n-ng", "--template and --template-fmt"),
+        ("--tpm none --tpm-state s", "--tpm-state"),
+        ("--tpm swtpm:port=1 --tpm-state s", "--tpm-state"),
+        ("--allow-hardware-tpm", "--allow-hardware-tpm"),
+        ("--tpm none --allow-hardware-tpm", "--allow-hardware-tpm"),
+        ("--tpm none --adopt", "--adopt"),
+        ("--tpm none --padded-banks sha384", "--padded-banks"),
+    ],
+)
+def test_options_without_effect_are_refused(words: str, said: str, capsys: Output) -> None:
+    assert main(["mount", "/D", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("imafs: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--load f --load-bank sha256",
+        "--template ima-sig",
+        "--template-fmt d-ng|n-ng",
+        "--tpm-state s --banks sha256",
+        "--tpm device:/dev/tpm0 --allow-hardware-tpm --adopt --banks sha256",
+    ],
+)
+def test_options_that_go_together(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    assert planned(monkeypatch, "D", *words.split()).directory == "D"
+
+
+def test_the_default_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert planned(monkeypatch, "D").config.template.label == "ima-ng"
+
+
+def test_help_tells_every_profile_and_its_aliases(capsys: Output) -> None:
+    assert main(["mount", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for profile in PROFILES:
+        assert f"{profile.name} ({', '.join(profile.aliases)}): {profile.summary}" in text
+
+
+def test_nothing_is_abbreviated(capsys: Output) -> None:
+    """--background is looked for by its name: an abbreviation started daemons without end."""
+    assert main(["mount", "D", "--backgr"]) == 2
+    assert "unrecognized arguments: --backgr" in capsys.readouterr().err
+
+
+def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """``parser`` and all below it."""
+    found = [parser]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                found += parsers(below)
+    return found
+
+
+@pytest.mark.parametrize("parser", parsers(build_parser()), ids=lambda parser: parser.prog)
+def test_a_mistake_shows_the_usage_of_its_own_command(
+    parser: argparse.ArgumentParser, capsys: Output
+) -> None:
+    words = parser.prog.split()[1:]
+    # With what it requires, so that the unknown option is the only mistake.
+    needed = [
+        word
+        for action in parser._actions
+        if action.required and not isinstance(action, argparse._SubParsersAction)
+        for word in (*action.option_strings[-1:], "1")
+    ]
+    if any(isinstance(action, argparse._SubParsersAction) for action in parser._actions):
+        needed.append("none-such")
+    assert main([*words, *needed, "--none-such"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: {parser.prog} ")
+    assert f"\n{parser.prog}: error: " in error
+
+
+def test_a_wrong_bank_is_named_with_the_right_one(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_bytes(made(1) + made(2))
+    with pytest.raises(FormatError, match="a list of bank sha1, not sha256") as caught:
+        lists.load(str(path), "sha256")
+    assert caught.value.source == str(path)
+    with pytest.raises(FormatError, match="unknown hash algorithm 'none'"):
+        lists.load(str(path), "none")
+
+
+def test_a_list_of_violations_alone_asks_for_its_bank(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_bytes(b"".join(made(n)[:4] + bytes(20) + made(n)[24:] for n in range(3)))
+    with pytest.raises(FormatError, match=r"with --bank \(imafs mount: --load-bank\)"):
+        lists.load(str(path))
+    # Where the named bank cannot be proved wrong, the place is what is said.
+    with pytest.raises(FormatError, match="record 0, byte "):
+        lists.load(str(path), "sha256")
+    assert len(lists.load(str(path), "sha1").records) == 3
+
+
+@pytest.mark.parametrize("text", ["", "K", "1T", "-1", "1.5M"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--cache"):
+        mount.size(text)
