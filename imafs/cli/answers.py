@@ -16,20 +16,50 @@ from imafs.errors import Refused
 _REFUSED = Refused.exit_code
 
 
-def show(op: str, answer: Mapping[str, object], *, as_json: bool) -> int:
-    """Print ``answer`` to ``op`` on stdout; the exit code."""
+#: Operations that add one record, and what stands before its name.
+_SINGLE = {"violation": "violation", "critical_data": "critical data", "repeat": "repeat"}
+_DUPLICATE = " (already measured)"
+_PENDING = " (in the list, not yet in the PCR: see imafs ctl status)"
+
+
+def show(
+    op: str,
+    answer: Mapping[str, object],
+    asked: Mapping[str, object] | None = None,
+    *,
+    as_json: bool,
+) -> int:
+    """Print ``answer`` to ``op`` with the options ``asked`` on stdout; the exit code."""
     if as_json:
         print(json.dumps(answer))
     elif op == "measure":
-        return _measured(answer)
+        _measured(answer)
+    elif op in _SINGLE:
+        name = readable((asked or {}).get("name", "of the newest record"))
+        print(f"{_SINGLE[op]}  {name}{_note(answer)}")
     elif op == "status":
         print("\n".join(status_lines(answer)))
     elif op == "hello":
         print(f"imafs {readable(answer.get('imafs', '-'))}, protocol {answer.get('protocol', '-')}")
     else:
         for key, value in answer.items():
-            print(f"{readable(key)}: {readable(value)}")
+            if key != "extended" or op == "wait":
+                print(f"{readable(key)}: {readable(value)}")
+    if op != "wait" and any(
+        i.get("extended") is False for i in (answer, *_items(answer, "measured"))
+    ):
+        print(
+            "imafs: records are in the list, but not yet in the PCRs: the TPM hangs, has failed "
+            "or is slow; they stay and are retried (imafs ctl status)",
+            file=sys.stderr,
+        )
     return 0 if not _failures(op, answer) else _REFUSED
+
+
+def _note(item: Mapping[str, object]) -> str:
+    if item.get("extended") is False:
+        return _PENDING
+    return _DUPLICATE if item.get("duplicate") is True else ""
 
 
 def readable(value: object) -> str:
@@ -63,19 +93,14 @@ def _failures(op: str, answer: Mapping[str, object]) -> list[Mapping[str, object
     return [i for i in _items(answer, "measured") if "error" in i] if op == "measure" else []
 
 
-def _measured(answer: Mapping[str, object]) -> int:
-    items = _items(answer, "measured") or [answer]
-    for item in items:
+def _measured(answer: Mapping[str, object]) -> None:
+    for item in _items(answer, "measured") or [answer]:
         name = readable(item.get("name", item.get("path", "-")))
         if "error" in item:
             text = readable(item["error"])
             print(f"imafs: {text if name in text else f'{name}: {text}'}", file=sys.stderr)
             continue
-        note = " (already measured)" if item.get("duplicate") is True else ""
-        if item.get("extended") is False:
-            note = " (in the list, not yet in the PCR: see imafs ctl status)"
-        print(f"{readable(item.get('digest', '-'))}  {name}{note}")
-    return _REFUSED if _failures("measure", answer) else 0
+        print(f"{readable(item.get('digest', '-'))}  {name}{_note(item)}")
 
 
 def status_lines(status: Mapping[str, object]) -> list[str]:

@@ -4,12 +4,23 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imafs.control.ops import OPERATIONS, Kind, Operation, Option, metavar, validate
-from imafs.errors import UsageError
+from imafs.errors import Refused, UsageError
+
+if TYPE_CHECKING:
+    from imafs.control.client import ControlClient
+
+
+#: Operations that answer once the records are in the list.
+_BULK = frozenset({"generate", "load"})
+#: Seconds that the TPM gets for them here: as many as for a single measurement.
+_PATIENCE = 5
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,7 +82,20 @@ def run(args: argparse.Namespace) -> int:
         progress.bar(sys.stderr) as show,
     ):
         answer = client.call(operation.name, options, progress=show if wanted else None)
-    return answers.show(operation.name, answer, as_json=args.json)
+        if operation.name in _BULK and answer.get("extended") is False:
+            answer["extended"] = _extended(client)
+    return answers.show(operation.name, answer, options, as_json=args.json)
+
+
+def _extended(client: ControlClient) -> bool:
+    """Whether all is in the PCRs soon: the daemon does not wait for it in bulk operations."""
+    try:
+        client.wait(extended=True, timeout=_PATIENCE)
+    except Refused as refused:
+        if refused.errno != errno.ETIMEDOUT:
+            raise
+        return False
+    return True
 
 
 def _options(operation: Operation, args: argparse.Namespace) -> dict[str, object]:

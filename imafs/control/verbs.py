@@ -179,7 +179,7 @@ class Verbs:
                 if done % _TURN == 0:
                     await self._breathe()
                     progress(done, count)
-        return {"added": added}
+        return {"added": added, "extended": self._settled()}
 
     async def _breathe(self) -> None:
         """Lets everybody else have a turn, and the TPM catch up."""
@@ -187,6 +187,11 @@ class Verbs:
         queue = self._emulator.queue
         if queue.pending > _BACKLOG and not self._emulator.channel.broken:
             await self._emulator.wait_extended(queue.totals.added - _BACKLOG // 2, 5.0)
+
+    def _settled(self) -> bool:
+        """Whether all records so far are in the PCRs. Bulk operations do not wait for that."""
+        totals = self._emulator.queue.totals
+        return totals.extended >= totals.added
 
     async def repeat(self, options: Options, progress: ProgressCallback) -> Answer:
         """The newest record again: a duplicate, unless the hash table is off or flushed."""
@@ -214,7 +219,8 @@ class Verbs:
                 if done % _TURN == 0:
                     progress(len(records) + done, 2 * len(records))
                     await self._breathe()
-        return {"loaded": len(records), "bank": loaded.bank.name}
+        answer: Answer = {"loaded": len(records), "bank": loaded.bank.name}
+        return answer | {"extended": self._settled()}
 
     async def wait(self, options: Options, progress: ProgressCallback) -> Answer:
         """Until so many records were added since boot, and are extended if asked.

@@ -81,7 +81,7 @@ def test_refusals(daemon: Daemon, arguments: list[str], expected: int) -> None:
 
 
 def test_violation(daemon: Daemon) -> None:
-    assert ctl(daemon, "violation", "/violated")[0] == 0
+    assert ctl(daemon, "violation", "/violated") == (0, "violation  /violated\n", "")
     assert last(daemon)[1:] == ["0" * 40, "ima-ng", "sha256:" + "0" * 64, "/violated"]
     assert daemon.read("violations") == b"1\n"
     daemon.assert_replays()
@@ -91,7 +91,7 @@ def test_critical_data(daemon: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(b"\0\1\2")
     named = ("critical-data", "--label", "label", "--name", "name")
-    assert ctl(daemon, *named, "--file", str(file))[0] == 0
+    assert ctl(daemon, *named, "--file", str(file)) == (0, "critical data  name\n", "")
     assert last(daemon)[2] == "ima-buf"
     assert last(daemon)[4:] == ["name", "000102"]
     assert ctl(daemon, *named, "--data", "ffee")[0] == 0
@@ -106,7 +106,7 @@ def test_generate_and_repeat(daemon: Daemon) -> None:
     assert ctl(daemon, "generate", "5", "--name", "/prefix/")[1] == "added: 5\n"
     assert last(daemon)[4].startswith("/prefix/")
     assert daemon.count() == 16
-    assert "duplicate: yes" in ctl(daemon, "repeat")[1]
+    assert ctl(daemon, "repeat")[1] == "repeat  of the newest record (already measured)\n"
     assert daemon.count() == 16
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import ASCII, BINARY, Daemon, Place, layers, replay
+from tests.mount.daemon import ASCII, BINARY, Daemon, Place, imafs, layers, replay
 from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
 
@@ -202,5 +203,12 @@ def test_a_dead_tpm_keeps_the_records(daemon: Daemon) -> None:
     daemon.call("generate", count=20)
     assert daemon.count() == 26
     wait_for(lambda: daemon.group("failures")["last"], 20, "the failure shows")
+    command = ("ctl", "--control", daemon.control)
+    generated = imafs(*command, "generate", "1", "--json")
+    assert json.loads(generated.stdout) == {"added": 1, "extended": False}
+    measured = imafs(*command, "measure", "/bin/sh")
+    for result in (generated, measured):
+        assert result.stderr.startswith("imafs: records are in the list, but not yet in the PCRs: ")
+        assert result.stderr.count("\n") == 1
     run(["sh", "-c", 'echo 6 > "$1"', "sh", str(daemon.path(BINARY))], deadline=5)
-    assert daemon.count() == 20
+    assert daemon.count() == 22

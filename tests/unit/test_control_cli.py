@@ -213,6 +213,69 @@ async def test_other_answers_are_keys_and_values(
     assert capsys.readouterr().out == 'options: none\ncount: 5\nslow: yes\nnames: ["x"]\n'
 
 
+PENDING = "(in the list, not yet in the PCR: see imafs ctl status)"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["violation", "/a b"], "violation  /a b"),
+        (
+            ["critical-data", "--label", "l", "--name", "n\n", "--data", "00"],
+            "critical data  n\\x0a",
+        ),
+        (["repeat"], "repeat  of the newest record"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        ({"duplicate": False, "number": 5, "extended": True}, ""),
+        ({"duplicate": True, "extended": True}, " (already measured)"),
+        ({"duplicate": False, "number": 5, "extended": False}, f" {PENDING}"),
+        ({}, ""),
+    ],
+)
+async def test_single_records_are_a_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    line: str,
+    answer: dict[str, object],
+    note: str,
+) -> None:
+    handlers = {words[0].replace("-", "_"): handler(answer)}
+    assert await imafs(tmp_path / "s", handlers, *words) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{line}{note}\n"
+    assert ("not yet in the PCRs" in printed.err) == (note == f" {PENDING}")
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_bulk_operations_say_that_the_pcr_is_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], in_time: bool
+) -> None:
+    """The TPM gets some seconds; then a line on stderr, and the word in the JSON."""
+    late = Refused(errno.ETIMEDOUT, "not reached within 5 s")
+    handlers = {
+        "generate": handler({"added": 5, "extended": False}),
+        "wait": handler({"records": 5}) if in_time else handler(error=late),
+    }
+    assert await imafs(tmp_path / "s", handlers, "generate", "5") == 0
+    printed = capsys.readouterr()
+    assert printed.out.endswith("\nadded: 5\n")
+    assert (
+        printed.err.startswith("imafs: records are in the list, but not yet in the PCRs: ")
+        != in_time
+    )
+    assert printed.err.count("\n") == (not in_time)
+    assert await imafs(tmp_path / "s", handlers, "generate", "5", "--json") == 0
+    printed = capsys.readouterr()
+    answer = json.loads(printed.out)
+    assert (answer["added"], answer["extended"]) == (5, in_time)
+    assert bool(printed.err) != in_time
+
+
 async def test_hello(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert await imafs(tmp_path / "s", {}, "hello") == 0
     assert capsys.readouterr().out == f"imafs {__version__}, protocol 1\n"
