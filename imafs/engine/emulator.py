@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import trio
@@ -30,7 +31,7 @@ from imafs.kernel.policy.match import UNCONDITIONAL, Access, Decision, Policy
 from imafs.kernel.policy.session import PolicyFile
 from imafs.kernel.profiles import Entry, directory
 from imafs.kernel.queue import Queue
-from imafs.kernel.requests import Operation, Request
+from imafs.kernel.requests import Grammar, Operation, Request, parse
 from imafs.tpm import Device
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Emulator:
         )
         self.layout = Layout(banks, config.algorithm)
         self.channel = TpmChannel(device)
-        self.accounting = Accounting()
+        self.accounting = self._new_accounting()
         self.policy_file = PolicyFile(config.policy_config, config.policy)
         self._collect = trio.Event()
         self._resets, self._reset_wanted = trio.open_memory_channel[tuple[trio.Event, trio.Event]](
@@ -72,11 +73,17 @@ class Emulator:
         self._added = trio.Event()
         self._extender = self._new_extender(Replay(banks))
 
+    def _new_accounting(self) -> Accounting:
+        profile = self.config.profile
+        limit = sys.maxsize if profile.reader_limit else None
+        return Accounting(limit, same_writer=profile.same_writer)
+
     def _new_extender(self, replay: Replay) -> Extender:
         config = self.config
         queue = Queue(
             self.layout,
-            flush_htable=config.flush_htable,
+            config.profile.rules,
+            flush_htable=config.flush_htable and config.profile.flush_htable,
             disable_htable=config.disable_htable,
             cache=config.cache,
         )
@@ -100,7 +107,12 @@ class Emulator:
     @property
     def entries(self) -> list[Entry]:
         """The IMA directory in order of creation."""
-        return directory(self.config.profile, self.layout.lists, staging=self.config.staging)
+        return directory(
+            self.config.profile,
+            self.layout.lists,
+            staging=self.config.staging,
+            tpm=bool(self.layout.banks),
+        )
 
     # Starting
 
@@ -253,17 +265,32 @@ class Emulator:
 
     # Requests of user space
 
+    def write(self, grammar: Grammar, data: bytes, position: int) -> int:
+        """A write to a file with this grammar: the bytes taken. Raises :class:`Refused`."""
+        queue = self.queue
+        request = parse(
+            grammar,
+            data,
+            position,
+            flush_htable=queue.flush_htable,
+            trimmed=queue.totals.trimmed,
+        )
+        self.request(request)
+        return len(data)
+
     def request(self, request: Request) -> None:
         """Carries out a parsed request. Raises :class:`Refused` with the kernel's errno."""
-        queue = self.queue
-        if request.operation is Operation.STAGE:
-            queue.stage()
-            return
-        if request.operation is Operation.DELETE_STAGED:
-            queue.delete_staged()
-        else:
-            queue.delete_first(request.number)
+        _OPERATIONS[request.operation](self, request)
         self._collect.set()
+
+    def _stage(self, request: Request) -> None:
+        self.queue.stage(request.number)
+
+    def _delete_staged(self, request: Request) -> None:
+        self.queue.delete_staged(request.number)
+
+    def _delete_first(self, request: Request) -> None:
+        self.queue.delete_first(request.number)
 
     # Living
 
@@ -308,3 +335,11 @@ class Emulator:
                 await trio.lowlevel.checkpoint()
             if trim is not None:
                 trim(0)
+
+
+#: What carries out each operation; all synchronous.
+_OPERATIONS: dict[Operation, Callable[[Emulator, Request], None]] = {
+    Operation.STAGE: Emulator._stage,
+    Operation.DELETE_STAGED: Emulator._delete_staged,
+    Operation.DELETE_FIRST: Emulator._delete_first,
+}

@@ -13,7 +13,6 @@ from imafs.errors import Refused
 from imafs.kernel.access import Holder
 from imafs.kernel.packed import PackedList
 from imafs.kernel.profiles import Entry
-from imafs.kernel.requests import parse
 from imafs.kernel.seqfile import PAGE, Bytes, Position, SeqFile
 
 #: GNU tar's default record: 20 blocks of 512 bytes.
@@ -101,6 +100,10 @@ class ListHandle(Handle):
         self._seq = SeqFile(self._list, view)
 
     def read(self, offset: int, size: int) -> Bytes:
+        files = self._entry.files
+        assert files is not None
+        if files.empty is not None and not len(self._list()):
+            raise Refused(files.empty, "the list is empty")
         position = self._position
         real = position.at_read(offset)
         fill = self._filling is Filling.ALL
@@ -117,10 +120,9 @@ class ListHandle(Handle):
         if files.grammar is None:
             return super().write(offset, data)
         real = self._position.at_write(offset, append=self._append)
-        flush = self._emulator.queue.flush_htable
-        self._emulator.request(parse(files.grammar, data, real, flush_htable=flush))
-        self._position.after_write(offset, real, len(data))
-        return len(data)
+        taken = self._emulator.write(files.grammar, data, real)
+        self._position.after_write(offset, real, taken)
+        return taken
 
     def release(self) -> None:
         if self._holder is not None:

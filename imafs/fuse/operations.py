@@ -33,6 +33,7 @@ from imafs.errors import ImafsError
 from imafs.fuse.caller import has_sys_admin
 from imafs.fuse.handles import Filling, Handle, ListHandle, TextHandle
 from imafs.fuse.tree import Node, Tree
+from imafs.kernel.access import Holder, Opening, Role
 from imafs.kernel.profiles import Kind
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class ImaOperations(pyfuse3.Operations):
     def _text(self, kind: Kind) -> bytes:
         queue = self._emulator.queue
         if kind is Kind.COUNT:
-            return b"%d\n" % len(queue.current)
+            return b"%d\n" % queue.count
         return b"%d\n" % queue.violations if kind is Kind.VIOLATIONS else b""
 
     @boundary
@@ -214,12 +215,18 @@ class ImaOperations(pyfuse3.Operations):
         if entry.kind is not Kind.LIST:
             kind = entry.kind
             return TextHandle(lambda: self._text(kind))
-        profile = self._emulator.config.profile
-        if write and profile.writer_needs_admin and not has_sys_admin(tid):
-            raise FUSEError(errno.EPERM)
-        accounting = self._emulator.accounting
-        holder = accounting.open(tid, write=write) if profile.locked else None
+        assert entry.files is not None
+        holder = self._admit(entry.files.opening, tid, write=write)
         return ListHandle(self._emulator, entry, flags, holder, self._filling)
+
+    def _admit(self, opening: Opening, tid: int, *, write: bool) -> Holder | None:
+        """Capability first, then the counter (ima_fs.c:244-336)."""
+        if opening.needs_admin(write=write) and not has_sys_admin(tid):
+            raise FUSEError(errno.EPERM)
+        role = opening.role(write=write)
+        if role is None:
+            return None
+        return self._emulator.accounting.open(tid, write=role is Role.WRITER)
 
     def _open_policy(self, flags: int, tid: int) -> Handle:
         if flags & os.O_ACCMODE == os.O_RDONLY:

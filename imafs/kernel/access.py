@@ -2,7 +2,7 @@
 """Who may open: one writer task or many readers over the whole IMA directory.
 
 Mirrors ``ima_measurements_open``/``_release`` (Linux 7.3 ima_fs.c:244-336): one counter
-for all list and staged files of every form and bank; the writer's own *thread* may
+for all files that a profile counts; in mainline the writer's own *thread* may
 open further writers. Accounting is per handle: the kernel's counter goes wrong when
 another task drops the last reference of a second writer (observed), which no correct
 client can see.
@@ -13,8 +13,42 @@ from __future__ import annotations
 import errno
 import sys
 from dataclasses import dataclass
+from enum import Enum
 
 from imafs.errors import Refused
+
+
+class Role(Enum):
+    """What an open counts as."""
+
+    READER = "reader"
+    WRITER = "writer"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a kind of file is opened: what counts as what (None: not counted), and which
+    opens take CAP_SYS_ADMIN. ``write_takes_admin``: the capability is asked at write."""
+
+    reading: Role | None = None
+    writing: Role | None = None
+    reading_needs_admin: bool = False
+    writing_needs_admin: bool = False
+    write_takes_admin: bool = False
+
+    def role(self, *, write: bool) -> Role | None:
+        """What such an open counts as."""
+        return self.writing if write else self.reading
+
+    def needs_admin(self, *, write: bool) -> bool:
+        """Whether such an open takes CAP_SYS_ADMIN."""
+        return self.writing_needs_admin if write else self.reading_needs_admin
+
+
+#: The lists of every version that counts its users at all.
+COUNTED = Opening(Role.READER, Role.WRITER, writing_needs_admin=True)
+#: Files that nobody counts and everybody with the mode bits may open.
+FREE = Opening()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +60,14 @@ class Holder:
 
 
 class Accounting:
-    """The counter. ``readers_max`` is LONG_MAX in the kernel."""
+    """The counter. ``readers_max`` is LONG_MAX in the kernel, None: drafts do not ask.
 
-    def __init__(self, readers_max: int = sys.maxsize) -> None:
+    ``same_writer``: the writer's own thread may open further writers (Linux 7.2).
+    """
+
+    def __init__(self, readers_max: int | None = sys.maxsize, *, same_writer: bool = True) -> None:
         self._readers_max = readers_max
+        self._same_writer = same_writer
         self.readers: list[Holder] = []
         self.writers: list[Holder] = []
 
@@ -37,12 +75,12 @@ class Accounting:
         """Counts an open. Raises :class:`Refused`: ENFILE, then EBUSY."""
         holder = Holder(tid, write)
         if write:
-            same = bool(self.writers) and tid != 0 and self.writers[0].tid == tid
+            same = self._same_writer and tid != 0 and any(w.tid == tid for w in self.writers[:1])
             if not same and (self.readers or self.writers):
                 raise Refused(errno.EBUSY, self._held())
             self.writers.append(holder)
         else:
-            if len(self.readers) >= self._readers_max:
+            if self._readers_max is not None and len(self.readers) >= self._readers_max:
                 raise Refused(errno.ENFILE, "too many readers")
             if self.writers:
                 raise Refused(errno.EBUSY, self._held())

@@ -7,7 +7,8 @@ resize (measured); this table is open addressing over packed entries: 4 bytes pe
 slot beside the digest itself, growing a few slots per insertion.
 
 An entry is the whole digest and the PCR: a truncated digest would one day drop a
-record. Slots hold entry number + 1; 0 is free. Nothing is ever removed singly.
+record. Slots hold entry number + 1; 0 is free. A removed entry keeps its slot and place,
+so that the entries probed behind it are found, and equals nothing any more.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _CHUNK = 4096
 #: Slots moved per insertion while growing: the new table is full long after the move ends.
 _MOVE = 16
 _SMALLEST = 1024
+#: In the place of a removed entry's PCR: no PCR has this number.
+_GONE = b"\xff"
 
 
 def _slots(number: int) -> array[int]:
@@ -29,19 +32,20 @@ class HashTable:
 
     def __init__(self, width: int) -> None:
         self._entry = width + 1
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
         self._tail = bytearray()
         self._count = 0
+        self._removed = 0
         self._table = _slots(_SMALLEST)
         self._old: array[int] | None = None
         self._moved = 0
 
     def __len__(self) -> int:
-        return self._count
+        return self._count - self._removed
 
     def __contains__(self, key: tuple[bytes, int]) -> bool:
         digest, pcr = key
-        return self._find(digest + bytes((pcr,)))
+        return self._find(digest + bytes((pcr,))) > 0
 
     def add(self, digest: bytes, pcr: int) -> bool:
         """Inserts; False where the digest was there for this PCR."""
@@ -57,28 +61,46 @@ class HashTable:
         self._grow()
         return True
 
-    def _find(self, entry: bytes) -> bool:
-        key = hash(entry)
-        if self._probe(self._table, key, entry):
-            return True
-        return self._old is not None and self._probe(self._old, key, entry)
+    def discard(self, digest: bytes, pcr: int) -> None:
+        """Removes an entry (``hlist_del_rcu``) if it is there."""
+        number = self._find(digest + bytes((pcr,)))
+        if number:
+            self._put(number - 1, digest + _GONE)
+            self._removed += 1
 
-    def _probe(self, table: array[int], key: int, entry: bytes) -> bool:
+    def _find(self, entry: bytes) -> int:
+        """The number of an entry, from 1; 0 where it is not there."""
+        key = hash(entry)
+        number = self._probe(self._table, key, entry)
+        if not number and self._old is not None:
+            number = self._probe(self._old, key, entry)
+        return number
+
+    def _probe(self, table: array[int], key: int, entry: bytes) -> int:
         mask = len(table) - 1
         at = key & mask
         while True:
             number = table[at]
-            if not number:
-                return False
-            if self._get(number - 1) == entry:
-                return True
+            if not number or self._get(number - 1) == entry:
+                return number
             at = (at + 1) & mask
+
+    def _put(self, number: int, entry: bytes) -> None:
+        chunk, at = divmod(number, _CHUNK)
+        at *= self._entry
+        if chunk == len(self._chunks):
+            self._tail[at : at + self._entry] = entry
+            return
+        held = self._chunks[chunk]
+        whole = held if isinstance(held, bytearray) else bytearray(held)
+        whole[at : at + self._entry] = entry
+        self._chunks[chunk] = whole
 
     def _get(self, number: int) -> bytes:
         chunk, at = divmod(number, _CHUNK)
         at *= self._entry
         if chunk < len(self._chunks):
-            return self._chunks[chunk][at : at + self._entry]
+            return bytes(self._chunks[chunk][at : at + self._entry])
         return bytes(self._tail[at : at + self._entry])
 
     @staticmethod

@@ -219,6 +219,62 @@ class PackedList:
         self._skip = first - self._records[0]
         return gone
 
+    def split(self, number: int) -> PackedList:
+        """Takes the first ``number`` records (fewer than all) off, as a list of its own."""
+        first = self._first + number
+        whole = bisect_right(self._records, first) - 1
+        inside = first - self._records[whole]
+        head = PackedList(self._layout, self._cache)
+        head._segments = self._segments[:whole]
+        head._records, head._bytes = self._records[:whole], self._bytes[:whole]
+        head._texts = self._texts[:whole]
+        head._skip = self._skip if whole else 0
+        head._end = (self._records[whole], self._bytes[whole], self._texts[whole])
+        head._most, head._most_text = self._most, self._most_text
+        start = 0 if whole else self._skip
+        if inside > start:
+            head._join(self._part(self._segments[whole], start, inside))
+        for numbers in (self._records, self._bytes, self._texts):
+            del numbers[:whole]
+        del self._segments[:whole]
+        self._skip = inside
+        return head
+
+    def join(self, other: PackedList) -> None:
+        """Puts all records of ``other``, which is used up, behind these. Sealed lists only."""
+        assert self._tail is None
+        for at, segment in enumerate(other._segments):
+            skip = other._skip if at == 0 else 0
+            self._join(self._part(segment, skip, len(segment)) if skip else segment)
+        if self._segments and self._segments[-1] is other._tail:
+            self._tail = other._tail
+        self._most = max(self._most, other._most)
+        self._most_text = max(self._most_text, other._most_text)
+
+    def _join(self, segment: Segment) -> None:
+        self._segments.append(segment)
+        for numbers, end in zip((self._records, self._bytes, self._texts), self._end, strict=True):
+            numbers.append(end)
+        records, size, text = self._end
+        self._end = (records + len(segment), size + len(segment.data), text + segment.text_size)
+
+    def _part(self, segment: Segment, start: int, stop: int) -> Segment:
+        """A sealed copy of the records ``start`` to ``stop`` of a segment."""
+        sha1 = next(at for at, bank in enumerate(self._layout.lists) if bank.name == "sha1")
+        texts = self._cache.run(segment, View(True, sha1)).offsets
+        offsets = segment.offsets
+        part = Segment(self._layout)
+        part.data = bytes(segment.data[offsets[start] : offsets[stop]])
+        part.offsets = array("I", [at - offsets[start] for at in offsets[start : stop + 1]])
+        part.digests = [
+            bytes(kept[start * a.digest_size : stop * a.digest_size])
+            for kept, a in zip(segment.digests, self._layout.stored, strict=True)
+        ]
+        part.text_size = texts[stop] - texts[start]
+        part.longest = max(offsets[i + 1] - offsets[i] for i in range(start, stop))
+        part.longest_text = max(texts[i + 1] - texts[i] for i in range(start, stop))
+        return part
+
     def shrink(self) -> Segment | None:
         """Takes the last segment off a list that is being freed; None: it is empty."""
         if not self._segments:

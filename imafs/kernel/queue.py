@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """The measurement queue: current list, staged list, hash table, extend queue.
 
-Mirrors Linux 7.2/7.3 ima_queue.c. Every method is one critical section, like a
+Mirrors Linux 7.2/7.3 ima_queue.c, and the drafts by their :class:`imafs.kernel.rules.Rules`.
+Every method is one critical section, like a
 section under ``ima_extend_list_mutex``. A record enters the list and the extend
 queue in one step, so the order of extends is the order of the list; who talks to a
 TPM takes entries from the extend queue and confirms them.
@@ -13,13 +14,16 @@ in the list before they are in the PCR (``pending``).
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imafs.errors import Refused
-from imafs.formats.binary import Record
+from imafs.formats.binary import Reader, Record
 from imafs.kernel.htable import HashTable
 from imafs.kernel.layout import Hasher, Layout, View
 from imafs.kernel.packed import PackedList, Segment, ViewCache
+from imafs.kernel.requests import Operation
+from imafs.kernel.rules import MAINLINE, Condition, Counted, Forget, Rules
 
 #: Default bound of the cache of rendered views, bytes.
 CACHE = 64 << 20
@@ -29,12 +33,17 @@ PENDING = 1 << 18
 
 @dataclass(slots=True)
 class Totals:
-    """Counts since the emulated boot, in records."""
+    """Counts since the emulated boot, in records.
+
+    ``trimmed`` were deleted from the current list, ``last_trim`` of them at once lately.
+    """
 
     added: int = 0
     deleted: int = 0
     duplicates: int = 0
     extended: int = 0
+    trimmed: int = 0
+    last_trim: int = 0
 
 
 class Queue:
@@ -44,6 +53,7 @@ class Queue:
     def __init__(
         self,
         layout: Layout,
+        rules: Rules = MAINLINE,
         *,
         flush_htable: bool = False,
         disable_htable: bool = False,
@@ -51,6 +61,7 @@ class Queue:
         pending_limit: int = PENDING,
     ) -> None:
         self.layout = layout
+        self.rules = rules
         self._pending_limit = pending_limit
         # Without a table there is nothing to flush (ima_queue.c:27-37).
         self.flush_htable = flush_htable and not disable_htable
@@ -59,7 +70,10 @@ class Queue:
         self.current = PackedList(layout, self._cache)
         self.staged = PackedList(layout, self._cache)
         self._seen = None if disable_htable else HashTable(layout.default.digest_size)
-        self.suspended = False
+        self._forget = rules.forget_flush if self.flush_htable else rules.forget
+        self._suspended = False
+        self._copied = (False, False)
+        self._counted_twice = 0
         self.violations = 0
         self.totals = Totals()
         self._extends = bytearray()
@@ -105,49 +119,128 @@ class Queue:
         self.generation += 1
         return self.totals.added
 
-    # Requests of user space, checks in the kernel's order (ima_queue.c:311-468)
+    # Requests of user space (ima_queue.c:311-468)
 
-    def stage(self) -> None:
-        """``A``. Raises :class:`Refused`: EEXIST, ENOENT, EACCES."""
-        if len(self.staged):
-            raise Refused(errno.EEXIST, "a list is staged already")
-        if not len(self.current):
-            raise Refused(errno.ENOENT, "the current list is empty")
-        if self.suspended:
-            raise Refused(errno.EACCES, "measurements are suspended")
-        self.current.seal()
-        self.staged = self.current
-        self.current = PackedList(self.layout, self._cache)
+    def stage(self, number: int | None = None) -> None:
+        """``A``, or only the first ``number``. Raises :class:`Refused`: EEXIST, ENOENT, EACCES."""
+        self._check(Operation.STAGE, number)
+        number = len(self.current) if number is None else number
+        self._unlink(number)
+        if number < len(self.current):
+            self.staged = self.current.split(number)
+        else:
+            self.current.seal()
+            self.staged = self.current
+            self.current = PackedList(self.layout, self._cache)
+        self._counted_twice = 0
         self.generation += 1
 
-    def delete_staged(self) -> int:
+    def delete_staged(self, number: int | None = None) -> int:
         """``D``: the number of records deleted. Raises :class:`Refused`: ENOENT, ESTALE.
 
-        With ``ima_flush_htable`` the whole table is forgotten, records that are
+        With a ``number`` the first ones only; the others go back to the head of the current
+        list. With ``ima_flush_htable`` the whole table is forgotten, records that are
         still in the current list included (observed on 7.3.4; the document says not).
         """
-        number = len(self.staged)
-        if not number:
-            raise Refused(errno.ENOENT, "nothing is staged")
-        if self.suspended:
-            raise Refused(errno.ESTALE, "measurements are suspended")
-        # The list as it is: even its index of segments takes time to free.
-        self._garbage.append(self.staged)
+        self._check(Operation.DELETE_STAGED, number)
+        self._counted_twice += len(self.current) if self.rules.double_count else 0
+        deleted = len(self.staged) if number is None else number
+        if deleted == len(self.staged):
+            # The list as it is: even its index of segments takes time to free.
+            self._garbage.append(self.staged)
+        else:
+            self._garbage.extend(self.staged.drop(deleted))
+            self.staged.join(self.current)
+            self.current = self.staged
         self.staged = PackedList(self.layout, self._cache)
-        self._deleted(number)
-        if self.flush_htable and self._seen is not None:
+        self._deleted(deleted)
+        if self._forget is Forget.TABLE:
+            self._forget_all()
+        return deleted
+
+    def delete_first(self, number: int | None) -> int:
+        """``N`` on the current list: the number deleted. Raises :class:`Refused`: ENOENT, ESTALE.
+
+        All or nothing by the checks of every version but one (trim v1 trims what is there).
+        """
+        self._check(Operation.DELETE_FIRST, number)
+        wanted = len(self.current) if number is None else number
+        deleted = min(wanted + self.rules.off_by_one, len(self.current))
+        self._unlink(deleted)
+        if deleted:
+            self._garbage.extend(self.current.drop(deleted))
+        self._deleted(deleted)
+        self.totals.trimmed += deleted
+        self.totals.last_trim = deleted
+        return deleted
+
+    def _check(self, operation: Operation, number: int | None) -> None:
+        for condition, code in self.rules.checks.get(operation, ()):
+            if self._holds(condition, number):
+                raise Refused(code, condition.value)
+
+    def _holds(self, condition: Condition, number: int | None) -> bool:
+        match condition:
+            case Condition.STAGED:
+                return len(self.staged) > 0
+            case Condition.NOTHING_STAGED:
+                return not len(self.staged)
+            case Condition.EMPTY:
+                return not len(self.current)
+            case Condition.TOO_MANY:
+                return number is not None and number > len(self.current)
+            case Condition.TOO_MANY_STAGED:
+                return number is not None and number > len(self.staged)
+            case Condition.NONE_ASKED:
+                return number == 0
+            case Condition.SUSPENDED:
+                return self._suspended
+            case Condition.CURRENT_COPIED:
+                return self._copied[0]
+            case Condition.STAGED_COPIED:
+                return self._copied[1]
+
+    @property
+    def suspended(self) -> bool:
+        """Between the reboot notifier and the next kernel: no records, requests by the rules."""
+        return self._suspended
+
+    @suspended.setter
+    def suspended(self, value: bool) -> None:
+        self._suspended = value
+        # Drafts remember which lists were copied for the next kernel instead.
+        self._copied = (value and len(self.current) > 0, value and len(self.staged) > 0)
+
+    def _unlink(self, number: int) -> None:
+        """Forgets the first ``number`` records of the current list, where the rules say so."""
+        if self._forget is not Forget.REMOVED or self._seen is None:
+            return
+        if number >= len(self.current):
+            # What left before was forgotten then: nothing else is in the table.
+            self._forget_all()
+            return
+        for digest, pcr in self._keys(number):
+            self._seen.discard(digest, pcr)
+
+    def _keys(self, number: int) -> Iterator[tuple[bytes, int]]:
+        """Digest and PCR in the hash table of the first records of the current list."""
+        view = self._sha1_view
+        at = 0
+        while at < number:
+            found = self.current.run(view, at)
+            assert found is not None
+            run, first = found
+            last = min(len(run.offsets) - 1, first + number - at)
+            data = bytes(run.data[run.offsets[first] : run.offsets[last]])
+            for parsed in Reader(data, 20):
+                if not parsed.record.violation:
+                    yield self._hasher.digests(parsed.record).default, parsed.record.pcr
+            at += last - first
+
+    def _forget_all(self) -> None:
+        if self._seen is not None:
             self._garbage.append(self._seen)
             self._seen = HashTable(self.layout.default.digest_size)
-        return number
-
-    def delete_first(self, number: int) -> None:
-        """``N`` on the current list, all or nothing. Raises :class:`Refused`: ENOENT, ESTALE."""
-        if number > len(self.current) or not len(self.current):
-            raise Refused(errno.ENOENT, f"the current list has {len(self.current)} records")
-        if self.suspended:
-            raise Refused(errno.ESTALE, "measurements are suspended")
-        self._garbage.extend(self.current.drop(number))
-        self._deleted(number)
 
     def _deleted(self, number: int) -> None:
         self.totals.deleted += number
@@ -191,11 +284,22 @@ class Queue:
 
     # Looking
 
+    @property
+    def count(self) -> int:
+        """``runtime_measurements_count``."""
+        if self.rules.counted is Counted.SINCE_BOOT:
+            return len(self.current) + len(self.staged) + self.totals.deleted
+        return len(self.current) + self._counted_twice
+
+    @property
+    def _sha1_view(self) -> View:
+        return View(False, next(i for i, b in enumerate(self.layout.lists) if b.name == "sha1"))
+
     def list(self, staged: bool) -> PackedList:
         """The staged or the current list."""
         return self.staged if staged else self.current
 
     def newest(self) -> bytes | None:
         """The newest record in SHA-1 binary form, from either list."""
-        view = View(False, next(i for i, b in enumerate(self.layout.lists) if b.name == "sha1"))
+        view = self._sha1_view
         return self.current.newest(view) or self.staged.newest(view)

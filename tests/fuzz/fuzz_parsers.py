@@ -44,9 +44,9 @@ def _templates(data: bytes) -> None:
 
 def _requests(data: bytes) -> None:
     for profile in PROFILES:
-        for files in (profile.current, profile.staged):
+        for files in (profile.current, profile.staged, *profile.requests):
             if files is not None and files.grammar is not None:
-                parse(files.grammar, data, 0)
+                parse(files.grammar, data, 0, flush_htable=data[:1] == b"1", trimmed=len(data))
 
 
 def _pcrs(data: bytes) -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from imafs.errors import UsageError
 from imafs.formats.algorithms import Bank
+from imafs.kernel.access import FREE, Opening, Role
 from imafs.kernel.layout import Layout
 from imafs.kernel.profiles import PROFILES, Entry, Kind, directory, lookup
-from imafs.kernel.requests import Operation
+from imafs.kernel.requests import Operation, Staging
 from tests.conformance.recordings import load
 from tests.property.builders import banks
 
@@ -51,6 +52,7 @@ def test_mainline_without_staging_has_no_staged_files_but_writable_originals() -
     for entry in lists:
         assert entry.files is not None
         assert entry.files.grammar is not None
+        assert isinstance(entry.files.grammar, Staging)
         assert entry.files.grammar.number is Operation.DELETE_FIRST
 
 
@@ -126,9 +128,7 @@ def test_legacy_has_nothing_to_write(staging: bool) -> None:
             assert entry.mode == 0o440
             assert entry.files is not None
             assert entry.files.grammar is None
-    profile = lookup("legacy")
-    assert not profile.locked
-    assert not profile.writer_needs_admin
+    assert lookup("legacy").current.opening == FREE
 
 
 @pytest.mark.parametrize("tpm", [FOUR, ("sha256",), ()])
@@ -149,8 +149,11 @@ def test_legacy_single_is_what_6_1_showed(tpm: tuple[str, ...]) -> None:
 
 def test_mainline_is_locked_and_wants_a_capability_of_writers() -> None:
     profile = lookup("mainline")
-    assert profile.locked
-    assert profile.writer_needs_admin
+    assert profile.staged is not None
+    for opening in (profile.current.opening, profile.staged.opening):
+        assert opening == Opening(Role.READER, Role.WRITER, writing_needs_admin=True)
+    assert profile.same_writer
+    assert profile.reader_limit
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from imafs.formats.algorithms import by_name
 from imafs.kernel.layout import Layout, View
 from imafs.kernel.packed import PackedList
 from imafs.kernel.queue import Queue
+from imafs.kernel.rules import MAINLINE
 from tests.property.builders import banks, record
 from tests.property.reference import Rec, binary_list, ng, u32, violation
 
@@ -21,7 +22,7 @@ A, B, C = ng(10, b"/a"), ng(10, b"/b"), ng(10, b"/c")
 
 
 def queue(*recs: Rec, **options: bool) -> Queue:
-    made = Queue(Layout(banks("sha1", "sha256")), **options)
+    made = Queue(Layout(banks("sha1", "sha256")), MAINLINE, **options)
     for rec in recs:
         made.append(record(rec))
     return made

@@ -8,8 +8,9 @@ import errno
 import pytest
 
 from imafs.errors import Refused
+from imafs.kernel.numbers import ULONG_MAX, kstrtoul
 from imafs.kernel.profiles import lookup
-from imafs.kernel.requests import ULONG_MAX, Grammar, Operation, Request, kstrtoul, parse
+from imafs.kernel.requests import Grammar, Operation, Request, Staging, parse
 
 MAINLINE = lookup("mainline")
 assert MAINLINE.current.grammar is not None
@@ -93,7 +94,7 @@ def test_the_position_is_ignored(position: int) -> None:
 
 
 def test_a_draft_that_minds_the_position() -> None:
-    draft = Grammar(letters=((b"A", Operation.STAGE),), position=False)
+    draft = Staging(letters=((b"A", Operation.STAGE),), position=False)
     assert parse(draft, b"A\n", 0) == STAGE
     with pytest.raises(Refused) as caught:
         parse(draft, b"A\n", 1)
@@ -161,11 +162,11 @@ def test_kstrtoul_refuses(text: bytes, base: int, code: int) -> None:
 
 def test_other_limits_are_data() -> None:
     # "T:N" has 32 bytes; a grammar without letters and numbers takes nothing.
-    wide = Grammar(number=Operation.DELETE_FIRST, longest=32, number_with_flush=True, base=0)
+    wide = Staging(number=Operation.DELETE_FIRST, longest=32, number_with_flush=True, base=0)
     assert answer(wide, b"0" * 30 + b"1\n") == first(1)
     assert answer(wide, b"0x10\n", flush_htable=True) == first(16)
     assert answer(wide, b"0" * 31 + b"1\n") == EINVAL
-    assert answer(Grammar(), b"1\n") == EINVAL
+    assert answer(Staging(), b"1\n") == EINVAL
 
 
 def test_a_refusal_is_one_readable_line() -> None:

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""All profiles, newest kernel first, and how one is found."""
+
+from __future__ import annotations
+
+from imafs.errors import UsageError
+from imafs.kernel.profiles import staging
+from imafs.kernel.profiles.model import Profile
+
+PROFILES: tuple[Profile, ...] = (
+    staging.MAINLINE,
+    staging.LEGACY,
+    staging.LEGACY_SINGLE,
+    staging.V5,
+    staging.RFC_V2,
+)
+
+
+def lookup(name: str) -> Profile:
+    """The profile with this name or alias; :class:`UsageError` lists them all."""
+    for profile in PROFILES:
+        if name == profile.name or name in profile.aliases:
+            return profile
+    known = ", ".join(" = ".join((p.name, *p.aliases)) for p in PROFILES)
+    raise UsageError(f"unknown profile {name!r}; there are: {known}")
