@@ -53,7 +53,27 @@ def _kernel_options(group: argparse._ArgumentGroup) -> None:
         default="mainline",
         help="the interface: see imafs profiles (mainline)",
     )
-    group.add_argument("--no-staging", action="store_true", help="CONFIG_IMA_STAGING=n")
+    group.add_argument(
+        "--no-staging",
+        action="store_true",
+        help="CONFIG_IMA_STAGING=n (or the option of the profile's own series)",
+    )
+    group.add_argument(
+        "--draft-bugs",
+        action="store_true",
+        help="play the known bugs of the profile too: see imafs profiles",
+    )
+    group.add_argument(
+        "--export-root",
+        metavar="DIR",
+        help="where the export profiles may write the list, at paths that their clients choose",
+    )
+    group.add_argument(
+        "--export-limit",
+        type=int,
+        metavar="N",
+        help="CONFIG_IMA_MEASUREMENT_LIST_SIZE: export when there are more records",
+    )
     group.add_argument("--flush-htable", action="store_true", help="boot with ima_flush_htable")
     group.add_argument("--disable-htable", action="store_true", help="CONFIG_IMA_DISABLE_HTABLE=y")
     group.add_argument("--hash", metavar="ALG", default="sha256", help="ima_hash= (sha256)")
@@ -199,7 +219,11 @@ def _plan(args: argparse.Namespace) -> Plan:
         large_reads=args.large_reads,
         size_zero=args.st_size == "zero",
         cache=size(args.cache),
+        draft_bugs=args.draft_bugs,
+        export_root=_export_root(args.export_root, args.dir),
+        export_limit=args.export_limit,
     )
+    config.check()
     return Plan(
         directory=args.dir,
         layout=args.layout,
@@ -227,10 +251,6 @@ def _refuse_contradictions(args: argparse.Namespace, profile: Profile) -> None:
             "--load-bank says the bank of --load, which is not given",
         ),
         (
-            args.no_staging and profile.staged is None,
-            f"--no-staging: profile {profile.name} has no staged files to leave out",
-        ),
-        (
             args.template is not None and args.template_fmt is not None,
             "--template and --template-fmt: one of them says the template",
         ),
@@ -247,6 +267,20 @@ def _refuse_contradictions(args: argparse.Namespace, profile: Profile) -> None:
     ):
         if wrong:
             raise UsageError(what)
+
+
+def _export_root(text: str | None, mountpoint: str) -> Path | None:
+    from imafs.errors import UsageError
+
+    if text is None:
+        return None
+    root = Path(os.path.realpath(text))
+    if not root.is_dir():
+        raise UsageError(f"--export-root {text}: not a directory")
+    if root.is_relative_to(os.path.realpath(mountpoint)):
+        # The daemon would wait for its own answer.
+        raise UsageError(f"--export-root {text}: inside of the mount itself")
+    return root
 
 
 def _algorithms(text: str | None) -> Sequence[HashAlgorithm]:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from imafs.errors import UsageError
 from imafs.formats.algorithms import SHA256, HashAlgorithm
 from imafs.formats.templates import TEMPLATES, Template
 from imafs.kernel.policy.match import Policy
@@ -21,6 +23,8 @@ class EmulatorConfig:
     kernel's IMA lacks; ``adopt`` goes on over PCRs that no loaded list explains;
     ``policy`` is what ``ima_policy=`` made at boot, None without it;
     ``large_reads`` fills every read; ``size_zero`` shows st_size 0 as the kernel does.
+    ``draft_bugs`` brings back the known bugs of a draft; ``export_root`` is the directory below
+    which drafts may write the list, ``export_limit`` CONFIG_IMA_MEASUREMENT_LIST_SIZE.
     """
 
     profile: Profile = PROFILES[0]
@@ -38,3 +42,30 @@ class EmulatorConfig:
     large_reads: bool = False
     size_zero: bool = False
     cache: int = CACHE
+    draft_bugs: bool = False
+    export_root: Path | None = None
+    export_limit: int | None = None
+
+    @property
+    def played(self) -> Profile:
+        """The profile, with its draft's bugs if they are wanted."""
+        return self.profile.with_bugs() if self.draft_bugs else self.profile
+
+    def check(self) -> None:
+        """Raises :class:`UsageError` where the profile and the options do not fit."""
+        profile = self.profile
+        if profile.export is not None and self.export_root is None:
+            raise UsageError(
+                f"profile {profile.name} writes files by paths that its clients choose: "
+                "name the directory for them with --export-root"
+            )
+        if profile.export is None and self.export_root is not None:
+            raise UsageError(f"profile {profile.name} exports nothing: --export-root is idle")
+        if self.export_limit is not None and (profile.export is None or not profile.export.limit):
+            raise UsageError(f"profile {profile.name} has no limit to set with --export-limit")
+        if not self.staging and profile.option is None:
+            raise UsageError(
+                f"--no-staging: profile {profile.name} has no staged files to leave out"
+            )
+        if self.draft_bugs and profile.draft_rules is None:
+            raise UsageError(f"no bug of profile {profile.name} can be played: see imafs profiles")

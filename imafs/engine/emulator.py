@@ -11,7 +11,7 @@ import ctypes
 import errno
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import trio
@@ -21,6 +21,7 @@ from imafs.engine.boot import PCRS, boot_aggregate
 from imafs.engine.channel import TpmChannel
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.extender import Extender
+from imafs.engine.requests import Requests
 from imafs.errors import Refused, TpmError
 from imafs.formats.binary import Reader, Record
 from imafs.formats.fields import Measurement
@@ -29,9 +30,9 @@ from imafs.kernel.access import Accounting
 from imafs.kernel.layout import Layout
 from imafs.kernel.policy.match import UNCONDITIONAL, Access, Decision, Policy
 from imafs.kernel.policy.session import PolicyFile
-from imafs.kernel.profiles import Entry, directory
+from imafs.kernel.profiles import Entry, RequestFile, directory
 from imafs.kernel.queue import Queue
-from imafs.kernel.requests import Grammar, Operation, Request, parse
+from imafs.kernel.requests import Grammar, Request
 from imafs.tpm import Device
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Emulator:
         self.channel = TpmChannel(device)
         self.accounting = self._new_accounting()
         self.policy_file = PolicyFile(config.policy_config, config.policy)
+        self._requests = self._new_requests()
         self._collect = trio.Event()
         self._resets, self._reset_wanted = trio.open_memory_channel[tuple[trio.Event, trio.Event]](
             0
@@ -74,16 +76,19 @@ class Emulator:
         self._extender = self._new_extender(Replay(banks))
 
     def _new_accounting(self) -> Accounting:
-        profile = self.config.profile
+        profile = self.config.played
         limit = sys.maxsize if profile.reader_limit else None
         return Accounting(limit, same_writer=profile.same_writer)
 
+    def _new_requests(self) -> Requests:
+        return Requests(self.config, self._measure_critical_data, self._measured_pcrs)
+
     def _new_extender(self, replay: Replay) -> Extender:
-        config = self.config
+        config, profile = self.config, self.config.played
         queue = Queue(
             self.layout,
-            config.profile.rules,
-            flush_htable=config.flush_htable and config.profile.flush_htable,
+            profile.rules,
+            flush_htable=config.flush_htable and profile.flush_htable,
             disable_htable=config.disable_htable,
             cache=config.cache,
         )
@@ -108,7 +113,7 @@ class Emulator:
     def entries(self) -> list[Entry]:
         """The IMA directory in order of creation."""
         return directory(
-            self.config.profile,
+            self.config.played,
             self.layout.lists,
             staging=self.config.staging,
             tpm=bool(self.layout.banks),
@@ -222,6 +227,7 @@ class Emulator:
                 raise
             return Receipt(0, duplicate=True, extended=True)
         self._extender.kick()
+        self._requests.grown(self.queue)
         added, self._added = self._added, trio.Event()
         added.set()
         return Receipt(number)
@@ -267,30 +273,25 @@ class Emulator:
 
     def write(self, grammar: Grammar, data: bytes, position: int) -> int:
         """A write to a file with this grammar: the bytes taken. Raises :class:`Refused`."""
-        queue = self.queue
-        request = parse(
-            grammar,
-            data,
-            position,
-            flush_htable=queue.flush_htable,
-            trimmed=queue.totals.trimmed,
-        )
-        self.request(request)
-        return len(data)
+        taken = self._requests.write(self.queue, grammar, data, position)
+        self._collect.set()
+        return taken
 
     def request(self, request: Request) -> None:
         """Carries out a parsed request. Raises :class:`Refused` with the kernel's errno."""
-        _OPERATIONS[request.operation](self, request)
+        self._requests.carry_out(self.queue, request)
         self._collect.set()
 
-    def _stage(self, request: Request) -> None:
-        self.queue.stage(request.number)
+    def shown(self, file: RequestFile) -> bytes:
+        """The text of a request file. Raises :class:`Refused` (EINVAL): no read method."""
+        return self._requests.shown(self.queue, file)
 
-    def _delete_staged(self, request: Request) -> None:
-        self.queue.delete_staged(request.number)
+    def _measure_critical_data(self, label: str, name: bytes, text: bytes) -> None:
+        self.append(self.critical_data(name, text))
 
-    def _delete_first(self, request: Request) -> None:
-        self.queue.delete_first(request.number)
+    def _measured_pcrs(self) -> Sequence[int]:
+        """The PCRs that records go to."""
+        return (self.config.pcr,)
 
     # Living
 
@@ -335,11 +336,3 @@ class Emulator:
                 await trio.lowlevel.checkpoint()
             if trim is not None:
                 trim(0)
-
-
-#: What carries out each operation; all synchronous.
-_OPERATIONS: dict[Operation, Callable[[Emulator, Request], None]] = {
-    Operation.STAGE: Emulator._stage,
-    Operation.DELETE_STAGED: Emulator._delete_staged,
-    Operation.DELETE_FIRST: Emulator._delete_first,
-}

@@ -12,7 +12,7 @@ from imafs.engine.emulator import Emulator
 from imafs.errors import Refused
 from imafs.kernel.access import Holder
 from imafs.kernel.packed import PackedList
-from imafs.kernel.profiles import Entry
+from imafs.kernel.profiles import Entry, RequestFile
 from imafs.kernel.seqfile import PAGE, Bytes, Position, SeqFile
 
 #: GNU tar's default record: 20 blocks of 512 bytes.
@@ -121,6 +121,47 @@ class ListHandle(Handle):
             return super().write(offset, data)
         real = self._position.at_write(offset, append=self._append)
         taken = self._emulator.write(files.grammar, data, real)
+        self._position.after_write(offset, real, taken)
+        return taken
+
+    def release(self) -> None:
+        if self._holder is not None:
+            self._emulator.accounting.release(self._holder)
+
+
+class RequestHandle(Handle):
+    """A file that takes requests and is no list, such as ``ima_trim_log``.
+
+    ``admin``: the opener has CAP_SYS_ADMIN. A write carries no caller over FUSE, so for
+    drafts that ask at the write it is the opener who counts.
+    """
+
+    __slots__ = ("_admin", "_append", "_emulator", "_file", "_holder", "_position")
+
+    def __init__(
+        self, emulator: Emulator, file: RequestFile, flags: int, holder: Holder | None, admin: bool
+    ) -> None:
+        self._emulator = emulator
+        self._file = file
+        self._holder = holder
+        self._admin = admin
+        self._append = bool(flags & os.O_APPEND)
+        self._position = Position()
+
+    def read(self, offset: int, size: int) -> Bytes:
+        real = self._position.at_read(offset)
+        out = self._emulator.shown(self._file)[real : real + size]
+        self._position.after_read(offset, real, len(out))
+        return out
+
+    def write(self, offset: int, data: bytes) -> int:
+        grammar = self._file.grammar
+        if grammar is None:
+            return super().write(offset, data)
+        if self._file.opening.write_takes_admin and not self._admin:
+            raise Refused(errno.EPERM, "CAP_SYS_ADMIN is asked at the write")
+        real = self._position.at_write(offset, append=self._append)
+        taken = self._emulator.write(grammar, data, real)
         self._position.after_write(offset, real, taken)
         return taken
 

@@ -31,7 +31,7 @@ from pyfuse3 import (
 from imafs.engine.emulator import Emulator
 from imafs.errors import ImafsError
 from imafs.fuse.caller import has_sys_admin
-from imafs.fuse.handles import Filling, Handle, ListHandle, TextHandle
+from imafs.fuse.handles import Filling, Handle, ListHandle, RequestHandle, TextHandle
 from imafs.fuse.tree import Node, Tree
 from imafs.kernel.access import Holder, Opening, Role
 from imafs.kernel.profiles import Kind
@@ -115,6 +115,8 @@ class ImaOperations(pyfuse3.Operations):
             return node.truncated
         if entry.kind is Kind.LIST and entry.files is not None and entry.view is not None:
             return self._emulator.queue.list(entry.files.staged).size(entry.view)
+        if entry.request is not None:
+            return 0 if entry.request.shows is None else len(self._emulator.shown(entry.request))
         return 0 if entry.kind is Kind.LINK else len(self._text(entry.kind))
 
     def _text(self, kind: Kind) -> bytes:
@@ -212,6 +214,10 @@ class ImaOperations(pyfuse3.Operations):
         write = flags & os.O_ACCMODE != os.O_RDONLY
         if entry.kind is Kind.POLICY:
             return self._open_policy(flags, tid)
+        if entry.request is not None:
+            holder = self._admit(entry.request.opening, tid, write=write)
+            admin = entry.request.opening.write_takes_admin and write and has_sys_admin(tid)
+            return RequestHandle(self._emulator, entry.request, flags, holder, admin)
         if entry.kind is not Kind.LIST:
             kind = entry.kind
             return TextHandle(lambda: self._text(kind))

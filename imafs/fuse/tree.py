@@ -61,9 +61,18 @@ class Tree:
             self._add(root, "ima", stat.S_IFLNK | 0o444, target="integrity/ima")
         for entry in entries:
             kind = stat.S_IFLNK if entry.kind is Kind.LINK else stat.S_IFREG
-            self._add(ima, entry.name, kind | entry.mode, entry=entry, target=entry.target)
+            place = self._directory(root, entry.directory) if entry.directory else ima
+            self._add(place, entry.name, kind | entry.mode, entry=entry, target=entry.target)
         for node in self.nodes.values():
             node.children.reverse()
+
+    def _directory(self, root: Node, path: str) -> Node:
+        """The directory at a path from the root; made with its parents where it is not there."""
+        node = root
+        for name in path.split("/"):
+            found = self.lookup(node.inode, name)
+            node = found or self._add(node, name, stat.S_IFDIR | 0o755)
+        return node
 
     def _add(
         self,

@@ -17,6 +17,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -314,6 +315,14 @@ class PackedList:
             return None
         at = bisect_right(self._records, record) - 1
         return self._cache.run(self._segments[at], view), record - self._records[at]
+
+    def pieces(self, view: View) -> Iterator[bytes]:
+        """The whole list in a view, a run at a time."""
+        at = 0
+        while (found := self.run(view, at)) is not None:
+            run, first = found
+            yield bytes(run.data[run.offsets[first] : run.offsets[-1]])
+            at += len(run.offsets) - 1 - first
 
     def locate(self, view: View, position: int) -> tuple[int, int]:
         """Record index at a byte position, and how many of its bytes lie before it.

@@ -14,7 +14,7 @@ in the list before they are in the PCR (``pending``).
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imafs.errors import Refused
@@ -22,8 +22,9 @@ from imafs.formats.binary import Reader, Record
 from imafs.kernel.htable import HashTable
 from imafs.kernel.layout import Hasher, Layout, View
 from imafs.kernel.packed import PackedList, Segment, ViewCache
-from imafs.kernel.requests import Operation
+from imafs.kernel.requests import Operation, PcrValue
 from imafs.kernel.rules import MAINLINE, Condition, Counted, Forget, Rules
+from imafs.kernel.startpoints import StartPoints
 
 #: Default bound of the cache of rendered views, bytes.
 CACHE = 64 << 20
@@ -79,6 +80,7 @@ class Queue:
         self._extends = bytearray()
         self._garbage: list[PackedList | Segment | HashTable] = []
         self.generation = 0
+        self.start_points = StartPoints(layout)
 
     # Adding
 
@@ -173,6 +175,17 @@ class Queue:
         self.totals.trimmed += deleted
         self.totals.last_trim = deleted
         return deleted
+
+    def delete_matching(self, wanted: Sequence[PcrValue], configured: Sequence[int]) -> int:
+        """Deletes the shortest prefix that leads the PCRs to ``wanted``; the number deleted.
+
+        None is no error. Raises :class:`Refused`: EINVAL, see :class:`StartPoints`.
+        """
+        number = self.start_points.prefix(self.current, wanted, configured)
+        if number:
+            self.start_points.advance(self.current, number)
+            self.delete_first(number)
+        return number
 
     def _check(self, operation: Operation, number: int | None) -> None:
         for condition, code in self.rules.checks.get(operation, ()):
@@ -290,6 +303,10 @@ class Queue:
         if self.rules.counted is Counted.SINCE_BOOT:
             return len(self.current) + len(self.staged) + self.totals.deleted
         return len(self.current) + self._counted_twice
+
+    def ascii_list(self) -> Iterator[bytes]:
+        """The current list as its SHA-1 ASCII file shows it, in pieces."""
+        return self.current.pieces(self._sha1_view._replace(ascii=True))
 
     @property
     def _sha1_view(self) -> View:

@@ -8,6 +8,7 @@ The first byte of an input chooses the parser, the rest is what it parses.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import atheris
@@ -45,7 +46,9 @@ def _templates(data: bytes) -> None:
 def _requests(data: bytes) -> None:
     for profile in PROFILES:
         for files in (profile.current, profile.staged, *profile.requests):
-            if files is not None and files.grammar is not None:
+            if files is None or files.grammar is None:
+                continue
+            with contextlib.suppress(Refused):
                 parse(files.grammar, data, 0, flush_htable=data[:1] == b"1", trimmed=len(data))
 
 

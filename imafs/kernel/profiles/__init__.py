@@ -8,6 +8,7 @@ measures. Engine and FUSE shell ask this table and have no branch of their own.
 
 from imafs.kernel.profiles.model import (
     Entry,
+    Export,
     Kind,
     ListFiles,
     Profile,
@@ -20,6 +21,7 @@ from imafs.kernel.profiles.table import PROFILES, lookup
 __all__ = [
     "PROFILES",
     "Entry",
+    "Export",
     "Kind",
     "ListFiles",
     "Profile",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from imafs.errors import UsageError
-from imafs.kernel.profiles import staging
+from imafs.kernel.profiles import export, staging, trim
 from imafs.kernel.profiles.model import Profile
 
 PROFILES: tuple[Profile, ...] = (
@@ -12,7 +12,21 @@ PROFILES: tuple[Profile, ...] = (
     staging.LEGACY,
     staging.LEGACY_SINGLE,
     staging.V5,
+    staging.V4,
+    staging.V3,
     staging.RFC_V2,
+    staging.RFC_V1,
+    staging.SNAP,
+    trim.TRIM_V5,
+    trim.TRIM_V4,
+    trim.TRIM_V3,
+    trim.TRIM_V2,
+    trim.TRIM_V1,
+    export.PCRS_2025,
+    export.FLUSH_2020,
+    export.EXPORT_2020,
+    export.EXPORT_2019,
+    export.EXPORT_RFC,
 )
 
 

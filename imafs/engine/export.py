@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Writing the list to the file that ``list_name`` was given: all or nothing.
+
+Only below ``--export-root``, and through no symbolic link: the daemon writes by paths that
+clients choose. As in the drafts everything waits while the list is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from imafs.errors import Refused
+from imafs.kernel.profiles import Export
+from imafs.kernel.queue import Queue
+
+log = logging.getLogger(__name__)
+
+_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Exporter:
+    """Exports the current list of one emulated boot after the other."""
+
+    def __init__(self, rules: Export, root: Path, limit: int | None) -> None:
+        self._rules = rules
+        self._root = os.fsencode(os.path.realpath(root)).rstrip(b"/")
+        self._limit = rules.limit if limit is None else limit
+        self._queue: Queue | None = None
+        self._name = b""
+        self._first = True
+        self._armed = False
+
+    def request(self, queue: Queue, path: bytes) -> None:
+        """A path was written to ``list_name``. Raises :class:`Refused`; the list is kept then."""
+        if queue is not self._queue:
+            self._queue, self._name, self._first = queue, b"", True
+        if not self._name or not self._rules.name_once:
+            self._name = path
+        self._armed = self._rules.automatic
+        if not self._limit or len(queue.current) > self._limit:
+            self._export(queue)
+
+    def grown(self, queue: Queue) -> None:
+        """The list has grown: exported where it is too long and a name is known."""
+        if not self._armed or queue is not self._queue or len(queue.current) <= self._limit:
+            return
+        try:
+            self._export(queue)
+        except Refused as refused:
+            # Until the next name: there is nobody to tell, and every record would try again.
+            self._armed = False
+            log.warning("%r: the list was not exported: %s", self._name, refused)
+
+    def _export(self, queue: Queue) -> None:
+        try:
+            self._write(queue.ascii_list())
+        except OSError as error:
+            code = self._rules.failure or error.errno or errno.EIO
+            raise Refused(code, f"{error.strerror}") from None
+        except Refused as refused:
+            raise Refused(self._rules.failure or refused.errno, str(refused)) from None
+        self._first = False
+        queue.delete_first(None)
+
+    def _write(self, pieces: Iterable[bytes]) -> None:
+        with _parent(self._root, self._name) as (directory, name):
+            if self._first and not self._rules.exclusive:
+                _replace(directory, name, pieces, self._rules.mode)
+            else:
+                _append(directory, name, pieces, self._rules)
+
+
+@contextlib.contextmanager
+def _parent(root: bytes, path: bytes) -> Iterator[tuple[int, bytes]]:
+    """The target's directory, opened step by step from the root, and its name there."""
+    below = path.removeprefix(root + b"/") if path.startswith(root + b"/") else b".."
+    parts = [part for part in below.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise Refused(errno.EACCES, f"{os.fsdecode(path)} is not below --export-root")
+    if not parts:
+        raise Refused(errno.EISDIR, f"{os.fsdecode(path)} is the directory of --export-root")
+    directory = os.open(root or b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            inner = os.open(part, flags, dir_fd=directory)
+            os.close(directory)
+            directory = inner
+        yield directory, parts[-1]
+    finally:
+        os.close(directory)
+
+
+def _replace(directory: int, name: bytes, pieces: Iterable[bytes], mode: int) -> None:
+    """The first export since boot: drafts unlink the target before."""
+    temporary = b".imafs-export-" + secrets.token_hex(8).encode()
+    flags = _FLAGS | os.O_CREAT | os.O_EXCL
+    descriptor = os.open(temporary, flags, mode, dir_fd=directory)
+    try:
+        _fill(descriptor, pieces)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        os.unlink(temporary, dir_fd=directory)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _append(directory: int, name: bytes, pieces: Iterable[bytes], rules: Export) -> None:
+    """Behind what is there; on a failure the file is as it was."""
+    new = True
+    try:
+        flags = _FLAGS | os.O_APPEND | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(name, flags, rules.mode, dir_fd=directory)
+    except FileExistsError:
+        if rules.exclusive:
+            raise
+        new = False
+        descriptor = os.open(name, _FLAGS | os.O_APPEND, dir_fd=directory)
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise Refused(errno.EINVAL, "the target is no regular file")
+        try:
+            _fill(descriptor, pieces)
+        except BaseException:
+            os.ftruncate(descriptor, before.st_size)
+            if new:
+                os.unlink(name, dir_fd=directory)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _fill(descriptor: int, pieces: Iterable[bytes]) -> None:
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    os.fsync(descriptor)
