@@ -14,7 +14,7 @@ import os
 import sys
 
 from imafs import __version__
-from imafs.cli import ctl, mount, record, status, umount, verify
+from imafs.cli import ctl, mount, profiles, record, status, umount, verify
 from imafs.cli import list as list_
 from imafs.cli.parser import Parser
 from imafs.errors import ImafsError, UsageError
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"imafs {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for command in (mount, umount, ctl, status, list_, verify, record):
+    for command in (mount, umount, ctl, status, list_, verify, record, profiles):
         command.add_parser(subparsers)
     return parser
 

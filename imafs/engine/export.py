@@ -71,7 +71,7 @@ class Exporter:
 
     def _write(self, pieces: Iterable[bytes]) -> None:
         with _parent(self._root, self._name) as (directory, name):
-            if self._first and not self._rules.exclusive:
+            if self._first:
                 _replace(directory, name, pieces, self._rules.mode)
             else:
                 _append(directory, name, pieces, self._rules)
@@ -99,7 +99,7 @@ def _parent(root: bytes, path: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _replace(directory: int, name: bytes, pieces: Iterable[bytes], mode: int) -> None:
-    """The first export since boot: drafts unlink the target before."""
+    """The first export since boot, before which the drafts unlink the target."""
     temporary = b".imafs-export-" + secrets.token_hex(8).encode()
     flags = _FLAGS | os.O_CREAT | os.O_EXCL
     descriptor = os.open(temporary, flags, mode, dir_fd=directory)

@@ -109,4 +109,5 @@ class StartPoints:
     def _extend(self, name: str, data: bytes) -> bytes:
         algorithm = self._views[name][0].algorithm
         assert algorithm is not None
-        return algorithm.constructor()(data).digest()
+        digest: bytes = algorithm.constructor()(data).digest()
+        return digest
