@@ -16,6 +16,10 @@ from imafs.errors import ControlError, UsageError
 SYSFS = "/sys/class/tpm/tpm0"
 
 
+class NoTpmError(UsageError):
+    """There are no PCR values because there is no TPM, here or in the emulator meant."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """``--pcrs``, ``--tcti`` and ``--control``, one of them at most."""
     where = parser.add_mutually_exclusive_group()
@@ -37,7 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def reader(args: argparse.Namespace, path: str) -> Callable[[], PcrValues]:
     """A function that reads all PCRs now. ``path`` is the list (or directory) meant.
 
-    Raises :class:`imafs.errors.ImafsError` where nothing was named and nothing is found.
+    Raises :class:`imafs.errors.ImafsError` where nothing was named and nothing is found, and
+    so does the function: :class:`NoTpmError` where that is because there is no TPM.
     """
     if args.pcrs:
         return lambda: pcrfile.read(args.pcrs)
@@ -50,12 +55,15 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], PcrValues]:
         return lambda: _of_imafs(socket)
     if Path(SYSFS, "pcr-sha1").is_dir() or Path(SYSFS, "pcr-sha256").is_dir():
         return lambda: pcrfile.read(SYSFS)
-    from imafs.control.paths import the_socket
+    from imafs.control.paths import find_sockets, the_socket
 
+    kind = UsageError
     try:
+        if not Path(SYSFS).exists() and not find_sockets():
+            kind = NoTpmError
         only = the_socket()
     except ControlError as error:
-        raise UsageError(f"no PCR values: give --pcrs FILE or --tcti TCTI ({error})") from None
+        raise kind(f"no PCR values: give --pcrs FILE or --tcti TCTI ({error})") from None
     return lambda: _of_imafs(only)
 
 
@@ -65,7 +73,7 @@ def _of_imafs(socket: Path) -> PcrValues:
     with ControlClient(socket) as client:
         tcti = client.status().get("tcti")
     if not isinstance(tcti, str):
-        raise UsageError("that imafs has no TPM: give --pcrs FILE")
+        raise NoTpmError("that imafs has no TPM: give --pcrs FILE")
     return _of_tpm(tcti)
 
 

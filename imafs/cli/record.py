@@ -6,8 +6,10 @@ from __future__ import annotations
 import argparse
 import os
 from datetime import UTC, datetime
+from functools import partial
 
 from imafs import __version__
+from imafs.attest.replay import PcrValues
 from imafs.cli import pcrsource
 from imafs.sources import recording
 
@@ -20,7 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Reads every file of DIR (a real machine's /sys/kernel/security/ima or an "
         "emulator's) and the PCRs until list and PCRs agree, and writes one archive that "
         "`imafs mount --load` plays and a bug report can carry. While it reads, nobody can stage "
-        "or delete. It holds file names of the machine: look at it before you send it.",
+        "or delete. Without a TPM there are no PCRs: the lists are checked by themselves. It holds "
+        "file names of the machine: look at it before you send it.",
     )
     parser.add_argument("dir", metavar="DIR", help="an IMA directory")
     parser.add_argument(
@@ -40,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     snapshot = recording.take(
         args.dir,
-        pcrsource.reader(args, args.dir),
+        partial(_pcrs, args),
         padded=tuple(name for name in args.padded_banks.split(",") if name),
         check=not args.no_check,
     )
@@ -50,10 +53,24 @@ def run(args: argparse.Namespace) -> int:
         "imafs": __version__,
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
         "kernel": f"{system.sysname} {system.release} {system.machine}",
-        "agree": verdict is not None,
+        # null: there were no PCRs to agree with.
+        "agree": None if not snapshot.pcrs else verdict is not None,
         "records": verdict.records if verdict else None,
     }
     recording.write(snapshot, args.output, about)
-    count = f"{verdict.records} records, which the PCRs confirm" if verdict else "unchecked"
-    print(f"{args.output}: {count}")
+    print(f"{args.output}: {_said(snapshot)}")
     return 0
+
+
+def _pcrs(args: argparse.Namespace) -> PcrValues:
+    try:
+        return pcrsource.reader(args, args.dir)()
+    except pcrsource.NoTpmError:
+        return {}
+
+
+def _said(snapshot: recording.Snapshot) -> str:
+    if snapshot.verdict is None:
+        return "unchecked"
+    what = "no PCRs confirm: there is no TPM" if not snapshot.pcrs else "the PCRs confirm"
+    return f"{snapshot.verdict.records} records, which {what}"

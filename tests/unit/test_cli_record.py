@@ -106,7 +106,56 @@ def test_usage(ima: Path, capsys: Output) -> None:
     assert "-o/--output" in capsys.readouterr().err
 
 
+@pytest.fixture
+def no_tpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without TPM and without an emulator; the name of a recording to be made."""
+    monkeypatch.setattr("imafs.control.paths.socket_directory", lambda: tmp_path / "none")
+    monkeypatch.setattr("imafs.cli.pcrsource.SYSFS", str(tmp_path / "tpm0"))
+    return tmp_path / "case.tar"
+
+
+def test_a_machine_without_tpm_needs_no_option(ima: Path, no_tpm: Path, capsys: Output) -> None:
+    assert main(["record", str(ima), "-o", str(no_tpm)]) == 0
+    said = f"{no_tpm}: 22 records, which no PCRs confirm: there is no TPM\n"
+    assert capsys.readouterr() == (said, "")
+    found = members(no_tpm)
+    assert found["case/pcrs.txt"] == b""
+    about = json.loads(found["case/meta.json"])
+    assert (about["agree"], about["records"]) == (None, 22)
+    assert len(load_list(str(no_tpm)).records) == 22
+
+
+def test_a_malformed_list_without_tpm(ima: Path, no_tpm: Path, capsys: Output) -> None:
+    path = ima / BINARY
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["record", str(ima), "-o", str(no_tpm)]) == 3
+    assert "record 21, byte " in capsys.readouterr().err
+    assert not no_tpm.exists()
+
+
+def test_a_tpm_whose_pcrs_nobody_named(ima: Path, no_tpm: Path, capsys: Output) -> None:
+    """An old kernel shows the TPM without its PCRs: that is no machine without one."""
+    (no_tpm.parent / "tpm0").mkdir()
+    assert main(["record", str(ima), "-o", str(no_tpm)]) == 2
+    assert "give --pcrs FILE or --tcti TCTI" in capsys.readouterr().err
+    assert not no_tpm.exists()
+
+
 # A running emulator
+
+
+@pytest.mark.mount
+@pytest.mark.root
+@pytest.mark.swtpm
+def test_a_recorded_emulator_without_tpm(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        first = Starter(stack)("--tpm", "none")
+        first.generate(5)
+        words = ("record", first.dir, "-o", tmp_path / "case.tar", "--control", first.control)
+        assert "6 records, which no PCRs confirm: there is no TPM\n" in imafs(*words).stdout
+        verify = ("verify", first.path(BINARY), "--control", first.control)
+        result = imafs(*verify, check=False)
+        assert (result.returncode, "has no TPM" in result.stderr) == (2, True)
 
 
 @pytest.mark.mount
