@@ -5,7 +5,7 @@ A user sees ``str(error)`` as one line and never a traceback; a client of the
 control socket gets the name of the errno; a FUSE caller gets the errno.
 Anything that is not an :class:`ImafsError` is a bug and is logged as one.
 
-Exit codes (documented in the README): 1 unexpected, 2 usage, 3 malformed
+Exit codes (documented in the README): 1 unexpected or out of memory, 2 usage, 3 malformed
 input, 4 TPM, 5 mount, 6 control socket, 7 refused as a kernel would, 8 a list that
 does not lead to its PCRs (``imafs verify``).
 """

@@ -20,6 +20,7 @@ import trio
 
 from imafs.cli import logs, stale
 from imafs.cli.early import EarlySignals, EndedEarly
+from imafs.cli.memory import is_out_of_memory
 from imafs.control import paths
 from imafs.control.server import serve
 from imafs.control.verbs import Verbs
@@ -138,15 +139,9 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
             todo.extend(error.exceptions)
         else:
             leaves.append(error)
-    if any(_out_of_memory(leaf) for leaf in leaves):
-        return ImafsError("out of memory: the mount has ended and its list is gone")
+    if is_out_of_memory(group):
+        return ImafsError("out of memory: the daemon has ended and its list is gone")
     return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], ImafsError) else group
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno == errno.ENOMEM
-    )
 
 
 async def _main(

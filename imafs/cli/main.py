@@ -14,8 +14,7 @@ import os
 import sys
 
 from imafs import __version__
-from imafs.cli import ctl, mount, profiles, record, status, umount, verify
-from imafs.cli import list as list_
+from imafs.cli.memory import is_out_of_memory
 from imafs.cli.parser import Parser
 from imafs.errors import ImafsError, UsageError
 
@@ -25,6 +24,10 @@ _PIPE_CLOSED = 128 + 13  # and SIGPIPE
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line (also what the manual pages are made from)."""
+    # Here, so that main() tells it in one line where they do not fit into memory.
+    from imafs.cli import ctl, mount, profiles, record, status, umount, verify
+    from imafs.cli import list as list_
+
     parser = Parser(
         prog="imafs", description="The IMA directory of securityfs as a FUSE filesystem."
     )
@@ -38,8 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run ``imafs`` with ``argv`` (default: the process's); the exit code.
 
-    Any :class:`ImafsError` becomes one line on stderr and its own exit code. Another
-    exception is a bug and keeps its traceback.
+    Any :class:`ImafsError` becomes one line on stderr and its own exit code, and so does
+    too little memory. Another exception is a bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names are bytes: never fail to print one
@@ -55,6 +58,14 @@ def main(argv: list[str] | None = None) -> int:
         # Nobody reads stdout any more; what is buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"imafs: out of memory: {' '.join(str(error).split()) or 'MemoryError'}",
+            file=sys.stderr,
+        )
+        return ImafsError.exit_code
 
 
 def _run(argv: list[str] | None) -> int:

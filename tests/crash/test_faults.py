@@ -15,6 +15,7 @@ import pytest
 from imafs.control.client import ControlClient
 from imafs.errors import Refused
 from imafs.kernel import queue as queues
+from tests.crash.collected import made
 from tests.mount.daemon import Daemon, imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import ROOT, find_command, require, run, wait_for
@@ -60,20 +61,44 @@ def refused(
 # Memory
 
 
-@pytest.mark.parametrize("megabytes", [60, 100, 160, 250])
+#: The codes that a start under a limit may end with: out of memory, and a swtpm or a mount that
+#: found none (the limit is inherited).
+OUT_OF_MEMORY = {1, 4, 5}
+
+
+def _python_fits(prefix: tuple[str, ...]) -> bool:
+    """Below this no line of ours runs, so there is nothing that could say what is wrong."""
+    command = [*prefix, sys.executable, "-c", "import argparse, imafs.cli.main"]
+    return run(command, check=False, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("megabytes", [12, 18, 24, 30, 36, 42, 48, 54, 60, 66, 80, 120, 250])
 def test_a_memory_limit_at_the_start(start: Starter, megabytes: int) -> None:
-    """It ends by itself, with nothing left; or it is large enough."""
+    """One line and a documented status, with nothing left; or the limit is large enough."""
     place = start.place()
+    before = set(Path(os.environ["TMPDIR"]).glob("imafs-tpm-*"))
     prefix = ("prlimit", f"--as={megabytes << 20}")
     daemon = start.launch(place=place, prefix=prefix)
     daemon.logs.allow("")
     assert daemon.process.stdout is not None
     if daemon.process.stdout.readline():
         assert daemon.stop() == 0
+    elif _python_fits(prefix):
+        assert daemon.wait() in OUT_OF_MEMORY
+        one_line("\n".join(x for x in daemon.log().splitlines() if "INFO" not in x))
+        assert (daemon.process.returncode == 1) == ("out of memory" in daemon.log())
     else:
         assert daemon.wait() != 0
-        assert daemon.log() != ""
     assert layers(place.dir) == 0
+    assert set(Path(os.environ["TMPDIR"]).glob("imafs-tpm-*")) == before
+
+
+def test_a_memory_limit_while_a_list_is_loaded(start: Starter, tmp_path: Path) -> None:
+    saved = tmp_path / "list"
+    saved.write_bytes(b"".join(made(number) for number in range(200_000)))
+    status, log = start.refused("--load", saved, prefix=("prlimit", f"--as={90 << 20}"))
+    assert status == 1
+    one_line(log, "out of memory")
 
 
 def test_a_memory_limit_under_load(start: Starter) -> None:

@@ -61,22 +61,43 @@ def test_signals_at_any_moment_of_the_start(start: Starter) -> None:
         assert _states() == before, f"seed {seed}, turn {turn}: the state of swtpm is left"
 
 
-@pytest.mark.parametrize("phase", ["parsed", "queued", "extended"])
-def test_signals_while_a_long_list_is_loaded(start: Starter, tmp_path: Path, phase: str) -> None:
-    saved = tmp_path / "list"
-    saved.write_bytes(b"".join(made(number) for number in range(MANY)))
+def _write_list(path: Path, records: int) -> Path:
+    with path.open("wb") as file:
+        for number in range(records):
+            file.write(made(number))
+    return path
+
+
+def _interrupted(start: Starter, saved: Path, phase: str, seconds: float) -> None:
+    """A load that is ended by SIGTERM in ``phase``; ``seconds`` is the patience for a phase."""
     before = _states()
     daemon = start.launch("--load", saved)
     if phase == "extended":
-        daemon.start()
+        daemon.start(seconds)
         assert daemon.group("records")["pending"] != 0
     else:
         wait_for(lambda: _takes_signals(daemon), 10, "it has begun")
         if phase == "queued":
             # swtpm is started behind the parsing and before the queueing.
-            wait_for(lambda: children(daemon.process.pid), 20, "the list is parsed")
+            wait_for(lambda: children(daemon.process.pid), seconds, "the list is parsed")
     _ends(daemon, signal.SIGTERM, phase)
     assert _states() == before
+
+
+PHASES = ["parsed", "queued", "extended"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_signals_while_a_long_list_is_loaded(start: Starter, tmp_path: Path, phase: str) -> None:
+    _interrupted(start, _write_list(tmp_path / "list", MANY), phase, 20)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("phase", PHASES)
+def test_signals_while_a_million_records_are_loaded(
+    start: Starter, tmp_path: Path, phase: str
+) -> None:
+    _interrupted(start, _write_list(tmp_path / "list", 10 * MANY), phase, 120)
 
 
 def test_signals_during_the_unmount_with_open_files(daemon: Daemon) -> None:

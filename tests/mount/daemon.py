@@ -129,9 +129,9 @@ class Daemon:
                 start_new_session=True,
             )
 
-    def start(self) -> Daemon:
+    def start(self, seconds: float = START) -> Daemon:
         """Waits for the line that says ready. Raises where the daemon ends instead."""
-        line = self._line(START)
+        line = self._line(seconds)
         match = _READY.fullmatch(line)
         assert match, f"status {self.wait()}, stdout {line!r}, stderr {self.log()!r}"
         self.ready_line = line

@@ -50,10 +50,13 @@ class Starter:
         return self.launch(*options, place=place, prefix=prefix, env=env, control=control).start()
 
     def refused(
-        self, *options: str | os.PathLike[str], place: Place | None = None
+        self,
+        *options: str | os.PathLike[str],
+        place: Place | None = None,
+        prefix: Sequence[str] = (),
     ) -> tuple[int, str]:
         """A start that must fail before anything is mounted: exit status and stderr."""
-        daemon = self.launch(*options, place=place)
+        daemon = self.launch(*options, place=place, prefix=prefix)
         daemon.logs.allow("")
         assert daemon.process.stdout is not None
         status = daemon.wait()

@@ -190,6 +190,21 @@ def test_background_log_file(start: Starter) -> None:
     assert "WARNING" not in log.read_text()
 
 
+@pytest.mark.parametrize("name", ["control.log", "other.log"])
+def test_a_log_file_that_somebody_removed(start: Starter, name: str) -> None:
+    """Also the one that --background would have chosen, which is removed at a good end."""
+    place = start.place()
+    log = place.base / name
+    daemon = start("--log-file", log, place=place)
+    assert log.exists()
+    log.unlink()
+    daemon.generate(3)
+    assert daemon.stop() == 0
+    assert daemon.log() == ""
+    assert not log.exists()
+    assert layers(place.dir) == 0
+
+
 def test_background_gives_the_error_and_its_status(start: Starter) -> None:
     place = start.place()
     (place.dir / "file").touch()

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What a memory limit looks like from inside: not only MemoryError (seen with RLIMIT_AS)."""
+
+from __future__ import annotations
+
+import errno
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error``, or one error of a group, comes from too little memory.
+
+    A thread that has no room for its stack is a RuntimeError, a library that cannot be
+    mapped an ImportError, a request's buffer of libfuse an OSError.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(is_out_of_memory, error.exceptions))
+    if isinstance(error, RuntimeError):
+        return "can't start new thread" in str(error)
+    if isinstance(error, ImportError):
+        return "failed to map" in str(error) or "annot allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    )
