@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Keylime 6.6.0 attests an emulator as it would a machine, and sees what was trimmed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.deployment import Keylime
+from tests.clients.environments import client
+from tests.clients.network import Loopback
+from tests.mount.daemon import Daemon
+from tests.mount.fixtures import Starter
+from tests.support import require, run
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
+
+LIST = "integrity/ima/ascii_runtime_measurements"
+STAGED = f"{LIST}_staged"
+
+
+@pytest.fixture
+def keylime(start: Starter, tmp_path: Path) -> Iterator[Keylime]:
+    """Verifier and registrar beside an emulator of 100 records, in a network of their own."""
+    require("tpm2_quote", "unshare", "/sys/kernel/security")
+    binaries = client("keylime-6.6.0")
+    with Loopback() as network:
+        daemon = start("--layout", "securityfs", prefix=network.prefix)
+        daemon.generate(99)
+        with Keylime(daemon, binaries, tmp_path, network.prefix) as deployment:
+            yield deployment
+        # The TPM is in that network too.
+        assert daemon.stop() == 0
+
+
+def write(daemon: Daemon, name: str, *requests: bytes) -> None:
+    """Another agent: opens ``name`` for writing and makes the requests."""
+    descriptor = os.open(daemon.path(name), os.O_WRONLY)
+    try:
+        for request in requests:
+            os.write(descriptor, request)
+    finally:
+        os.close(descriptor)
+
+
+def asked_from(keylime: Keylime) -> list[int]:
+    """From which records on the verifier has asked the agent for the list so far."""
+    return [int(n) for n in re.findall(r"ima_ml_entry=(\d+)", keylime.agent.log())]
+
+
+def attested(keylime: Keylime, records: int) -> None:
+    """Until quotes over a list of so many records have been verified, and then one more."""
+    keylime.status_becomes(
+        lambda status: (
+            status["operational_state"] == "Get Quote" and asked_from(keylime)[-2:] == [records] * 2
+        ),
+        f"steady attestation at record {records}",
+    )
+
+
+def test_incremental_attestation(keylime: Keylime) -> None:
+    """The verifier asks for new records only, and every quote fits, over violations too."""
+    keylime.start_agent()
+    keylime.provision("add")
+    attested(keylime, 100)
+    counts = []
+    for added in (1, 7, 500):
+        keylime.daemon.call("violation", name=f"/violated/{added}")
+        keylime.daemon.generate(added)
+        attested(keylime, int(keylime.daemon.read("integrity/ima/runtime_measurements_count")))
+        counts.append(keylime.status()["attestation_count"])
+    assert counts == sorted(set(counts))
+    assert asked_from(keylime) == sorted(asked_from(keylime))
+    assert keylime.status()["last_event_id"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "requests"),
+    [(LIST, [b"100\n"]), (STAGED, [b"A\n", b"D\n"]), (STAGED, [b"A\n"])],
+    ids=["N", "A and D", "A alone"],
+)
+def test_another_agent_trims(keylime: Keylime, name: str, requests: list[bytes]) -> None:
+    """It cannot while Keylime's agent holds the list; between two runs of the agent it can,
+    and no quote fits any longer.
+    """
+    keylime.start_agent()
+    keylime.provision("add")
+    attested(keylime, 100)
+    with pytest.raises(OSError, match="busy") as refused:
+        write(keylime.daemon, name, *requests)
+    assert refused.value.errno == errno.EBUSY
+
+    keylime.agent.stop()
+    write(keylime.daemon, name, *requests)
+    keylime.daemon.generate(5)
+    keylime.start_agent()
+    keylime.provision("update")
+    status = keylime.status_becomes(
+        lambda status: status["operational_state"] == "Invalid Quote", "the quote is invalid"
+    )
+    assert status["last_event_id"] == "ima.pcr_mismatch"
+    assert status["attestation_count"] == 0
+    assert "IMA measurement list does not match TPM PCR" in keylime.verifier.log()
+
+
+def test_policy_from_the_list(keylime: Keylime, tmp_path: Path) -> None:
+    """Today's keylime-policy makes the policy; the file that it does not know is found."""
+    target = tmp_path / "program"
+    target.write_text("#!/bin/sh\n")
+    keylime.daemon.call("measure", paths=[str(target)])
+    keylime_policy = client("readers") / "keylime-policy"
+    run(
+        [keylime_policy, "create", "runtime", "-m", keylime.daemon.path(LIST), "-o", keylime.policy]
+    )
+    keylime.start_agent()
+    keylime.provision("add")
+    attested(keylime, 101)
+
+    target.write_text("#!/bin/sh\nexec true\n")
+    keylime.daemon.call("measure", paths=[str(target)])
+    status = keylime.status_becomes(
+        lambda status: status["operational_state"] == "Invalid Quote", "the file is found"
+    )
+    assert status["last_event_id"] == "ima.validation.ima-ng.allowlist_hash"
+    assert str(target) in keylime.verifier.log()

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Libraries that replay ASCII lists reach the PCRs that another client reads from the TPM."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imafs.formats import binary
+from tests.clients.environments import client
+from tests.conformance import recordings
+from tests.conformance.test_recorded_lists import OPTIONS
+from tests.mount.daemon import ASCII, Daemon
+from tests.mount.fixtures import Starter
+from tests.support import run
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
+
+BANKS = ("sha1", "sha256", "sha384", "sha512")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a library made of one list."""
+
+    pcr: str
+    events: list[str]
+    records: int
+
+
+def read(library: str, *requests: tuple[Path, str, str]) -> list[Found]:
+    """``library`` over lists: each with the algorithm of its digests and that of the PCR."""
+    script = Path(__file__).with_name("reading.py")
+    words = [str(client("readers") / "python"), str(script), library]
+    text = json.dumps([[str(path), *algorithms] for path, *algorithms in requests])
+    # As in Keylime's own configuration; without any it reports each violation.
+    settings = {"KEYLIME_VERIFIER_IGNORE_TOMTOU_ERRORS": "False"}
+    done = run(words, stdin=text, env=settings, deadline=60)
+    answers: list[dict[str, Any]] = json.loads(done.stdout)
+    return [Found(**answer) for answer in answers]
+
+
+def work(daemon: Daemon) -> None:
+    """Records of every kind that a list has: files, violations, buffers, duplicates."""
+    daemon.call("measure", paths=["/usr/bin/env", "/usr/bin/id"])
+    daemon.call("violation", name="/with space")
+    daemon.call("critical_data", label="selinux", name="selinux-state", data="00ff10")
+    daemon.generate(50)
+    daemon.call("violation", name="/violated")
+    daemon.call("repeat")
+    daemon.call("wait", extended=True)
+
+
+@pytest.mark.parametrize("template", ["ima", "ima-ng", "ima-sig"])
+def test_keylime_on_every_list(start: Starter, template: str) -> None:
+    """Each bank's list leads to each bank's PCR: the verifier hashes the fields itself."""
+    daemon = start("--template", template)
+    work(daemon)
+    requests = [
+        (daemon.path(f"{ASCII}_{listed}"), listed, pcr) for listed in BANKS for pcr in BANKS
+    ]
+    found = read("keylime", (daemon.path(ASCII), "sha1", "sha1"), *requests)
+    pcrs = {bank: daemon.pcr(bank).hex() for bank in BANKS}
+    assert [one.pcr for one in found] == [pcrs["sha1"], *(pcrs[pcr] for _, _, pcr in requests)]
+    assert {one.records for one in found} == {daemon.count()}
+    assert [one.events for one in found] == [[]] * len(found)
+
+
+#: Recording, moment, banks in which each record's digest is that of its own bank.
+RECORDED = [
+    ("6.1.0-56-amd64-critical", "keys", ("sha1", "sha256")),
+    ("6.1.0-56-amd64-tcb", "work", ("sha1", "sha256")),
+    ("7.3.4+deb13-amd64-ima-sig", "work", BANKS),
+    ("7.3.4-critical", "keys", BANKS),
+    ("7.3.4-ima-sha1", "work", BANKS),
+    ("7.3.4-ima-sig", "work", BANKS),
+    ("7.3.4-tcb-ima-ng", "work", BANKS),
+]
+#: The work of the recordings has a file of this name. An ASCII list shows it as it is: two
+#: lines, of which no reader can make a record.
+TWO_LINES = b"/mnt/new\nline"
+
+
+def recorded_list(name: str, moment: str, *, two_lines: bool) -> bytes:
+    """A binary list of a real kernel, with or without the record that takes two lines."""
+    recorded = next(m for m in recordings.load(name).moments() if m.name == moment)
+    data = recorded.files["binary_runtime_measurements"]
+    found = list(binary.read(data))
+    kept = [one for one in found if two_lines or TWO_LINES not in one.record.data]
+    assert len(kept) == len(found) - (not two_lines)
+    return b"".join(data[one.start : one.end] for one in kept)
+
+
+@pytest.mark.parametrize(("name", "moment", "banks"), RECORDED, ids=[r[0] for r in RECORDED])
+def test_keylime_on_recorded_lists(
+    start: Starter, tmp_path: Path, name: str, moment: str, banks: tuple[str, ...]
+) -> None:
+    """Signatures, keyrings, critical data and violations of real kernels, loaded."""
+    file = tmp_path / "list"
+    file.write_bytes(recorded_list(name, moment, two_lines=False))
+    daemon = start("--load", file, *OPTIONS[name])
+    found = read("keylime", *((daemon.path(f"{ASCII}_{bank}"), bank, bank) for bank in banks))
+    assert [one.pcr for one in found] == [daemon.pcr(bank).hex() for bank in banks]
+    assert [one.events for one in found] == [[]] * len(banks)
+
+
+def test_keylime_on_a_name_of_two_lines(start: Starter, tmp_path: Path) -> None:
+    """The rest of the list is lost for it."""
+    file = tmp_path / "list"
+    file.write_bytes(recorded_list("7.3.4-ima-sig", "work", two_lines=True))
+    daemon = start("--load", file, *OPTIONS["7.3.4-ima-sig"])
+    (found,) = read("keylime", (daemon.path(ASCII), "sha1", "sha1"))
+    assert found.pcr != daemon.pcr("sha1").hex()
+    assert "ima.parser.entry" in found.events
+
+
+def test_keylime_after_trims(daemon: Daemon, tmp_path: Path) -> None:
+    """What was deleted and what is left lead to the PCRs together, the rest alone does not."""
+    kept = dict.fromkeys(BANKS, b"")
+
+    def keep(name: str, records: int | None = None) -> None:
+        for bank in BANKS:
+            lines = daemon.read(name.format(bank)).splitlines(keepends=True)
+            kept[bank] += b"".join(lines[:records])
+
+    work(daemon)
+    keep(f"{ASCII}_{{}}", 20)
+    daemon.path(ASCII).write_text("20\n")
+    work(daemon)
+    staged = f"{ASCII}_{{}}_staged"
+    daemon.path(staged.format("sha256")).write_text("A\n")
+    daemon.generate(30)
+    keep(staged)
+    daemon.path(staged.format("sha1")).write_text("D\n")
+    daemon.generate(10)
+    for bank in BANKS:
+        (tmp_path / bank).write_bytes(kept[bank] + daemon.read(f"{ASCII}_{bank}"))
+
+    whole = read("keylime", *((tmp_path / bank, bank, bank) for bank in BANKS))
+    rest = read("keylime", *((daemon.path(f"{ASCII}_{bank}"), bank, bank) for bank in BANKS))
+    pcrs = [daemon.pcr(bank).hex() for bank in BANKS]
+    assert [one.pcr for one in whole] == pcrs
+    assert not {one.pcr for one in rest} & set(pcrs)
+    assert [one.records for one in rest] == [40] * 4
+
+
+def test_keylime_policy_create_runtime(daemon: Daemon, tmp_path: Path) -> None:
+    """Every file and digest of the list is in the policy, and no other."""
+    daemon.call("measure", paths=["/usr/bin/env", "/usr/bin/id"])
+    daemon.generate(50)
+    made = tmp_path / "policy.json"
+    keylime_policy = client("readers") / "keylime-policy"
+    run([keylime_policy, "create", "runtime", "-m", daemon.path(ASCII), "-o", made])
+    lines = [line.split(" ", 4) for line in daemon.read(ASCII).decode().splitlines()]
+    listed = {name: [digest.partition(":")[2]] for _, _, _, digest, name in lines}
+    assert json.loads(made.read_text())["digests"] == listed
+    assert len(listed) == 53
+
+
+@pytest.mark.parametrize("bank", BANKS)
+def test_evidence_api(daemon: Daemon, bank: str) -> None:
+    daemon.generate(42)
+    (found,) = read("evidence", (daemon.path(f"{ASCII}_{bank}"), bank, bank))
+    assert (found.records, found.pcr) == (43, daemon.pcr(bank).hex())
+
+
+def test_evidence_api_extends_zeros_for_violations(daemon: Daemon) -> None:
+    """It takes the digest of the list as it is; a kernel extends ones there."""
+    daemon.generate(5)
+    daemon.call("violation", name="/violated")
+    (found,) = read("evidence", (daemon.path(ASCII), "sha1", "sha1"))
+    assert found.records == 7
+    assert found.pcr != daemon.pcr("sha1").hex()
