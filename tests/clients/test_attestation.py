@@ -115,3 +115,32 @@ def test_quote_while_records_are_added(daemon: Daemon) -> None:
     daemon.call("wait", extended=True)
     daemon.assert_replays()
     assert evmctl(daemon)[0] == 0
+
+
+def tssimaextend(daemon: Daemon, other: Daemon) -> None:
+    """Replay the list of ``daemon`` into the TPM of ``other``."""
+    require("tssimaextend")
+    daemon.call("wait", extended=True)
+    run(["tssimaextend", "-if", daemon.path(BINARY), "-le"], env=other.environment())
+
+
+@pytest.mark.parametrize("template", ["ima", "ima-ng", "ima-sig", "ima-modsig", "ima-ngv2"])
+def test_tssimaextend_replays_the_list(start: Starter, template: str) -> None:
+    """IBM's TSS pads SHA-1 for the SHA-256 bank, as kernels do that cannot hash for it."""
+    daemon = start("--template", template, "--padded-banks", "sha256")
+    other = start("--no-boot-aggregate")
+    daemon.generate(300)
+    daemon.call("critical_data", label="label", name="name", data="00ff10")
+    tssimaextend(daemon, other)
+    assert other.pcr("sha1") == daemon.pcr("sha1")
+    assert other.pcr("sha256") == daemon.pcr("sha256")
+
+
+def test_tssimaextend_with_violations(start: Starter) -> None:
+    """For the SHA-256 bank it pads the 20 ones of a violation too; kernels extend 32."""
+    daemon = start("--padded-banks", "sha256")
+    other = start("--no-boot-aggregate")
+    daemon.call("violation", name="/violated")
+    tssimaextend(daemon, other)
+    assert other.pcr("sha1") == daemon.pcr("sha1")
+    assert other.pcr("sha256") != daemon.pcr("sha256")
