@@ -124,7 +124,7 @@ def tssimaextend(daemon: Daemon, other: Daemon) -> None:
     run(["tssimaextend", "-if", daemon.path(BINARY), "-le"], env=other.environment())
 
 
-@pytest.mark.parametrize("template", ["ima", "ima-ng", "ima-sig", "ima-modsig", "ima-ngv2"])
+@pytest.mark.parametrize("template", ["ima-ng", "ima-sig", "ima-modsig", "ima-ngv2"])
 def test_tssimaextend_replays_the_list(start: Starter, template: str) -> None:
     """IBM's TSS pads SHA-1 for the SHA-256 bank, as kernels do that cannot hash for it."""
     daemon = start("--template", template, "--padded-banks", "sha256")
