@@ -58,7 +58,8 @@ class Fapi:
 
     def __call__(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one of its commands in the root file system, /mnt being the current directory."""
-        enter = ["unshare", "--mount", "sh", "-c", _ENTER, self._root, self.work, self.daemon.dir]
+        places = (self._root, self.work, self.daemon.dir)
+        enter = ["unshare", "--mount", "sh", "-c", _ENTER, *map(str, places)]
         inside = ["sh", "-c", 'cd /mnt && exec "$0" "$@"', *words]
         return run(
             [*enter, *inside], env={"TSS2_FAPICONF": "/mnt/fapi.json"}, check=check, deadline=60

@@ -115,11 +115,13 @@ def test_the_default_template(monkeypatch: pytest.MonkeyPatch) -> None:
     assert planned(monkeypatch, "D").config.template.label == "ima-ng"
 
 
-def test_help_tells_every_profile_and_its_aliases(capsys: Output) -> None:
+def test_profiles_tells_every_profile_and_its_aliases(capsys: Output) -> None:
     assert main(["mount", "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+    assert "see imafs profiles" in " ".join(capsys.readouterr().out.split())
+    assert main(["profiles"]) == 0
+    text = capsys.readouterr().out
     for profile in PROFILES:
-        assert f"{profile.name} ({', '.join(profile.aliases)}): {profile.summary}" in text
+        assert ", ".join((profile.name, *profile.aliases)) in text
 
 
 def test_nothing_is_abbreviated(capsys: Output) -> None:
