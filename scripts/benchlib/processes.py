@@ -128,7 +128,7 @@ class Server(Process):
         super().__init__(arguments(place))
         try:
             self.announcement = self.line(START)
-        except BenchError:
+        except BaseException:  # a signal's SystemExit too: it is mounted before it says so
             self.close()
             raise
 
