@@ -47,11 +47,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _kernel_options(group: argparse._ArgumentGroup) -> None:
+    from imafs.kernel.profiles import PROFILES
+
+    known = ", ".join(
+        p.name + (f" ({', '.join(p.aliases)})" if p.aliases else "") for p in PROFILES
+    )
     group.add_argument(
         "--profile",
         metavar="NAME",
         default="mainline",
-        help="the interface: see imafs profiles (mainline)",
+        help=f"the interface that is played, see `imafs profiles`: {known}",
     )
     group.add_argument(
         "--no-staging",

@@ -256,11 +256,13 @@ class Emulator:
         measurement = Measurement(name, algorithm, bytes(algorithm.digest_size), violation=True)
         return self.record(measurement, pcr=self.config.pcr)
 
-    def critical_data(self, name: bytes, buf: bytes) -> Record:
+    def critical_data(self, name: bytes, buf: bytes, decision: Decision = UNCONDITIONAL) -> Record:
         """Critical data: template ima-buf over the raw buffer (ima_main.c:1098-1258)."""
         algorithm = self.config.algorithm
         measurement = Measurement(name, algorithm, algorithm.digest(buf), buf=buf)
-        return self.record(measurement, TEMPLATES["ima-buf"])
+        # A rule's pcr=0 is no PCR there, but the default one.
+        pcr = decision.pcr or None
+        return self.record(measurement, decision.template or TEMPLATES["ima-buf"], pcr)
 
     def newest(self) -> Record:
         """The newest record of either list. Raises :class:`Refused` (ENOENT)."""
@@ -287,11 +289,14 @@ class Emulator:
         return self._requests.shown(self.queue, file)
 
     def _measure_critical_data(self, label: str, name: bytes, text: bytes) -> None:
-        self.append(self.critical_data(name, text))
+        decision = self.judge(Access("CRITICAL_DATA", 0, label=label))
+        if decision.measure:
+            self.append(self.critical_data(name, text, decision))
 
     def _measured_pcrs(self) -> Sequence[int]:
-        """The PCRs that records go to."""
-        return (self.config.pcr,)
+        """The PCRs that records go to: the default one, and those of the policy's rules."""
+        rules = () if self.policy is None else self.policy.rules
+        return sorted({self.config.pcr, *(rule.pcr for rule in rules if rule.pcr)})
 
     # Living
 

@@ -41,7 +41,7 @@ class Requests:
 
     def write(self, queue: Queue, grammar: Grammar, data: bytes, position: int) -> int:
         """A write to a file with this grammar: the bytes taken. Raises :class:`Refused`."""
-        trimmed = queue.totals.trimmed
+        trimmed = queue.trimmed
         flush = queue.flush_htable
         request = parse(grammar, data, position, flush_htable=flush, trimmed=trimmed)
         answer = self.carry_out(queue, request)
@@ -59,7 +59,7 @@ class Requests:
         queue.delete_staged(request.number)
 
     def _delete_first(self, queue: Queue, request: Request) -> int | None:
-        before, length = queue.totals.trimmed, len(queue.current)
+        before, length = queue.trimmed, len(queue.current)
         deleted = queue.delete_first(request.number)
         event = queue.rules.event
         if deleted and event is not None:
@@ -122,8 +122,8 @@ def _pcr_text(queue: Queue, pcrs: Sequence[int]) -> bytes:
 
 
 _TEXTS: dict[Shown, Callable[[Queue, Sequence[int]], bytes]] = {
-    Shown.LAST_TRIM: lambda queue, _: b"%d\n" % queue.totals.last_trim,
-    Shown.TOTAL_TRIMMED: lambda queue, _: b"%d\n" % queue.totals.trimmed,
+    Shown.LAST_TRIM: lambda queue, _: b"%d\n" % queue.last_trim,
+    Shown.TOTAL_TRIMMED: lambda queue, _: b"%d\n" % queue.trimmed,
     Shown.PCRS: _pcr_values,
     Shown.PCRS_ASCII: _pcr_text,
 }

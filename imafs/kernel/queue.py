@@ -34,17 +34,12 @@ PENDING = 1 << 18
 
 @dataclass(slots=True)
 class Totals:
-    """Counts since the emulated boot, in records.
-
-    ``trimmed`` were deleted from the current list, ``last_trim`` of them at once lately.
-    """
+    """Counts since the emulated boot, in records."""
 
     added: int = 0
     deleted: int = 0
     duplicates: int = 0
     extended: int = 0
-    trimmed: int = 0
-    last_trim: int = 0
 
 
 class Queue:
@@ -77,6 +72,9 @@ class Queue:
         self._counted_twice = 0
         self.violations = 0
         self.totals = Totals()
+        # Deleted from the current list: since this kernel's start, and at once lately.
+        self.trimmed = 0
+        self.last_trim = 0
         self._extends = bytearray()
         self._garbage: list[PackedList | Segment | HashTable] = []
         self.generation = 0
@@ -172,8 +170,8 @@ class Queue:
         if deleted:
             self._garbage.extend(self.current.drop(deleted))
         self._deleted(deleted)
-        self.totals.trimmed += deleted
-        self.totals.last_trim = deleted
+        self.trimmed += deleted
+        self.last_trim = deleted
         return deleted
 
     def delete_matching(self, wanted: Sequence[PcrValue], configured: Sequence[int]) -> int:

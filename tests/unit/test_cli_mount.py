@@ -115,13 +115,12 @@ def test_the_default_template(monkeypatch: pytest.MonkeyPatch) -> None:
     assert planned(monkeypatch, "D").config.template.label == "ima-ng"
 
 
-def test_profiles_tells_every_profile_and_its_aliases(capsys: Output) -> None:
+def test_help_tells_every_profile_and_its_aliases(capsys: Output) -> None:
     assert main(["mount", "--help"]) == 0
-    assert "see imafs profiles" in " ".join(capsys.readouterr().out.split())
-    assert main(["profiles"]) == 0
-    text = capsys.readouterr().out
+    text = "".join(capsys.readouterr().out.split())  # lines break at hyphens too
     for profile in PROFILES:
-        assert ", ".join((profile.name, *profile.aliases)) in text
+        aliases = f"({','.join(profile.aliases)})" if profile.aliases else ""
+        assert f"{profile.name}{aliases}" in text
 
 
 def test_nothing_is_abbreviated(capsys: Output) -> None:

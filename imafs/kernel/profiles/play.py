@@ -91,7 +91,7 @@ class Play:
         if slot is None:
             return NOTHING
         queue = self.queue
-        data = slot.form(number, queue.totals.trimmed)
+        data = slot.form(number, queue.trimmed)
         return self.carry_out(slot.grammar, data, position)
 
     def carry_out(self, grammar: Grammar, data: bytes, position: int) -> str:
@@ -102,7 +102,7 @@ class Play:
                 data,
                 position,
                 flush_htable=queue.flush_htable,
-                trimmed=queue.totals.trimmed,
+                trimmed=queue.trimmed,
             )
             _DO[request.operation](queue, request)
         except Refused as refused:
