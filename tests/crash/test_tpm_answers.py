@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""A TPM that is slow, and one that answers errors: nobody waits, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.crash.faulty import FAILURE, HIERARCHY, FaultyTpm, faulty_tpm
+from tests.mount.daemon import ASCII, BINARY, Daemon, imafs, replay
+from tests.mount.fixtures import Starter
+from tests.support import wait_for
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
+
+#: Seconds within which reading, A and D must be through, whatever the TPM does.
+AT_ONCE = 2.0
+
+
+@pytest.fixture
+def tpm(start: Starter) -> Iterator[FaultyTpm]:
+    """Ends before the test's daemons do: their end must not need it."""
+    with faulty_tpm(start.place().base) as tpm:
+        yield tpm
+
+
+def goes_on(daemon: Daemon) -> bytes:
+    """Reads, stages, deletes: at once. The staged list in the ASCII form of SHA-256."""
+    began = time.monotonic()
+    writer = os.open(daemon.path(f"{ASCII}_sha256_staged"), os.O_RDWR)
+    try:
+        os.write(writer, b"A\n")
+        os.lseek(writer, 0, os.SEEK_SET)
+        data = b""
+        while piece := os.read(writer, 65536):
+            data += piece
+        os.write(writer, b"D\n")
+    finally:
+        os.close(writer)
+    assert time.monotonic() - began < AT_ONCE, "somebody waited for the TPM"
+    return data
+
+
+def test_a_slow_tpm_holds_nobody(start: Starter, tpm: FaultyTpm) -> None:
+    """Half a second for an extend: records wait for it, people do not."""
+    daemon = start("--tpm", tpm.tcti)
+    daemon.call("wait", extended=True)
+    tpm.delay = 0.5
+    daemon.call("generate", count=8)
+    whole = goes_on(daemon)
+    assert whole.count(b"\n") == 9
+    assert daemon.group("records")["pending"] != 0
+    measured = imafs("ctl", "--control", daemon.control, "measure", "/bin/sh", deadline=40)
+    assert measured.returncode == 0
+    tpm.delay = 0.0
+    wait_for(lambda: daemon.group("records")["pending"] == 0, 40, "all is extended after all")
+    whole += daemon.read(f"{ASCII}_sha256")
+    assert daemon.pcr("sha256") == replay(whole, "sha256")
+    assert daemon.group("failures") == {"extend": 0, "last": None, "mismatch": None}
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("code", [FAILURE, HIERARCHY], ids=hex)
+def test_a_tpm_that_answers_errors(start: Starter, tpm: FaultyTpm, code: int) -> None:
+    """Counted and shown with the code; the records stay and are extended once, in order."""
+    daemon = start("--tpm", tpm.tcti)
+    daemon.logs.expect(f"extending failed, records stay and are retried: .*0x0*{code:x}")
+    daemon.generate(5)
+    before = tpm.extends
+    tpm.code = code
+    daemon.call("generate", count=20)
+    wait_for(lambda: daemon.group("failures")["extend"], 20, "the failure is counted")
+    whole = goes_on(daemon)
+    assert whole.count(b"\n") == 26
+    failures = daemon.group("failures")
+    assert re.search(f"0x0*{code:x}", str(failures["last"])), failures
+    assert failures["mismatch"] is None
+    assert tpm.extends == before
+    assert daemon.group("records")["pending"] == 20
+    tpm.code = 0
+    wait_for(lambda: daemon.group("records")["pending"] == 0, 40, "all is extended after all")
+    assert tpm.extends == before + 20, "each once"
+    assert daemon.pcr("sha256") == replay(whole, "sha256")
+    daemon.generate(3)
+    daemon.assert_replays()
+    assert daemon.group("failures")["mismatch"] is None
+    assert daemon.read(BINARY)
+    assert daemon.stop() == 0
