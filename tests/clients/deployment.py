@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ AGENT = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000"
 #: A start: migrations of an empty data base, 2048 bit keys, an endorsement key.
 START_SECONDS = 60.0
 TENANT_SECONDS = 60.0
+#: Until new records are attested: several quotes.
+STEADY_SECONDS = 60.0
 
 _TLS = {
     "server_key": "default",
@@ -42,6 +45,8 @@ _DATABASE = {
     "auto_migrate_db": "True",
 }
 _RETRY = {"exponential_backoff": "False", "retry_interval": "1", "max_retries": "10"}
+
+SEVERITIES = ["info", "notice", "warning", "error", "critical", "alert", "emergency"]
 
 #: Component -> section -> options. The values are Keylime's defaults, but for: one worker, short
 #: intervals, no revocation messages, no certificate of the endorsement key (swtpm has none).
@@ -64,7 +69,7 @@ CONFIGURATION: dict[str, dict[str, dict[str, str]]] = {
             "request_timeout": "60.0",
             "measured_boot_policy_name": "accept-all",
             "measured_boot_imports": "[]",
-            "severity_labels": '["info", "notice", "warning", "error", "critical", "emergency"]',
+            "severity_labels": str(SEVERITIES),
             "severity_policy": '[{"event_id": ".*", "severity_label": "emergency"}]',
             "ignore_tomtou_errors": "False",
         },
@@ -270,22 +275,34 @@ class Keylime:
         found: dict[str, Any] = json.loads(answers[0])[AGENT]
         return found
 
-    def status_becomes(
-        self, condition: Callable[[Mapping[str, Any]], bool], what: str, deadline: float = 60
-    ) -> dict[str, Any]:
-        """The first status that meets ``condition``; :class:`DeadlineError` with all logs."""
-        last: dict[str, Any] = {}
+    def asked_from(self) -> list[int]:
+        """From which records on the verifier has asked the running agent for the list so far."""
+        return [int(number) for number in re.findall(r"ima_ml_entry=(\d+)", self.agent.log())]
 
-        def met() -> bool:
-            last.clear()
-            last.update(self.status())
-            return condition(last)
+    def attested(self, records: int) -> dict[str, Any]:
+        """The status after quotes were verified with a list of so many records.
 
+        The verifier asks from the first record on that it has not seen in a good quote; it has
+        asked twice: the first of these was verified as well.
+        """
+        self._wait(lambda: self.asked_from()[-2:] == [records] * 2, f"{records} records attested")
+        return self._status("Get Quote")
+
+    def refused(self) -> dict[str, Any]:
+        """The status after a quote that was not good: the verifier has ended its polling."""
+        self._wait(lambda: self.verifier.says("failed, stopping polling"), "a quote is refused")
+        return self._status("Invalid Quote")
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
         try:
-            wait_for(met, deadline, what)
+            wait_for(condition, STEADY_SECONDS, what, interval=0.05)
         except DeadlineError as error:
-            raise DeadlineError(f"{error}\nstatus: {last}\n{self.logs()}") from None
-        return last
+            raise DeadlineError(f"{error}\n{self.logs()}") from None
+
+    def _status(self, state: str) -> dict[str, Any]:
+        status = self.status()
+        assert status["operational_state"] == state, f"{status}\n{self.logs()}"
+        return status
 
     def logs(self) -> str:
         """The last lines of all logs."""

@@ -3,8 +3,9 @@
 
     reading.py keylime|evidence <REQUEST
 
-REQUEST is JSON: a list of ``[path, algorithm of the list, algorithm of the PCR]``; so is the
-answer, one ``{"pcr": hex, "events": [...], "records": N}`` for each. Imports nothing of imafs.
+REQUEST is JSON: a list of ``[path, algorithm of the list, algorithm of the PCR, quoted PCR in
+hex or null]``; so is the answer, one ``{"pcr": hex, "events": [...], "records": N}`` for each.
+Imports nothing of imafs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ POLICY: dict[str, Any] = {
 }
 
 
-def keylime(path: str, list_algorithm: str, pcr_algorithm: str) -> dict[str, Any]:
+def keylime(
+    path: str, list_algorithm: str, pcr_algorithm: str, quoted: str | None
+) -> dict[str, Any]:
     """PCR 10 and the failures, as the verifier's own function finds them."""
     from keylime.agentstates import AgentAttestState
     from keylime.common.algorithms import Hash
@@ -36,18 +39,24 @@ def keylime(path: str, list_algorithm: str, pcr_algorithm: str) -> dict[str, Any
     policy = {**POLICY, "ima": {**POLICY["ima"], "log_hash_alg": list_algorithm}}
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     value, failure = ima.process_measurement_list(
-        AgentAttestState("agent"), lines, runtime_policy=policy, hash_alg=Hash(pcr_algorithm)
+        AgentAttestState("agent"),
+        lines,
+        runtime_policy=policy,
+        pcrval=quoted,
+        hash_alg=Hash(pcr_algorithm),
     )
     events = [event.event_id for event in failure.events]
     return {"pcr": value, "events": events, "records": len(lines) - 1}
 
 
-def evidence(path: str, list_algorithm: str, pcr_algorithm: str) -> dict[str, Any]:
-    """PCR 10 as the Evidence API replays it."""
+def evidence(
+    path: str, list_algorithm: str, pcr_algorithm: str, quoted: str | None
+) -> dict[str, Any]:
+    """PCR 10 as the Evidence API replays it; it compares nothing."""
     from evidence_api.eventlog import EventLogs
     from evidence_api.tcg import TcgAlgorithmRegistry
 
-    assert list_algorithm == pcr_algorithm
+    assert (list_algorithm, quoted) == (pcr_algorithm, None)
     logs = EventLogs(b"", Path(path).read_bytes(), parse_format="PCClient")
     logs.select(None, None)
     algorithm = getattr(TcgAlgorithmRegistry, f"TPM_ALG_{pcr_algorithm.upper()}")

@@ -25,6 +25,11 @@ _ENTER = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    trixie()
+
+
 class Fapi:
     """A FAPI with a key store in ``work`` (/mnt inside) and the lists of ``daemon`` (/srv)."""
 

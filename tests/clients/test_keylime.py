@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,15 +26,15 @@ STAGED = f"{LIST}_staged"
 @pytest.fixture
 def keylime(start: Starter, tmp_path: Path) -> Iterator[Keylime]:
     """Verifier and registrar beside an emulator of 100 records, in a network of their own."""
-    require("tpm2_quote", "unshare", "/sys/kernel/security")
+    require("tpm2_quote", "unshare")
+    if not Path("/sys/kernel/security").is_dir():
+        pytest.skip("this kernel has no /sys/kernel/security to mount on")
     binaries = client("keylime-6.6.0")
     with Loopback() as network:
         daemon = start("--layout", "securityfs", prefix=network.prefix)
         daemon.generate(99)
         with Keylime(daemon, binaries, tmp_path, network.prefix) as deployment:
             yield deployment
-        # The TPM is in that network too.
-        assert daemon.stop() == 0
 
 
 def write(daemon: Daemon, name: str, *requests: bytes) -> None:
@@ -48,41 +47,31 @@ def write(daemon: Daemon, name: str, *requests: bytes) -> None:
         os.close(descriptor)
 
 
-def asked_from(keylime: Keylime) -> list[int]:
-    """From which records on the verifier has asked the agent for the list so far."""
-    return [int(n) for n in re.findall(r"ima_ml_entry=(\d+)", keylime.agent.log())]
-
-
-def attested(keylime: Keylime, records: int) -> None:
-    """Until quotes over a list of so many records have been verified, and then one more."""
-    keylime.status_becomes(
-        lambda status: (
-            status["operational_state"] == "Get Quote" and asked_from(keylime)[-2:] == [records] * 2
-        ),
-        f"steady attestation at record {records}",
-    )
-
-
 def test_incremental_attestation(keylime: Keylime) -> None:
     """The verifier asks for new records only, and every quote fits, over violations too."""
     keylime.start_agent()
     keylime.provision("add")
-    attested(keylime, 100)
-    counts = []
+    status = keylime.attested(100)
+    records = 100
     for added in (1, 7, 500):
+        count = status["attestation_count"]
         keylime.daemon.call("violation", name=f"/violated/{added}")
         keylime.daemon.generate(added)
-        attested(keylime, int(keylime.daemon.read("integrity/ima/runtime_measurements_count")))
-        counts.append(keylime.status()["attestation_count"])
-    assert counts == sorted(set(counts))
-    assert asked_from(keylime) == sorted(asked_from(keylime))
-    assert keylime.status()["last_event_id"] is None
+        records += 1 + added
+        status = keylime.attested(records)
+        assert status["attestation_count"] > count
+    assert status["last_event_id"] is None
+    asked = keylime.asked_from()
+    assert asked == sorted(asked)
 
 
 @pytest.mark.parametrize(
     ("name", "requests"),
-    [(LIST, [b"100\n"]), (STAGED, [b"A\n", b"D\n"]), (STAGED, [b"A\n"])],
-    ids=["N", "A and D", "A alone"],
+    [
+        pytest.param(LIST, [b"100\n"], id="N"),
+        pytest.param(STAGED, [b"A\n", b"D\n"], id="A and D"),
+        pytest.param(STAGED, [b"A\n"], id="A alone", marks=pytest.mark.nightly),
+    ],
 )
 def test_another_agent_trims(keylime: Keylime, name: str, requests: list[bytes]) -> None:
     """It cannot while Keylime's agent holds the list; between two runs of the agent it can,
@@ -90,7 +79,7 @@ def test_another_agent_trims(keylime: Keylime, name: str, requests: list[bytes])
     """
     keylime.start_agent()
     keylime.provision("add")
-    attested(keylime, 100)
+    keylime.attested(100)
     with pytest.raises(OSError, match="busy") as refused:
         write(keylime.daemon, name, *requests)
     assert refused.value.errno == errno.EBUSY
@@ -100,9 +89,7 @@ def test_another_agent_trims(keylime: Keylime, name: str, requests: list[bytes])
     keylime.daemon.generate(5)
     keylime.start_agent()
     keylime.provision("update")
-    status = keylime.status_becomes(
-        lambda status: status["operational_state"] == "Invalid Quote", "the quote is invalid"
-    )
+    status = keylime.refused()
     assert status["last_event_id"] == "ima.pcr_mismatch"
     assert status["attestation_count"] == 0
     assert "IMA measurement list does not match TPM PCR" in keylime.verifier.log()
@@ -119,12 +106,10 @@ def test_policy_from_the_list(keylime: Keylime, tmp_path: Path) -> None:
     )
     keylime.start_agent()
     keylime.provision("add")
-    attested(keylime, 101)
+    keylime.attested(101)
 
     target.write_text("#!/bin/sh\nexec true\n")
     keylime.daemon.call("measure", paths=[str(target)])
-    status = keylime.status_becomes(
-        lambda status: status["operational_state"] == "Invalid Quote", "the file is found"
-    )
+    status = keylime.refused()
     assert status["last_event_id"] == "ima.validation.ima-ng.allowlist_hash"
     assert str(target) in keylime.verifier.log()

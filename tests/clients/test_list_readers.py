@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,24 @@ class Found:
     records: int
 
 
-def read(library: str, *requests: tuple[Path, str, str]) -> list[Found]:
-    """``library`` over lists: each with the algorithm of its digests and that of the PCR."""
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    client("readers")
+
+
+def read(library: str, *requests: tuple[Path, str, str], quoted: Sequence[str] = ()) -> list[Found]:
+    """``library`` over lists: each with the algorithm of its digests and that of the PCR.
+
+    ``quoted``: the PCRs that a TPM said, for a library that compares.
+    """
     script = Path(__file__).with_name("reading.py")
     words = [str(client("readers") / "python"), str(script), library]
-    text = json.dumps([[str(path), *algorithms] for path, *algorithms in requests])
+    text = json.dumps(
+        [
+            [str(path), *algorithms, pcr]
+            for (path, *algorithms), pcr in zip_longest(requests, quoted)
+        ]
+    )
     # As in Keylime's own configuration; without any it reports each violation.
     settings = {"KEYLIME_VERIFIER_IGNORE_TOMTOU_ERRORS": "False"}
     done = run(words, stdin=text, env=settings, deadline=60)
@@ -140,12 +155,13 @@ def test_keylime_after_trims(daemon: Daemon, tmp_path: Path) -> None:
     for bank in BANKS:
         (tmp_path / bank).write_bytes(kept[bank] + daemon.read(f"{ASCII}_{bank}"))
 
-    whole = read("keylime", *((tmp_path / bank, bank, bank) for bank in BANKS))
-    rest = read("keylime", *((daemon.path(f"{ASCII}_{bank}"), bank, bank) for bank in BANKS))
     pcrs = [daemon.pcr(bank).hex() for bank in BANKS]
-    assert [one.pcr for one in whole] == pcrs
+    whole = read("keylime", *((tmp_path / bank, bank, bank) for bank in BANKS), quoted=pcrs)
+    left = [(daemon.path(f"{ASCII}_{bank}"), bank, bank) for bank in BANKS]
+    rest = read("keylime", *left, quoted=pcrs)
+    assert [(one.pcr, one.events) for one in whole] == [(pcr, []) for pcr in pcrs]
     assert not {one.pcr for one in rest} & set(pcrs)
-    assert [one.records for one in rest] == [40] * 4
+    assert [(one.records, one.events) for one in rest] == [(40, ["ima.pcr_mismatch"])] * 4
 
 
 def test_keylime_policy_create_runtime(daemon: Daemon, tmp_path: Path) -> None:
