@@ -147,7 +147,32 @@ _TABLE = (
     Operation("status", "show lists, PCRs, readers and failures"),
     Operation("suspend", "stop adding records, as a kernel before kexec does"),
     Operation("resume", "add records again"),
-    Operation("reset", "begin anew as after a reboot: empty lists, PCRs reset"),
+    Operation("kexec_load", "load a kernel for kexec: reserves the segment for the lists"),
+    Operation(
+        "kexec_execute",
+        "start the next kernel by kexec: lists carried over, PCRs kept (loads first if needed)",
+        (
+            Option("profile", Kind.STR, "profile of the next kernel", "--profile"),
+            Option("no_carry", Kind.BOOL, "the next kernel does not restore them", "--no-carry"),
+            Option("whole", Kind.BOOL, "refuse to cut lists longer than the segment", "--whole"),
+            Option("hold", Kind.BOOL, "stand still, suspended, until kexec-finish", "--hold"),
+        ),
+        lengthy=True,
+    ),
+    Operation("kexec_finish", "start the next kernel of a kexec that is held", lengthy=True),
+    Operation(
+        "kexec_buffer",
+        "write the kexec buffer as it would be handed over now",
+        (Option("file", Kind.PATH, "file to write", "-o", required=True),),
+        lengthy=True,
+    ),
+    Operation(
+        "reboot",
+        "reboot: suspended on the way down, then empty lists, PCRs reset",
+        (Option("profile", Kind.STR, "profile of the next kernel", "--profile"),),
+        lengthy=True,
+    ),
+    Operation("reset", "power off and on: as reboot, without a way down", lengthy=True),
     Operation("stop", "unmount and end the daemon"),
     Operation("hello", "tell version, protocol and operations"),
 )
@@ -237,7 +262,7 @@ def synopsis(operation: Operation) -> str:
     words = [operation.verb]
     for option in operation.options:
         word = option.cli
-        if option.cli.startswith("--") and option.kind is not Kind.BOOL:
+        if option.cli.startswith("-") and option.kind is not Kind.BOOL:
             word += f" {metavar(option)}"
         if option.kind is Kind.PATHS:
             word += "..."

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from imafs.control.lifecycle import LifecycleVerbs
 from imafs.control.server import Handler, ProgressCallback
 from imafs.engine.emulator import Emulator, Receipt
 from imafs.engine.status import status
@@ -49,7 +50,7 @@ class Verbs:
         self._about = about
         self._generated: dict[str, int] = {}
         # Bulk operations give turns away in between; what would change the queue's
-        # rules under them (suspend, reset) waits, so that a list is loaded whole.
+        # rules under them (suspend, kexec, reboot) waits, so that a list is loaded whole.
         self._bulk = trio.Lock()
 
     def handlers(self) -> dict[str, Handler]:
@@ -63,10 +64,8 @@ class Verbs:
             "load": self.load,
             "wait": self.wait,
             "status": self.status,
-            "suspend": self.suspend,
-            "resume": self.resume,
-            "reset": self.reset,
             "stop": self.stop,
+            **LifecycleVerbs(self._emulator, self._bulk, self._generated.clear).handlers(),
         }
 
     async def measure(self, options: Options, progress: ProgressCallback) -> Answer:
@@ -245,24 +244,6 @@ class Verbs:
     async def status(self, options: Options, progress: ProgressCallback) -> Answer:
         """Everything that ``imafs ctl status`` shows."""
         return {**self._about, **await status(self._emulator)}
-
-    async def suspend(self, options: Options, progress: ProgressCallback) -> Answer:
-        """As the reboot notifier does: no new records, A EACCES, D and N ESTALE."""
-        async with self._bulk:
-            self._emulator.queue.suspended = True
-        return {}
-
-    async def resume(self, options: Options, progress: ProgressCallback) -> Answer:
-        """Back from suspend, which a kernel never does."""
-        self._emulator.queue.suspended = False
-        return {}
-
-    async def reset(self, options: Options, progress: ProgressCallback) -> Answer:
-        """List and TPM as after a boot."""
-        async with self._bulk:
-            await self._emulator.reset()
-            self._generated.clear()
-        return {}
 
     async def stop(self, options: Options, progress: ProgressCallback) -> Answer:
         """Ends the daemon once this is answered."""

@@ -26,6 +26,12 @@ def aggregate_bank(banks: Sequence[Bank], default: HashAlgorithm) -> Bank | None
     return by_name.get(default.name) or by_name.get("sha256") or by_name.get("sha1")
 
 
+def unreadable(banks: Sequence[Bank]) -> PcrValues:
+    """The values of a TPM that does not answer: ``ima_pcrread`` complains in the log and
+    leaves zeros (Linux 7.3 ima_crypto.c:417)."""
+    return {bank.name: dict.fromkeys(PCRS, bytes(bank.digest_size)) for bank in banks}
+
+
 def _aggregate(algorithm: HashAlgorithm, value: Callable[[int], bytes]) -> bytes:
     last = 8 if algorithm is SHA1 else 10
     return algorithm.digest(b"".join(value(pcr) for pcr in range(last)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from imafs.errors import UsageError
 from imafs.formats.algorithms import SHA256, HashAlgorithm
 from imafs.formats.templates import TEMPLATES, Template
+from imafs.kernel.kexec import EXTRA
 from imafs.kernel.policy.match import Policy
 from imafs.kernel.policy.session import DEFAULT_CONFIG, PolicyConfig
 from imafs.kernel.profiles import PROFILES, Profile
@@ -25,6 +26,7 @@ class EmulatorConfig:
     ``large_reads`` fills every read; ``size_zero`` shows st_size 0 as the kernel does.
     ``draft_bugs`` brings back the known bugs of a draft; ``export_root`` is the directory below
     which drafts may write the list, ``export_limit`` CONFIG_IMA_MEASUREMENT_LIST_SIZE.
+    ``kexec_extra`` is CONFIG_IMA_KEXEC_EXTRA_MEMORY_KB in bytes (0 there: half a page).
     """
 
     profile: Profile = PROFILES[0]
@@ -42,6 +44,7 @@ class EmulatorConfig:
     large_reads: bool = False
     size_zero: bool = False
     cache: int = CACHE
+    kexec_extra: int = EXTRA
     draft_bugs: bool = False
     export_root: Path | None = None
     export_limit: int | None = None
@@ -54,11 +57,7 @@ class EmulatorConfig:
     def check(self) -> None:
         """Raises :class:`UsageError` where the profile and the options do not fit."""
         profile = self.profile
-        if profile.export is not None and self.export_root is None:
-            raise UsageError(
-                f"profile {profile.name} writes files by paths that its clients choose: "
-                "name the directory for them with --export-root"
-            )
+        self.check_next(profile)
         if profile.export is None and self.export_root is not None:
             raise UsageError(f"profile {profile.name} exports nothing: --export-root is idle")
         if self.export_limit is not None and (profile.export is None or not profile.export.limit):
@@ -69,3 +68,11 @@ class EmulatorConfig:
             )
         if self.draft_bugs and profile.draft_rules is None:
             raise UsageError(f"no bug of profile {profile.name} can be played: see imafs profiles")
+
+    def check_next(self, profile: Profile) -> None:
+        """Raises :class:`UsageError` where ``profile`` cannot run with these options."""
+        if profile.export is not None and self.export_root is None:
+            raise UsageError(
+                f"profile {profile.name} writes files by paths that its clients choose: "
+                "name the directory for them with --export-root"
+            )

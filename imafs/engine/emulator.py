@@ -22,15 +22,17 @@ from imafs.engine.channel import TpmChannel
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.extender import Extender
 from imafs.engine.requests import Requests
+from imafs.engine.running import Boot, Held
 from imafs.errors import Refused, TpmError
 from imafs.formats.binary import Reader, Record
 from imafs.formats.fields import Measurement
 from imafs.formats.templates import TEMPLATES, Template
 from imafs.kernel.access import Accounting
+from imafs.kernel.kexec import loaded_image
 from imafs.kernel.layout import Layout
 from imafs.kernel.policy.match import UNCONDITIONAL, Access, Decision, Policy
 from imafs.kernel.policy.session import PolicyFile
-from imafs.kernel.profiles import Entry, RequestFile, directory
+from imafs.kernel.profiles import Entry, Profile, RequestFile, directory
 from imafs.kernel.queue import Queue
 from imafs.kernel.requests import Grammar, Request
 from imafs.tpm import Device
@@ -59,6 +61,8 @@ class Emulator:
 
     def __init__(self, config: EmulatorConfig, device: Device) -> None:
         self.config = config
+        self._first_profile = config.profile
+        self.boot = Boot()
         banks = tuple(
             replace(bank, padded=True) if bank.name in config.padded_banks else bank
             for bank in device.banks
@@ -73,7 +77,7 @@ class Emulator:
             0
         )
         self._added = trio.Event()
-        self._extender = self._new_extender(Replay(banks))
+        self._extender = Extender(self._new_queue(), self.channel, Replay(banks))
 
     def _new_accounting(self) -> Accounting:
         profile = self.config.played
@@ -81,22 +85,21 @@ class Emulator:
         return Accounting(limit, same_writer=profile.same_writer)
 
     def _new_requests(self) -> Requests:
-        return Requests(self.config, self._measure_critical_data, self._measured_pcrs)
+        return Requests(self.config, self.measure_critical_data, self._measured_pcrs)
 
-    def _new_extender(self, replay: Replay) -> Extender:
+    def _new_queue(self) -> Queue:
         config, profile = self.config, self.config.played
-        queue = Queue(
+        return Queue(
             self.layout,
             profile.rules,
             flush_htable=config.flush_htable and profile.flush_htable,
             disable_htable=config.disable_htable,
             cache=config.cache,
         )
-        return Extender(queue, self.channel, replay)
 
     @property
     def queue(self) -> Queue:
-        """The measurement queue since the last boot."""
+        """The measurement queue of the kernel that runs."""
         return self._extender.queue
 
     @property
@@ -134,8 +137,9 @@ class Emulator:
             if number == staged:
                 self.queue.stage()
         self._settle(actual)
+        self.boot.image = loaded_image(loaded or ())
         if loaded is None and self.config.boot_aggregate:
-            await self._boot_aggregate()
+            self.measure_boot(await self.channel.call(lambda: self.device.read_pcrs(PCRS)))
 
     def _settle(self, actual: PcrValues) -> None:
         """Finds the place of the PCRs in what is queued: usually before its first record."""
@@ -154,17 +158,41 @@ class Emulator:
         log.info("adopting PCRs %s as they are", names)
         self._extender.replay = Replay(self.layout.banks, actual)
 
-    async def _boot_aggregate(self) -> None:
-        self._measure_boot(await self.channel.call(lambda: self.device.read_pcrs(PCRS)))
-
-    def _measure_boot(self, values: PcrValues) -> None:
+    def measure_boot(self, values: PcrValues) -> None:
+        """The boot_aggregate of the TPM's ``values``."""
         measurement = boot_aggregate(self.layout.banks, self.config.algorithm, values)
         self.append(self.record(measurement))
 
-    async def reset(self) -> None:
+    # Ending
+
+    def next_kernel(self, held: Held) -> None:
+        """Ends a kexec: from now on the next kernel runs, with what it restores.
+
+        The extender goes on with what the old queue had pending: the TPM was not reset.
+        """
+        boot = replace(self.boot, kexecs=self.boot.kexecs + 1, image=None, held=None)
+        boot.carried, boot.lost = held.found.carried, held.found.lost
+        boot.carried_in_all += boot.carried
+        old = self.queue
+        self._run_kernel(boot, held.profile)
+        queue = self._new_queue()
+        queue.take_over(old, held.lists, boot.carried)
+        self._extender.queue = queue
+        self._collect.set()
+
+    def _run_kernel(self, boot: Boot, profile: Profile) -> None:
+        # The open descriptors of the old kernel's clients count no more, and are dead.
+        self.boot = boot
+        self.config = replace(self.config, profile=profile)
+        self.accounting = self._new_accounting()
+        self.policy_file = PolicyFile(self.config.policy_config, self.config.policy)
+        self._requests = self._new_requests()
+
+    async def reset(self, profile: Profile | None = None) -> None:
         """List and TPM as after a boot; the mount stays. Only while :meth:`run` runs.
 
-        Raises :class:`TpmError`, with nothing changed, where the TPM cannot be reset.
+        ``profile`` None: the one of the start, which a kexec may have left. Raises
+        :class:`TpmError`, with nothing changed, where the TPM cannot be reset.
         """
         resume = trio.Event()
         stopped = trio.Event()
@@ -174,10 +202,11 @@ class Emulator:
             values = await self.channel.call(self._reboot)
             # No await from here on: boot_aggregate is the first record.
             failures = self._extender.failures
-            self._extender = self._new_extender(Replay(self.layout.banks))
+            self._run_kernel(Boot(self.boot.number + 1), profile or self._first_profile)
+            self._extender = Extender(self._new_queue(), self.channel, Replay(self.layout.banks))
             self._extender.failures = failures
             if self.config.boot_aggregate:
-                self._measure_boot(values)
+                self.measure_boot(values)
         finally:
             resume.set()
 
@@ -288,7 +317,8 @@ class Emulator:
         """The text of a request file. Raises :class:`Refused` (EINVAL): no read method."""
         return self._requests.shown(self.queue, file)
 
-    def _measure_critical_data(self, label: str, name: bytes, text: bytes) -> None:
+    def measure_critical_data(self, label: str, name: bytes, text: bytes) -> None:
+        """What the kernel itself tells, where the policy wants it. Raises :class:`Refused`."""
         decision = self.judge(Access("CRITICAL_DATA", 0, label=label))
         if decision.measure:
             self.append(self.critical_data(name, text, decision))

@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -171,6 +171,25 @@ class PackedList:
         self._skip = 0  # records of the first segment that are deleted
         self._tail: Segment | None = None
 
+    @classmethod
+    def joined(
+        cls, layout: Layout, cache: ViewCache, lists: Sequence[PackedList], number: int
+    ) -> PackedList:
+        """The first ``number`` records of ``lists``, one list behind the other.
+
+        Uses ``lists`` up. Costs a step per segment, and a copy of the one where a deletion
+        began or ``number`` ends.
+        """
+        whole = cls(layout, cache)
+        for one in lists:
+            left = number - len(whole)
+            if left <= 0:
+                break
+            part = one.split(left) if left < len(one) else one
+            part.seal()
+            whole.join(part)
+        return whole
+
     def __len__(self) -> int:
         return self._end[0] - self._first if self._segments else 0
 
@@ -275,6 +294,15 @@ class PackedList:
         part.longest = max(offsets[i + 1] - offsets[i] for i in range(start, stop))
         part.longest_text = max(texts[i + 1] - texts[i] for i in range(start, stop))
         return part
+
+    def copy(self) -> PackedList:
+        """The list of this moment, a step per segment: segments are shared."""
+        self.seal()
+        twin = PackedList(self._layout, self._cache)
+        twin._segments, twin._records = self._segments[:], self._records[:]
+        twin._bytes, twin._texts, twin._end = self._bytes[:], self._texts[:], self._end
+        twin._most, twin._most_text, twin._skip = self._most, self._most_text, self._skip
+        return twin
 
     def shrink(self) -> Segment | None:
         """Takes the last segment off a list that is being freed; None: it is empty."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from imafs.errors import Refused
 from imafs.formats.binary import Reader, Record
+from imafs.kernel import kexec
 from imafs.kernel.htable import HashTable
 from imafs.kernel.layout import Hasher, Layout, View
 from imafs.kernel.packed import PackedList, Segment, ViewCache
@@ -34,12 +35,25 @@ PENDING = 1 << 18
 
 @dataclass(slots=True)
 class Totals:
-    """Counts since the emulated boot, in records."""
+    """Counts since the emulated boot, in records; a kexec is no boot."""
 
     added: int = 0
     deleted: int = 0
     duplicates: int = 0
     extended: int = 0
+
+
+@dataclass(slots=True)
+class Full:
+    """BINARY_FULL: records and their bytes since this kernel's start, deleted ones too."""
+
+    records: int = 0
+    size: int = 0
+
+    def add(self, record: Record) -> None:
+        """One record more (``ima_update_binary_runtime_size``)."""
+        self.records += 1
+        self.size += kexec.runtime_size(record)
 
 
 class Queue:
@@ -75,6 +89,9 @@ class Queue:
         # Deleted from the current list: since this kernel's start, and at once lately.
         self.trimmed = 0
         self.last_trim = 0
+        self.full = Full()
+        #: Labels in the list that are no ordinary built-in template.
+        self.odd: set[str] = set()
         self._extends = bytearray()
         self._garbage: list[PackedList | Segment | HashTable] = []
         self.generation = 0
@@ -111,6 +128,9 @@ class Queue:
             self.totals.duplicates += 1
             raise Refused(errno.EEXIST, "the record is in the hash table (a duplicate)")
         self.current.append(record, digests)
+        self.full.add(record)
+        if kexec.surplus(record.template.label):
+            self.odd.add(record.template.label)
         if self.layout.banks:
             self._extends += self._hasher.extend_entry(record, digests)
         else:
@@ -235,7 +255,7 @@ class Queue:
 
     def _keys(self, number: int) -> Iterator[tuple[bytes, int]]:
         """Digest and PCR in the hash table of the first records of the current list."""
-        view = self._sha1_view
+        view = self.sha1_view
         at = 0
         while at < number:
             found = self.current.run(view, at)
@@ -277,6 +297,27 @@ class Queue:
                 self._cache.forget(gone)
         return bool(self._garbage)
 
+    # Kexec
+
+    def take_over(self, old: Queue, lists: Sequence[PackedList], number: int) -> None:
+        """Restores the first ``number`` records of ``lists``, which are ``old``'s; for a new queue.
+
+        As ``ima_restore_measurement_list``: into the current list, without the hash table
+        and without counting violations (Linux 7.3.4). The TPM was not reset, so what was to be
+        extended still is, in order, and the totals since boot go on. ``old`` is at its end:
+        its segments are used here, or freed from here in slices.
+        """
+        self.current = PackedList.joined(self.layout, self._cache, lists, number)
+        self.odd = old.odd
+        self.full = Full(
+            len(self.current), kexec.counted(self.current, self.sha1_view, frozenset(self.odd))
+        )
+        self.totals = old.totals
+        self._extends = old._extends
+        self._garbage += [*old._garbage, *([old._seen] if old._seen is not None else [])]
+        old._extends, old._garbage, old._seen = bytearray(), [], None
+        self.generation = old.generation + 1
+
     # The extend queue
 
     @property
@@ -299,15 +340,16 @@ class Queue:
     def count(self) -> int:
         """``runtime_measurements_count``."""
         if self.rules.counted is Counted.SINCE_BOOT:
-            return len(self.current) + len(self.staged) + self.totals.deleted
+            return self.full.records
         return len(self.current) + self._counted_twice
 
     def ascii_list(self) -> Iterator[bytes]:
         """The current list as its SHA-1 ASCII file shows it, in pieces."""
-        return self.current.pieces(self._sha1_view._replace(ascii=True))
+        return self.current.pieces(self.sha1_view._replace(ascii=True))
 
     @property
-    def _sha1_view(self) -> View:
+    def sha1_view(self) -> View:
+        """The SHA-1 binary form."""
         return View(False, next(i for i, b in enumerate(self.layout.lists) if b.name == "sha1"))
 
     def list(self, staged: bool) -> PackedList:
@@ -316,5 +358,5 @@ class Queue:
 
     def newest(self) -> bytes | None:
         """The newest record in SHA-1 binary form, from either list."""
-        view = self._sha1_view
+        view = self.sha1_view
         return self.current.newest(view) or self.staged.newest(view)

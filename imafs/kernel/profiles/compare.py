@@ -315,7 +315,7 @@ ROWS: Mapping[str, Callable[[Profile], str]] = {
     "the same with ima_flush_htable": lambda p: _dedup(p, flush=True),
     "while suspended for kexec": _suspended,
     "kexec carries the staged list": lambda p: (
-        NOTHING if p.staged is None else ("yes" if p.carries_staged else "no")
+        NOTHING if p.staged is None else ("yes" if p.kexec.staged else "no")
     ),
     "record of a trim": _event,
     "export": _trigger,

@@ -10,6 +10,7 @@ import errno
 from dataclasses import replace
 
 from imafs.kernel.access import FREE, Opening
+from imafs.kernel.kexec import CARRIES_AT_LOAD, CARRIES_ONE
 from imafs.kernel.profiles.model import (
     READ_ONLY_FREE,
     Bug,
@@ -44,6 +45,7 @@ EXPORT_2020 = Profile(
     requests=(_LIST_NAME,),
     rules=_RULES,
     flush_htable=False,
+    kexec=CARRIES_AT_LOAD,
     export=Export(mode=0o600),
     bugs=(_PARTIAL,),
 )
@@ -56,6 +58,7 @@ EXPORT_2019 = Profile(
     requests=(_LIST_NAME,),
     rules=_RULES,
     flush_htable=False,
+    kexec=CARRIES_AT_LOAD,
     export=Export(mode=0o400, limit=2000, automatic=True, failure=errno.EPERM),
     bugs=(_PARTIAL, _STUCK),
 )
@@ -68,6 +71,7 @@ EXPORT_RFC = Profile(
     requests=(replace(_LIST_NAME, mode=0o600),),
     rules=_RULES,
     flush_htable=False,
+    kexec=CARRIES_AT_LOAD,
     export=Export(
         mode=0o400,
         limit=5000,
@@ -98,6 +102,7 @@ FLUSH_2020 = Profile(
     ),
     rules=_FLUSH_RULES,
     flush_htable=False,
+    kexec=CARRIES_AT_LOAD,
     bugs=(
         Bug(
             "N+1 records are deleted, and the write returns the loop's counter",
@@ -138,5 +143,6 @@ PCRS_2025 = Profile(
     ),
     rules=_RULES,
     flush_htable=False,
+    kexec=CARRIES_ONE,
     option="CONFIG_IMA_PCRS",
 )

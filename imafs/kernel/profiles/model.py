@@ -13,6 +13,7 @@ from enum import Enum
 
 from imafs.formats.algorithms import Bank
 from imafs.kernel.access import COUNTED, FREE, Opening
+from imafs.kernel.kexec import CARRIES_BOTH, KexecRules
 from imafs.kernel.layout import View
 from imafs.kernel.requests import Grammar
 from imafs.kernel.rules import MAINLINE, Rules
@@ -120,8 +121,8 @@ class Profile:
 
     ``option`` is the Kconfig symbol that ``--no-staging`` sets to n. ``same_writer``: the
     writer's own thread may open more writers; ``reader_limit``: ENFILE exists.
-    ``flush_htable``: the kernel knows ``ima_flush_htable``. ``carries_staged``: kexec carries
-    the staged list. ``draft_rules`` replace ``rules`` with ``--draft-bugs``.
+    ``flush_htable``: the kernel knows ``ima_flush_htable``. ``kexec``: how the list
+    reaches the next kernel. ``draft_rules`` replace ``rules`` with ``--draft-bugs``.
     """
 
     name: str
@@ -135,7 +136,7 @@ class Profile:
     policy_mode: int = 0o600
     option: str | None = None
     flush_htable: bool = True
-    carries_staged: bool = True
+    kexec: KexecRules = CARRIES_BOTH
     export: Export | None = None
     aliases: tuple[str, ...] = ()
     source: Source = Source.SPECIFICATION

@@ -11,6 +11,7 @@ import errno
 from dataclasses import replace
 
 from imafs.kernel.access import FREE
+from imafs.kernel.kexec import CARRIES_AT_LOAD, CARRIES_ONE
 from imafs.kernel.numbers import LONG_MAX, ULONG_MAX
 from imafs.kernel.profiles.model import (
     LINK,
@@ -129,6 +130,8 @@ V3 = Profile(
         ),
     ),
     draft_rules=replace(_V3_RULES, double_count=True),
+    # One size counts both lists.
+    kexec=CARRIES_ONE,
 )
 
 #: Staging in the first drafts takes records out of the hash table, if ima_flush_htable.
@@ -148,6 +151,9 @@ _RFC_FILES = ListFiles(
     link=LINK + "_staged",
     empty=errno.ENOENT,
 )
+
+#: The staged list is forgotten.
+_CURRENT_ONLY = replace(CARRIES_ONE, staged=False)
 
 RFC_V2 = Profile(
     name="rfc-v2",
@@ -169,6 +175,7 @@ RFC_V2 = Profile(
         ),
     ),
     rules=_RFC_RULES,
+    kexec=CARRIES_ONE,
     bugs=(
         Bug(
             "D sets the size of current and staged list together to 0: a kexec segment too small",
@@ -203,7 +210,7 @@ RFC_V1 = Profile(
             DELETE_STAGED: (_NOTHING_STAGED,),
         },
     ),
-    carries_staged=False,
+    kexec=_CURRENT_ONLY,
     bugs=(
         Bug(
             "a number without a newline is read from an uninitialised buffer",
@@ -229,7 +236,7 @@ SNAP = Profile(
         forget_flush=Forget.REMOVED,
         counted=Counted.SINCE_BOOT,
     ),
-    carries_staged=False,
+    kexec=_CURRENT_ONLY,
 )
 
 LEGACY = Profile(
@@ -240,6 +247,7 @@ LEGACY = Profile(
     source=Source.RECORDED,
     current=replace(READ_ONLY, opening=FREE),
     flush_htable=False,
+    kexec=CARRIES_ONE,
 )
 
 LEGACY_SINGLE = Profile(
@@ -251,4 +259,5 @@ LEGACY_SINGLE = Profile(
     current=replace(READ_ONLY, opening=FREE, name=LINK, link=None, per_bank=False),
     policy_mode=0o200,
     flush_htable=False,
+    kexec=CARRIES_AT_LOAD,
 )

@@ -12,6 +12,7 @@ import errno
 from dataclasses import replace
 
 from imafs.kernel.access import Opening, Role
+from imafs.kernel.kexec import CARRIES_ONE
 from imafs.kernel.profiles.model import (
     READ_ONLY,
     READ_ONLY_FREE,
@@ -60,6 +61,7 @@ TRIM_V1 = Profile(
     origin="2 Dec 2025",
     current=READ_ONLY_FREE,
     requests=(replace(_FILE, opening=_LOG_V1),),
+    kexec=CARRIES_ONE,
     rules=Rules(checks={}, forget=Forget.REMOVED, forget_flush=Forget.REMOVED),
     flush_htable=False,
 )
@@ -71,6 +73,7 @@ TRIM_V2 = Profile(
     source=Source.PORT,
     current=READ_ONLY,
     requests=(_FILE,),
+    kexec=CARRIES_ONE,
     rules=_RULES_V2,
     bugs=(_CLOSE_BUG,),
 )
@@ -82,6 +85,7 @@ TRIM_V3 = Profile(
     source=Source.PORT,
     current=READ_ONLY,
     requests=(replace(_FILE, grammar=Signed("N", negative_is_errno=True)),),
+    kexec=CARRIES_ONE,
     rules=_RULES_V3,
     option=_OPTION,
     bugs=(
@@ -102,6 +106,7 @@ TRIM_V4 = Profile(
     source=Source.PORT,
     current=READ_ONLY,
     requests=(_FILE_TOTAL,),
+    kexec=CARRIES_ONE,
     rules=_RULES_V4,
     option=_OPTION,
     bugs=(_CLOSE_BUG, _BUFFER_BUG),
@@ -114,6 +119,7 @@ TRIM_V5 = Profile(
     source=Source.PORT,
     current=READ_ONLY,
     requests=(_FILE_TOTAL,),
+    kexec=CARRIES_ONE,
     rules=_RULES_V5,
     option=_OPTION,
     bugs=(

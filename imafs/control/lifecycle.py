@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The operations that end a kernel: suspend, kexec, reboot, reset."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from imafs.control.server import Handler, ProgressCallback
+from imafs.engine.emulator import Emulator
+from imafs.engine.lifecycle import Lifecycle
+from imafs.errors import Refused
+from imafs.kernel import profiles
+from imafs.kernel.kexec import Crossing
+from imafs.kernel.profiles import Profile
+
+Options = Mapping[str, object]
+Answer = dict[str, object]
+
+
+class LifecycleVerbs:
+    """Handlers over one emulator.
+
+    ``bulk`` is held by whoever adds many records in turns: nothing here happens between
+    two of them. ``booted`` is called after a boot, not after a kexec.
+    """
+
+    def __init__(self, emulator: Emulator, bulk: trio.Lock, booted: Callable[[], object]) -> None:
+        self._emulator = emulator
+        self._lifecycle = Lifecycle(emulator)
+        self._bulk = bulk
+        self._booted = booted
+
+    def handlers(self) -> dict[str, Handler]:
+        """The table that the server is given."""
+        return {
+            "suspend": self.suspend,
+            "resume": self.resume,
+            "kexec_load": self.kexec_load,
+            "kexec_execute": self.kexec_execute,
+            "kexec_finish": self.kexec_finish,
+            "kexec_buffer": self.kexec_buffer,
+            "reboot": self.reboot,
+            "reset": self.reset,
+        }
+
+    async def suspend(self, options: Options, progress: ProgressCallback) -> Answer:
+        """As the reboot notifier does: no new records, A EACCES, D and N ESTALE."""
+        async with self._bulk:
+            self._emulator.queue.suspended = True
+        return {}
+
+    async def resume(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Back from suspend, which a kernel never does; not out of a kexec."""
+        async with self._bulk:
+            if self._lifecycle.held is not None:
+                raise Refused(errno.EBUSY, "a kexec is held: end it with kexec-finish")
+            self._emulator.queue.suspended = False
+        return {}
+
+    async def kexec_load(self, options: Options, progress: ProgressCallback) -> Answer:
+        """The segment that was reserved."""
+        async with self._bulk:
+            return {"segment_size": self._lifecycle.load().segment_size}
+
+    async def kexec_execute(self, options: Options, progress: ProgressCallback) -> Answer:
+        """What became of the list, or that the kexec is held."""
+        profile = _profile(options)
+        async with self._bulk:
+            found = await self._lifecycle.execute(
+                profile,
+                carry_over=not options.get("no_carry"),
+                whole=bool(options.get("whole")),
+                hold=bool(options.get("hold")),
+            )
+        return {"held": True} if found is None else self._crossed(found)
+
+    async def kexec_finish(self, options: Options, progress: ProgressCallback) -> Answer:
+        """What became of the list."""
+        async with self._bulk:
+            return self._crossed(await self._lifecycle.finish())
+
+    def _crossed(self, found: Crossing) -> Answer:
+        return {
+            "held": False,
+            "profile": self._emulator.config.profile.name,
+            "records": found.records,
+            "carried": found.carried,
+            "lost": found.lost,
+            "why": found.why,
+        }
+
+    async def kexec_buffer(self, options: Options, progress: ProgressCallback) -> Answer:
+        """The file is written whole or not at all."""
+        path = options["file"]
+        assert isinstance(path, str)
+        data, records = self._lifecycle.buffer()
+        await trio.to_thread.run_sync(partial(_write, path, data))
+        return {"file": path, "bytes": len(data), "records": records}
+
+    async def reboot(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Down through suspend, then list and TPM as after a boot."""
+        profile = _profile(options)
+        async with self._bulk:
+            await self._lifecycle.reboot(profile)
+            self._booted()
+        return {"profile": self._emulator.config.profile.name}
+
+    async def reset(self, options: Options, progress: ProgressCallback) -> Answer:
+        """List and TPM as after a boot."""
+        async with self._bulk:
+            await self._emulator.reset()
+            self._booted()
+        return {}
+
+
+def _profile(options: Options) -> Profile | None:
+    name = options.get("profile")
+    return profiles.lookup(name) if isinstance(name, str) else None
+
+
+def _write(path: str, data: bytes) -> None:
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        # Renaming would take the place of a device or a directory.
+        raise Refused(errno.EINVAL, f"{path}: is no regular file")
+    partial_ = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        partial_.write_bytes(data)
+        partial_.replace(target)
+    except OSError as error:
+        partial_.unlink(missing_ok=True)
+        code = error.errno or errno.EIO
+        raise Refused(code, f"{path}: {os.strerror(code)}") from None

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What a queue hands over at a kexec: :mod:`imafs.kernel.kexec` on its lists."""
+
+from __future__ import annotations
+
+from imafs.kernel import kexec
+from imafs.kernel.kexec import Crossing, Image, KexecRules
+from imafs.kernel.packed import PackedList
+from imafs.kernel.queue import Queue
+
+
+def carried(queue: Queue, rules: KexecRules, image: Image | None = None) -> list[PackedList]:
+    """The lists that are carried, in order (ima_kexec.c:107-125): of now, or of the load."""
+    if image is not None and image.lists is not None:
+        return list(image.lists)
+    return [queue.staged, queue.current] if rules.staged else [queue.current]
+
+
+def image(queue: Queue, rules: KexecRules, extra: int) -> Image:
+    """What a load reserves now, and copies where this kernel does."""
+    size = kexec.segment_size(runtime_size(queue), headers=rules.headers, extra=extra)
+    if not rules.at_load:
+        return Image(size)
+    copies = tuple(one.copy() for one in carried(queue, rules))
+    return Image(size, copies, queue.full.records)
+
+
+def runtime_size(queue: Queue) -> int:
+    """Bytes of both lists as the kernel counts them (BINARY and BINARY_STAGED)."""
+    odd = frozenset(queue.odd)
+    return sum(kexec.counted(one, queue.sha1_view, odd) for one in (queue.staged, queue.current))
+
+
+def crossing(queue: Queue, image: Image, rules: KexecRules) -> Crossing:
+    """What would reach the next kernel now."""
+    lists = carried(queue, rules, image)
+    found = kexec.crossing(lists, queue.sha1_view, image.segment_size, frozenset(queue.odd))
+    if image.lists is not None:
+        left, reason = queue.full.records - image.records, "this kernel copies its list at load"
+    else:
+        left = len(queue.staged) + len(queue.current) - found.records
+        reason = "this kernel does not carry staged records"
+    if not left:
+        return found
+    why = "; ".join(filter(None, (found.why, reason)))
+    return Crossing(found.records + left, found.carried, why)
+
+
+def buffer(queue: Queue, rules: KexecRules, image: Image | None) -> tuple[bytes, int]:
+    """The kexec buffer of this moment, cut at the segment's end, and its records."""
+    segment = None if image is None else image.segment_size
+    return kexec.buffer(carried(queue, rules, image), queue.sha1_view, segment)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What a kexec does to a measurement list: segment, critical data, what gets across.
+
+Mirrors Linux 7.3 ima_kexec.c and ``get_binary_runtime_size`` (ima_queue.c:134-145). The
+segment is measured at load and never grows: a list that has become longer than it by the
+time of execute is cut, as in the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from imafs.formats import kexec
+from imafs.formats.binary import Record
+from imafs.formats.templates import TEMPLATES
+from imafs.kernel.layout import View
+from imafs.kernel.packed import PackedList
+
+PAGE = 4096
+#: Room for records added between load and execute where the configuration names none.
+EXTRA = PAGE // 2
+#: The label of both critical data records.
+LABEL = "ima_kexec"
+LOAD, EXECUTE = b"kexec_load", b"kexec_execute"
+
+
+@dataclass(frozen=True, slots=True)
+class KexecRules:
+    """How a profile's kernel carries its list.
+
+    ``measured``: load and execute are measured as critical data (Linux 6.16 on).
+    ``at_load``: the list is copied at load, as before 6.16: later records are not carried.
+    ``staged``: staged records are carried, in front of the current ones.
+    ``headers``: how often the segment's size counts a header (7.2: one per list).
+    """
+
+    measured: bool = True
+    at_load: bool = False
+    staged: bool = True
+    headers: int = 2
+
+
+#: Linux 7.2 and 7.3; 6.16 to 7.1, which have one list; before 6.16.
+CARRIES_BOTH = KexecRules()
+CARRIES_ONE = KexecRules(headers=1)
+CARRIES_AT_LOAD = KexecRules(measured=False, at_load=True, headers=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A loaded kernel: the bytes of its segment.
+
+    Where the list is copied at load: ``lists`` as they were then, and how many records there
+    had been since that kernel's start.
+    """
+
+    segment_size: int
+    lists: tuple[PackedList, ...] | None = None
+    records: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """What became of a list: of ``records``, the first ``carried`` reach the next kernel.
+
+    ``why`` says what stopped the others; None where none was.
+    """
+
+    records: int
+    carried: int
+    why: str | None = None
+
+    @property
+    def lost(self) -> int:
+        """Records that are in PCRs and in no list any more."""
+        return self.records - self.carried
+
+
+def segment_size(lists: int, *, headers: int = 2, extra: int = EXTRA) -> int:
+    """``kexec_segment_size`` in bytes for lists of ``lists`` bytes in all (ima_kexec.c:172-187)."""
+    return -(-(lists + headers * kexec.HEADER_SIZE + extra) // PAGE) * PAGE
+
+
+def event(segment: int, runtime: int, records: int) -> bytes:
+    """The buffer of the critical data records (``ima_measure_kexec_event``).
+
+    ``runtime`` bytes and ``records`` since this kernel's start, deleted ones included.
+    """
+    return (
+        f"kexec_segment_size={segment};"
+        f"ima_binary_runtime_size={runtime + kexec.HEADER_SIZE};"
+        f"ima_runtime_measurements_count={records};"
+    ).encode()
+
+
+def surplus(label: str) -> int:
+    """Bytes that ``get_binary_runtime_size`` counts for a record beside those it has.
+
+    Template ``ima`` is counted with lengths and a NUL that it is written without; a
+    custom format has an empty name there, and is written with its whole text.
+    """
+    if label == "ima":
+        return 9
+    return 0 if label in TEMPLATES else -len(label)
+
+
+def runtime_size(record: Record) -> int:
+    """``get_binary_runtime_size`` of a record."""
+    label = record.template.label
+    length = 0 if record.template.is_ima else 4
+    return 28 + len(label) + length + len(record.data) + surplus(label)
+
+
+def loaded_image(records: Sequence[Record]) -> Image | None:
+    """The image that a recorded list says was loaded when it was recorded, if any.
+
+    Its last ``kexec_load``, unless a kernel was started behind that.
+    """
+    for record in reversed(records):
+        if record.template.label != "ima-buf":
+            if b"boot_aggregate" in record.data and _name(record) == b"boot_aggregate":
+                return None
+            continue
+        _, name, text = record.template.split(record.data)
+        if name.rstrip(b"\0") == EXECUTE:
+            return None
+        if name.rstrip(b"\0") == LOAD:
+            digits = text.removeprefix(b"kexec_segment_size=").partition(b";")[0]
+            return Image(int(digits)) if digits.isdigit() else None
+    return None
+
+
+def _name(record: Record) -> bytes:
+    parts = zip(record.template.fields, record.template.split(record.data), strict=True)
+    return next((part for field, part in parts if field.name in ("n", "n-ng")), b"").rstrip(b"\0")
+
+
+def crossing(
+    lists: Sequence[PackedList], view: View, segment: int, odd: frozenset[str] = frozenset()
+) -> Crossing:
+    """What of ``lists`` (staged, current) reaches the next kernel in ``segment`` bytes.
+
+    ``view`` is the SHA-1 binary form; ``odd`` are the labels in the lists that are no
+    ordinary built-in template.
+    """
+    total = sum(map(len, lists))
+    carried = _fitting(lists, view, segment)
+    why = None
+    if carried < total:
+        why = f"the segment of {segment} bytes, made at load, is full"
+    if any(label == "ima" or len(label) >= kexec.TEMPLATE_NAME_END for label in odd):
+        for number, label in enumerate(_labels(lists, view)):
+            if number >= carried:
+                break
+            if label == b"ima" or len(label) >= kexec.TEMPLATE_NAME_END:
+                carried = number
+                why = f"record {number} is of template {label.decode('latin-1')}: not restored"
+                break
+    return Crossing(total, carried, why)
+
+
+def _fitting(lists: Sequence[PackedList], view: View, segment: int) -> int:
+    room = segment - kexec.HEADER_SIZE
+    fitting = 0
+    for records in lists:
+        if records.size(view) > room:
+            return fitting + records.locate(view, room)[0]
+        room -= records.size(view)
+        fitting += len(records)
+    return fitting
+
+
+def _labels(lists: Sequence[PackedList], view: View) -> Iterator[bytes]:
+    for records in lists:
+        for data in _records(records, view):
+            end = 28 + int.from_bytes(data[24:28], "little")
+            yield data[28:end]
+
+
+def _records(records: PackedList, view: View) -> Iterator[bytes]:
+    index = 0
+    while (found := records.run(view, index)) is not None:
+        run, first = found
+        offsets = run.offsets
+        for at in range(first, len(offsets) - 1):
+            yield bytes(run.data[offsets[at] : offsets[at + 1]])
+        index += len(offsets) - 1 - first
+
+
+def counted(records: PackedList, view: View, odd: frozenset[str]) -> int:
+    """``ima_get_binary_runtime_size`` of a list, without its header."""
+    size = records.size(view)
+    if odd:
+        size += sum(surplus(label.decode("latin-1")) for label in _labels([records], view))
+    return size
+
+
+def buffer(lists: Sequence[PackedList], view: View, segment: int | None) -> tuple[bytes, int]:
+    """The buffer of ``lists``, cut at ``segment`` bytes as the kernel cuts; and its records.
+
+    The kernel starts a record while there is a byte left, counts it, and writes what fits
+    (``ima_dump_measurement``).
+    """
+    whole = b"".join(piece for records in lists for piece in records.pieces(view))
+    count = sum(map(len, lists))
+    if segment is not None and len(whole) > segment - kexec.HEADER_SIZE:
+        room = segment - kexec.HEADER_SIZE
+        fitting = _fitting(lists, view, segment)
+        sizes = [len(data) for records in lists for data in _records(records, view)]
+        count = fitting + (sum(sizes[:fitting]) < room)
+        whole = whole[:room]
+    return kexec.encode(whole, count), count
