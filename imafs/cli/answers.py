@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Mapping
 
+from imafs.cli import crossings
 from imafs.errors import Refused
 
 _REFUSED = Refused.exit_code
@@ -41,7 +42,7 @@ def show(
         print("\n".join(status_lines(answer)))
     elif op == "hello":
         print(f"imafs {readable(answer.get('imafs', '-'))}, protocol {answer.get('protocol', '-')}")
-    else:
+    elif not crossings.show(op, answer):
         for key, value in answer.items():
             if key != "extended" or op == "wait":
                 print(f"{readable(key)}: {readable(value)}")
@@ -118,6 +119,8 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
         ("violations", word("violations")),
         ("suspended", word("suspended")),
     ]
+    if boot := _group(status, "boot"):
+        rows.append(("boot", crossings.boot(boot)))
     rows += [("PCR", _pcr(item)) for item in _items(status, "pcrs")]
     rows.append(("readers", ", ".join(map(process, _items(status, "readers"))) or "none"))
     writer = _group(status, "writer")

@@ -94,6 +94,14 @@ def _kernel_options(group: argparse._ArgumentGroup) -> None:
         "(Debian 6.1: sha384,sha512)",
     )
     group.add_argument(
+        "--kexec-extra-memory",
+        type=int,
+        default=0,
+        metavar="KB",
+        help="CONFIG_IMA_KEXEC_EXTRA_MEMORY_KB, 0 to 40: room for records between load and "
+        "execute (0: half a page)",
+    )
+    group.add_argument(
         "--st-size",
         choices=("actual", "zero"),
         default="actual",
@@ -191,6 +199,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     from imafs.formats import templates
     from imafs.formats.algorithms import bank_for, by_name
     from imafs.kernel import profiles
+    from imafs.kernel.kexec import EXTRA
 
     profile = profiles.lookup(args.profile)
     _refuse_contradictions(args, profile)
@@ -210,6 +219,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         )
     if not 8 <= args.pcr <= 14:
         raise UsageError(f"--pcr {args.pcr}: CONFIG_IMA_MEASURE_PCR_IDX is 8 to 14")
+    if not 0 <= args.kexec_extra_memory <= 40:
+        raise UsageError(f"--kexec-extra-memory {args.kexec_extra_memory}: 0 to 40")
     config = EmulatorConfig(
         profile=profile,
         staging=not args.no_staging,
@@ -227,6 +238,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         draft_bugs=args.draft_bugs,
         export_root=_export_root(args.export_root, args.dir),
         export_limit=args.export_limit,
+        kexec_extra=args.kexec_extra_memory * 1024 or EXTRA,
     )
     config.check()
     return Plan(

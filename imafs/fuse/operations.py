@@ -29,10 +29,11 @@ from pyfuse3 import (
 )
 
 from imafs.engine.emulator import Emulator
+from imafs.engine.running import Boot
 from imafs.errors import ImafsError
 from imafs.fuse.caller import has_sys_admin
 from imafs.fuse.handles import Filling, Handle, ListHandle, RequestHandle, TextHandle
-from imafs.fuse.tree import Node, Tree
+from imafs.fuse.tree import Inodes, Node, Tree
 from imafs.kernel.access import Holder, Opening, Role
 from imafs.kernel.profiles import Kind
 
@@ -75,8 +76,12 @@ class ImaOperations(pyfuse3.Operations):
     def __init__(self, emulator: Emulator, layout: str) -> None:
         super().__init__()
         self._emulator = emulator
-        self._tree = Tree(emulator.entries, layout)
-        self._handles: dict[int, Handle] = {}
+        self._layout = layout
+        self._inodes = Inodes()
+        self._boot = emulator.boot
+        self._planted = Tree(emulator.entries, layout, self._inodes)
+        # Beside each handle the kernel under which it was opened.
+        self._handles: dict[int, tuple[Handle, Boot]] = {}
         self._next = 1
         self._filling = Filling.ALL if emulator.config.large_reads else Filling.PAGES
 
@@ -86,6 +91,14 @@ class ImaOperations(pyfuse3.Operations):
             self._filling = Filling.PAGE
 
     # Looking
+
+    @property
+    def _tree(self) -> Tree:
+        """The directory of the kernel that runs: another one may have other names."""
+        if self._boot is not self._emulator.boot:
+            self._boot = self._emulator.boot
+            self._planted = Tree(self._emulator.entries, self._layout, self._inodes)
+        return self._planted
 
     def _attributes(self, node: Node) -> EntryAttributes:
         # Timeouts 0: sizes and counts change under the kernel's feet.
@@ -138,7 +151,7 @@ class ImaOperations(pyfuse3.Operations):
 
     @boundary
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        return self._attributes(self._tree.nodes[inode])
+        return self._attributes(self._tree.node(inode))
 
     @boundary
     async def setattr(
@@ -149,7 +162,7 @@ class ImaOperations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        node = self._tree.nodes[inode]
+        node = self._tree.node(inode)
         if fields.update_mode:
             node.mode = attr.st_mode
         if fields.update_uid:
@@ -168,7 +181,7 @@ class ImaOperations(pyfuse3.Operations):
 
     @boundary
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
-        target = self._tree.nodes[inode].target
+        target = self._tree.node(inode).target
         if target is None:
             raise FUSEError(errno.EINVAL)
         return FileNameT(os.fsencode(target))
@@ -179,8 +192,8 @@ class ImaOperations(pyfuse3.Operations):
 
     @boundary
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        node = self._tree.nodes[fh]
-        names = [(".", node), ("..", self._tree.nodes[node.parent])]
+        node = self._tree.node(fh)
+        names = [(".", node), ("..", self._tree.node(node.parent))]
         names += [(child.name, child) for child in node.children]
         for number, (name, child) in enumerate(names[start_id:], start_id + 1):
             attr = self._attributes(child)
@@ -199,13 +212,13 @@ class ImaOperations(pyfuse3.Operations):
     @boundary
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         # No await here: the counts must change in the order in which requests arrive.
-        handle = self._open(self._tree.nodes[inode], flags, ctx.pid)
+        handle = self._open(self._tree.node(inode), flags, ctx.pid)
         if flags & os.O_DIRECT:
             handle.release()
             raise FUSEError(errno.EINVAL)
         number = self._next
         self._next += 1
-        self._handles[number] = handle
+        self._handles[number] = (handle, self._emulator.boot)
         return FileInfo(fh=FileHandleT(number), direct_io=True, keep_cache=False)
 
     def _open(self, node: Node, flags: int, tid: int) -> Handle:
@@ -243,17 +256,26 @@ class ImaOperations(pyfuse3.Operations):
             log.info("thread %d wanted to write the policy: not there yet, EACCES", tid)
         raise FUSEError(errno.EACCES)
 
+    def _handle(self, fh: int) -> Handle:
+        """The handle, unless its kernel is gone: no file of a new one shows through it."""
+        handle, boot = self._handles[fh]
+        if boot is not self._emulator.boot:
+            raise FUSEError(errno.ENODEV)
+        return handle
+
     @boundary
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return self._handles[fh].read(off, size)  # type: ignore[return-value]
+        return self._handle(fh).read(off, size)  # type: ignore[return-value]
 
     @boundary
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return self._handles[fh].write(off, buf)
+        return self._handle(fh).write(off, buf)
 
     @boundary
     async def release(self, fh: FileHandleT) -> None:
-        self._handles.pop(fh).release()
+        handle, boot = self._handles.pop(fh)
+        if boot is self._emulator.boot:
+            handle.release()
 
     @boundary
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from imafs.errors import Refused
 from imafs.kernel.profiles import Entry, Kind
 
 ROOT = 1
@@ -47,10 +49,27 @@ class Node:
         return 2 + sum(child.is_dir for child in self.children) if self.is_dir else 1
 
 
+class Inodes:
+    """Inode numbers of one mount, over all kernels that it shows.
+
+    A name that is the same kind of file keeps its number, so bind mounts live on; a number
+    is never another file's.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[int, str, int, str | None], int] = {}
+
+    def number(self, parent: int, name: str, mode: int, target: str | None) -> int:
+        """The inode of ``name`` below the inode ``parent`` (0: the root itself)."""
+        key = (parent, name, stat.S_IFMT(mode), target)
+        return self._numbers.setdefault(key, ROOT + len(self._numbers))
+
+
 class Tree:
     """All nodes by inode. ``layout`` is "ima" or "securityfs" (see the README)."""
 
-    def __init__(self, entries: Sequence[Entry], layout: str) -> None:
+    def __init__(self, entries: Sequence[Entry], layout: str, inodes: Inodes | None = None) -> None:
+        self._inodes = inodes or Inodes()
         self.nodes: dict[int, Node] = {}
         root = self._add(None, "", stat.S_IFDIR | 0o755)
         ima = root
@@ -84,7 +103,7 @@ class Tree:
         target: str | None = None,
     ) -> Node:
         now = time.time_ns()
-        inode = ROOT + len(self.nodes)
+        inode = self._inodes.number(parent.inode if parent else 0, name, mode, target)
         up = parent.inode if parent is not None else inode
         # root:root as in securityfs; an ordinary user's mount must be his own to read.
         owner = os.geteuid()
@@ -106,6 +125,13 @@ class Tree:
             parent.children.append(node)
         return node
 
+    def node(self, inode: int) -> Node:
+        """Raises :class:`Refused` (ENOENT) for what only an earlier kernel had."""
+        found = self.nodes.get(inode)
+        if found is None:
+            raise Refused(errno.ENOENT, "the kernel that had this file is gone")
+        return found
+
     def lookup(self, parent: int, name: str) -> Node | None:
         """The child with this name, None where there is none."""
-        return next((n for n in self.nodes[parent].children if n.name == name), None)
+        return next((n for n in self.node(parent).children if n.name == name), None)

@@ -145,6 +145,44 @@ def test_suspend_resume_reset_hello_stop(daemon: Daemon) -> None:
     assert ctl(daemon, "status")[0] == 6
 
 
+def test_kexec_and_reboot(daemon: Daemon, tmp_path: Path) -> None:
+    buffer = tmp_path / "buffer"
+    assert ctl(daemon, "kexec-buffer", "-o", str(buffer)) == (0, "125 bytes, 1 records\n", "")
+    assert buffer.read_bytes()[24:] == daemon.read()
+    assert ctl(daemon, "kexec-load") == (0, "a segment of 4096 bytes is reserved\n", "")
+    assert "number 1; a kernel is loaded for kexec" in ctl(daemon, "status")[1]
+    held = "held: suspended until imafs ctl kexec-finish\n"
+    assert ctl(daemon, "kexec-execute", "--hold") == (0, held, "")
+    assert (
+        "boot        number 1; a kexec is held: imafs ctl kexec-finish"
+        in (ctl(daemon, "status")[1])
+    )
+    for verb in ("kexec-load", "kexec-execute", "resume"):
+        assert ctl(daemon, verb)[::2] == (7, "imafs: a kexec is held: end it with kexec-finish\n")
+    done = "mainline runs, with 3 of 3 records carried over\n"
+    assert ctl(daemon, "kexec-finish") == (0, done, "")
+    assert daemon.count() == 4
+    assert "boot        number 1, 1 kexecs, 3 records carried over\n" in ctl(daemon, "status")[1]
+    assert ctl(daemon, "kexec-finish")[::2] == (
+        *(7, "imafs: no kexec is held: see kexec-execute --hold\n"),
+    )
+    done = "mainline runs, with 0 of 6 records carried over\n"
+    why = "the next kernel does not restore it (--no-carry)"
+    lost = f"imafs: 6 records are in PCRs and in no list: {why}\n"
+    daemon.logs.expect("6 of 6 records were not carried over")
+    assert ctl(daemon, "kexec-execute", "--no-carry") == (0, done, lost)
+    assert daemon.count() == 1
+    daemon.assert_replays()
+    assert ctl(daemon, "reboot", "--profile", "legacy") == (0, "legacy runs\n", "")
+    assert "boot        number 2\n" in ctl(daemon, "status")[1]
+    assert ctl(daemon, "reboot") == (0, "mainline runs\n", "")
+    for verb in ("reboot", "kexec-execute"):
+        assert ctl(daemon, verb, "--profile", "none")[0] == 2
+    assert ctl(daemon, "kexec-buffer", "-o", "/dev/null")[0] == 7
+    assert ctl(daemon, "kexec-buffer", "-o", str(tmp_path / "no" / "file"))[0] == 7
+    assert [p.name for p in tmp_path.iterdir()] == ["buffer"]
+
+
 def test_status_text(daemon: Daemon) -> None:
     daemon.generate(3)
     text = ctl(daemon, "status")[1]
