@@ -22,7 +22,7 @@ def records(data: bytes, bank: str) -> Iterator[tuple[bytes, bytes]]:
         digest = data[at + 4 : at + 4 + size]
         at += 4 + size
         (length,) = struct.unpack_from("<I", data, at)
-        assert data[at + 4 : at + 4 + length] == b"ima-ng"
+        assert data[at + 4 : at + 4 + length] in (b"ima-ng", b"ima-buf")
         at += 4 + length
         (length,) = struct.unpack_from("<I", data, at)
         content = data[at + 4 : at + 4 + length]
@@ -31,7 +31,8 @@ def records(data: bytes, bank: str) -> Iterator[tuple[bytes, bytes]]:
         violation = not any(digest)
         assert violation or digest == hashlib.new(bank, content).digest()
         (first,) = struct.unpack_from("<I", content)
-        name = content[4 + first + 4 :].rstrip(b"\0")
+        (length,) = struct.unpack_from("<I", content, 4 + first)
+        name = content[4 + first + 4 :][:length].rstrip(b"\0")
         yield name, b"" if violation else content
 
 

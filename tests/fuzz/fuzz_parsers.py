@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["imafs"]):
     from imafs.attest.verify import verify
     from imafs.control import wire
     from imafs.errors import FormatError, Refused, UsageError
-    from imafs.formats import binary
+    from imafs.formats import binary, kexec
     from imafs.formats.templates import TEMPLATES
     from imafs.kernel.profiles import PROFILES
     from imafs.kernel.requests import parse
@@ -52,6 +52,15 @@ def _requests(data: bytes) -> None:
                 parse(files.grammar, data, 0, flush_htable=data[:1] == b"1", trimmed=len(data))
 
 
+def _kexec(data: bytes) -> None:
+    # Also with a header that fits: hardly any random one does.
+    count = data[0] if data else 0
+    for buffer in (data, kexec.encode(data[1:], count)):
+        for parsed in kexec.decode(buffer):
+            again = binary.encode(parsed.record, parsed.digest)
+            assert again == buffer[parsed.start : parsed.end]
+
+
 def _pcrs(data: bytes) -> None:
     pcrfile.parse(data.decode("latin-1"))
 
@@ -60,7 +69,7 @@ def _wire(data: bytes) -> None:
     wire.decode(data)
 
 
-_TARGETS = (_lists, _verify, _templates, _requests, _pcrs, _wire)
+_TARGETS = (_lists, _verify, _templates, _requests, _pcrs, _wire, _kexec)
 
 
 def one_input(data: bytes) -> None:
