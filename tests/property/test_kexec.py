@@ -15,7 +15,7 @@ from imafs.formats import kexec as formats
 from imafs.formats.algorithms import by_name
 from imafs.formats.binary import Record
 from imafs.formats.kexec import decode
-from imafs.kernel import kexec
+from imafs.kernel import carry, kexec
 from imafs.kernel.kexec import CARRIES_BOTH, Image
 from imafs.kernel.layout import Layout, View
 from imafs.kernel.packed import PackedList
@@ -86,14 +86,14 @@ def test_what_crosses_is_what_a_kernel_restores_from_the_buffer(
     """However the segment cuts the lists, and whatever templates are in them."""
     old = queue(staged, current, dropped=dropped)
     image = Image(segment + formats.HEADER_SIZE)
-    data, _ = old.kexec_buffer(CARRIES_BOTH, image.segment_size)
+    data, _ = carry.buffer(old, CARRIES_BOTH, image)
     assert len(data) <= image.segment_size
-    found = old.crossing(image, CARRIES_BOTH)
+    found = carry.crossing(old, image, CARRIES_BOTH)
     assert found.records == len(staged) + len(current)
     assert (found.why is None) == (found.lost == 0)
 
     new = Queue(LAYOUT)
-    new.take_over(old, CARRIES_BOTH, found.carried)
+    new.take_over(old, carry.carried(old, CARRIES_BOTH), found.carried)
     expected = [*staged, *current][: found.carried]
     assert restored(data) == [record(rec) for rec in expected]
     assert len(new.current) == found.carried
@@ -120,8 +120,8 @@ def test_the_sizes_are_the_kernels_arithmetic(staged: list[Rec], current: list[R
         return 4 + 20 + 4 + len(name) + 4 + data
 
     made = queue(staged, current)
-    assert made.runtime_size == sum(map(size, [*staged, *current]))
-    assert made.full.size == made.runtime_size
+    assert carry.runtime_size(made) == sum(map(size, [*staged, *current]))
+    assert made.full.size == carry.runtime_size(made)
 
 
 @given(st.binary(max_size=600))
@@ -157,7 +157,7 @@ def test_joined_lists_over_segments(first: int, second: int, number: int) -> Non
     made = [Rec(10, "ima-ng", (b"sha1:\0" + hashlib.sha1(n).digest(), n + b"\0")) for n in names]
     old = queue(made[:first], made[first:], dropped=second % 3)
     new = Queue(LAYOUT)
-    new.take_over(old, CARRIES_BOTH, number)
+    new.take_over(old, carry.carried(old, CARRIES_BOTH), number)
     expected = made[:number]
     assert contents(new.current)[View(False, 0)] == binary_list(expected, "sha1")
     more = Rec(11, "ima-ng", (b"sha1:\0" + bytes(20), b"/more\0"))

@@ -21,7 +21,7 @@ from imafs.errors import Refused, TpmError
 from imafs.formats.binary import Reader, Record
 from imafs.formats.kexec import decode
 from imafs.formats.templates import TEMPLATES
-from imafs.kernel import kexec
+from imafs.kernel import carry, kexec
 from imafs.kernel.policy.grammar import parse
 from imafs.kernel.policy.match import Policy
 from imafs.kernel.profiles import lookup
@@ -56,8 +56,7 @@ async def machine(
 
 
 def current(emulator: Emulator) -> list[Record]:
-    queue = emulator.queue
-    data, _ = queue.kexec_buffer(replace(kexec.CARRIES_BOTH, staged=False), None)
+    data, _ = carry.buffer(emulator.queue, replace(kexec.CARRIES_BOTH, staged=False), None)
     return [parsed.record for parsed in Reader(data[24:], 20)]
 
 
@@ -200,7 +199,7 @@ async def test_whole_goes_on_where_everything_fits() -> None:
         # As many as fit, kexec_execute included, and not one more.
         filler = record(ng(10, b"/filler/%04d" % 0))
         text = emulator.critical_data(kexec.EXECUTE, kexec.event(4096, 2000, 20))
-        room = 4096 - 24 - emulator.queue.runtime_size - kexec.runtime_size(text)
+        room = 4096 - 24 - carry.runtime_size(emulator.queue) - kexec.runtime_size(text)
         for number in range(room // kexec.runtime_size(filler)):
             emulator.append(record(ng(10, b"/filler/%04d" % number)))
         found = await life.execute(whole=True)
@@ -227,7 +226,7 @@ async def test_no_carry(expected_logs: ExpectedLogs) -> None:
     expected_logs.expect("6 of 6 records were not carried over: .*--no-carry")
     device = FakeDevice()
     async with machine(device) as (emulator, life):
-        await life.execute(carry=False)
+        await life.execute(carry_over=False)
         assert current(emulator) == []
         emulator.append(RECORDS[0])
         await emulator.wait_extended(7, 20)
