@@ -235,8 +235,36 @@ class ControlClient:
         """Add records again."""
         return self.call("resume")
 
+    def kexec_load(self) -> Answer:
+        """Load a kernel for kexec."""
+        return self.call("kexec_load")
+
+    def kexec_execute(
+        self,
+        profile: str | None = None,
+        *,
+        no_carry: bool = False,
+        whole: bool = False,
+        hold: bool = False,
+    ) -> Answer:
+        """Start the next kernel by kexec, or with ``hold`` stop before it."""
+        options = {"profile": profile, "no_carry": no_carry, "whole": whole, "hold": hold}
+        return self.call("kexec_execute", {k: v for k, v in options.items() if v})
+
+    def kexec_finish(self) -> Answer:
+        """Start the next kernel of a kexec that is held."""
+        return self.call("kexec_finish")
+
+    def kexec_buffer(self, file: str | os.PathLike[str]) -> Answer:
+        """Write the kexec buffer of this moment to a file."""
+        return self.call("kexec_buffer", {"file": _absolute(file)})
+
+    def reboot(self, profile: str | None = None) -> Answer:
+        """Reboot: down through suspend."""
+        return self.call("reboot", {"profile": profile} if profile else {})
+
     def reset(self) -> Answer:
-        """Begin anew as after a reboot."""
+        """Power off and on."""
         return self.call("reset")
 
     def stop(self) -> Answer:

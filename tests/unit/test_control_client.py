@@ -48,6 +48,17 @@ CALLS: list[tuple[str, Callable[[ControlClient], Answer], dict[str, object]]] = 
     ("status", lambda c: c.status(), {}),
     ("suspend", lambda c: c.suspend(), {}),
     ("resume", lambda c: c.resume(), {}),
+    ("kexec_load", lambda c: c.kexec_load(), {}),
+    ("kexec_execute", lambda c: c.kexec_execute(), {}),
+    (
+        "kexec_execute",
+        lambda c: c.kexec_execute("legacy", no_carry=True, whole=True, hold=True),
+        {"profile": "legacy", "no_carry": True, "whole": True, "hold": True},
+    ),
+    ("kexec_finish", lambda c: c.kexec_finish(), {}),
+    ("kexec_buffer", lambda c: c.kexec_buffer("/f"), {"file": "/f"}),
+    ("reboot", lambda c: c.reboot(), {}),
+    ("reboot", lambda c: c.reboot("legacy"), {"profile": "legacy"}),
     ("reset", lambda c: c.reset(), {}),
     ("stop", lambda c: c.stop(), {}),
 ]

@@ -17,14 +17,14 @@ from imafs.engine import status
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.engine.lifecycle import Lifecycle
-from imafs.errors import Refused, TpmError
+from imafs.errors import Refused, TpmError, UsageError
 from imafs.formats.binary import Reader, Record
 from imafs.formats.kexec import decode
 from imafs.formats.templates import TEMPLATES
 from imafs.kernel import carry, kexec
 from imafs.kernel.policy.grammar import parse
 from imafs.kernel.policy.match import Policy
-from imafs.kernel.profiles import lookup
+from imafs.kernel.profiles import PROFILES, lookup
 from imafs.kernel.requests import Operation, Request
 from tests.property.builders import record
 from tests.property.reference import Rec, extend, ng, violation
@@ -398,6 +398,102 @@ async def test_kernels_before_critical_data_copy_their_list_at_load(
         emulator.append(record(ng(10, b"/late")))
         await life.execute()
         assert current(emulator) == RECORDS
+
+
+async def test_what_such_a_kernel_deletes_after_load_appears_again() -> None:
+    config = replace(BARE, profile=lookup("flush-2020"))
+    emulator = Emulator(config, FakeDevice())
+    await emulator.start(RECORDS)
+    async with running(emulator):
+        life = Lifecycle(emulator)
+        life.load()
+        emulator.request(Request(Operation.DELETE_FIRST, 3))
+        found = await life.execute()
+        assert found == kexec.Crossing(4, 4)
+        assert current(emulator) == RECORDS
+        assert emulator.queue.totals.added == 4
+
+
+@pytest.mark.parametrize(
+    ("profile", "answers"),
+    [
+        ("mainline", {"A": errno.EEXIST, "D": errno.ESTALE, "N": errno.ESTALE}),
+        ("v5", {"A": errno.EEXIST, "D": errno.ESTALE, "N": errno.ESTALE}),
+        ("rfc-v2", {"A": errno.EEXIST, "D": None}),
+    ],
+)
+async def test_drafts_answer_by_their_own_rules_while_a_kexec_is_held(
+    profile: str, answers: dict[str, int | None]
+) -> None:
+    requests = {
+        "A": Request(Operation.STAGE),
+        "N": Request(Operation.DELETE_FIRST, 1),
+        "D": Request(Operation.DELETE_STAGED),
+    }
+    async with machine(FakeDevice(), replace(BARE, profile=lookup(profile))) as (emulator, life):
+        await life.execute(hold=True)
+        for letter, code in answers.items():
+            if code is None:
+                emulator.request(requests[letter])
+                continue
+            with pytest.raises(Refused) as caught:
+                emulator.request(requests[letter])
+            assert caught.value.errno == code, letter
+        # What is deleted after the copy appears again all the same.
+        assert await life.finish() == kexec.Crossing(6, 6)
+        assert current(emulator)[:4] == RECORDS
+
+
+async def test_v5_may_stage_and_delete_what_was_not_copied_as_staged() -> None:
+    async with machine(FakeDevice(), replace(BARE, profile=lookup("v5"))) as (emulator, life):
+        emulator.request(Request(Operation.DELETE_STAGED))
+        await life.execute(hold=True)
+        emulator.request(Request(Operation.STAGE))
+        emulator.request(Request(Operation.DELETE_STAGED))
+        await life.finish()
+        assert current(emulator)[:2] == RECORDS[2:]
+
+
+@pytest.mark.parametrize("profile", ["snap", "rfc-v1"])
+async def test_the_first_drafts_do_not_carry_what_is_staged(
+    profile: str, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.expect("2 of 6 records .*: this kernel does not carry staged records")
+    async with machine(FakeDevice(), replace(BARE, profile=lookup(profile))) as (emulator, life):
+        found = await life.execute()
+        assert found is not None
+        assert (found.carried, found.records) == (4, 6)
+        assert current(emulator)[:2] == RECORDS[2:]
+
+
+async def test_a_profile_that_cannot_run_is_refused_before_anything() -> None:
+    async with machine(FakeDevice()) as (emulator, life):
+        boot, length = emulator.boot, len(emulator.queue.current)
+        with pytest.raises(UsageError, match="--export-root"):
+            await life.execute(lookup("export-2020"))
+        with pytest.raises(UsageError, match="--export-root"):
+            await life.reboot(lookup("export-2020"))
+        assert emulator.boot is boot
+        assert len(emulator.queue.current) == length
+        assert not emulator.queue.suspended
+
+
+@pytest.mark.parametrize("profile", [p.name for p in PROFILES if p.export is None])
+async def test_every_profile_hands_over_to_every_other(
+    profile: str, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("does not carry staged records")
+    device = FakeDevice()
+    async with machine(device) as (emulator, life):
+        await life.execute(lookup(profile))
+        assert emulator.config.profile.name == profile
+        assert current(emulator)[:4] == RECORDS
+        await life.execute(lookup("mainline"))
+        records = current(emulator)
+        assert records[:4] == RECORDS
+        assert len(records) == emulator.queue.totals.added
+        await emulator.wait_extended(len(records), 20)
+        assert {name: device.pcrs[name][10] for name in NAMES} == replayed(records)
 
 
 async def test_a_policy_decides_about_the_critical_data() -> None:
