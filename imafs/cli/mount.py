@@ -122,7 +122,9 @@ def _tpm_options(group: argparse._ArgumentGroup) -> None:
         help="swtpm (started and stopped by imafs), none (TPM-bypass), or a TCTI string",
     )
     group.add_argument("--tpm-state", metavar="DIR", help="keep the state of swtpm in DIR")
-    group.add_argument("--banks", metavar="ALG,...", help="PCR banks of swtpm")
+    group.add_argument(
+        "--banks", metavar="ALG,...", help="PCR banks of swtpm; another TPM must have just these"
+    )
     group.add_argument(
         "--adopt", action="store_true", help="go on although PCRs hold what no loaded list explains"
     )
