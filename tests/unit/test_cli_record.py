@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from imafs import __version__
 from imafs.cli.main import main
+from imafs.control.client import ControlClient
 from imafs.sources.lists import load as load_list
 from tests.conformance.recordings import Moment, load
 from tests.mount.daemon import BINARY, imafs
@@ -187,3 +189,38 @@ def test_a_recorded_emulator_is_played_again(tmp_path: Path) -> None:
         verify = ("verify", again.path(f"{BINARY}_staged"), again.path(BINARY), "--tcti")
         assert "match after record 43\n" in imafs(*verify, again.tcti).stdout
         assert again.stop() == 0
+
+
+@pytest.mark.mount
+@pytest.mark.root
+@pytest.mark.swtpm
+def test_a_busy_emulator_is_recorded_at_one_moment(tmp_path: Path) -> None:
+    """Records are added all the while: every recording is a list that its PCRs confirm."""
+    with ExitStack() as stack:
+        daemon = Starter(stack)()
+        daemon.generate(500)
+        ended = threading.Event()
+
+        def add() -> None:
+            with ControlClient(daemon.control) as client:
+                while not ended.wait(0.05):
+                    client.generate(3)
+
+        adding = threading.Thread(target=add)
+        adding.start()
+        try:
+            counts = []
+            for number in range(3):
+                target = tmp_path / f"{number}.tar"
+                imafs("record", daemon.dir, "-o", target, "--control", daemon.control)
+                found = members(target)
+                (tmp_path / "list").write_bytes(found[f"{number}/{BINARY}"])
+                (tmp_path / "pcrs").write_bytes(found[f"{number}/pcrs.txt"])
+                done = imafs("verify", tmp_path / "list", "--pcrs", tmp_path / "pcrs", "--json")
+                verdict = json.loads(done.stdout)
+                assert verdict["excess"] == 0
+                counts.append(verdict["records"])
+        finally:
+            ended.set()
+            adding.join()
+        assert 501 <= counts[0] < counts[1] < counts[2], "nothing was added meanwhile"

@@ -67,6 +67,23 @@ def test_match(case: Case, capsys: Output) -> None:
     assert printed.err == ""
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_bar_only_on_a_terminal(
+    case: Case, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert case.verify() == 0
+    size = case.list.stat().st_size
+    whole = f"\r[{'#' * 40}] 100% {size}/{size}\n"
+    assert stderr.getvalue() == (whole if terminal else "")
+
+
 def test_records_in_excess_are_no_error(case: Case, capsys: Output) -> None:
     case.after(RECS[:3])
     assert case.verify() == 0
