@@ -84,8 +84,9 @@ def _umount(args: argparse.Namespace) -> int:
     except ControlError:
         # No daemon to ask: its mount must be dead, else it listens somewhere else.
         if mountinfo.probe(path) == 0:
+            place = f"at {args.control}" if args.control else "at its default socket"
             raise MountError(
-                f"{path}: the daemon is alive but not at its default socket; name it with --control"
+                f"{path}: the daemon is alive but not {place}; name its socket with --control"
             ) from None
         mountinfo.detach(path)
     deadline = time.monotonic() + _DEADLINE

@@ -80,6 +80,17 @@ def test_nothing_is_said_where_nothing_was_open(daemon: Daemon) -> None:
     assert (result.stdout, result.stderr) == ("", "")
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_daemon_that_listens_elsewhere(daemon: Daemon, named: bool) -> None:
+    """It is alive, so its mount is not torn from it; the message says where it was looked for."""
+    wrong = daemon.place.base / "wrong"
+    words = ["--control", str(wrong)] if named else []
+    result = imafs("umount", daemon.dir, *words, check=False)
+    assert result.returncode == 5
+    one_line(result.stderr, "alive but not at", str(wrong) if named else "default socket")
+    assert daemon.count() == 1
+
+
 def test_help_says_what_happens_to_readers() -> None:
     text = " ".join(
         run([sys.executable, "-m", "imafs", "umount", "--help"], cwd=ROOT).stdout.split()
