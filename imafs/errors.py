@@ -28,7 +28,7 @@ class ImafsError(Exception):
 
 
 class UsageError(ImafsError):
-    """Options or arguments that cannot work together."""
+    """Options or arguments that cannot work together, or name what is not there."""
 
     errno = _errno.EINVAL
     exit_code = 2
