@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import BINARY, Daemon
+from tests.mount.daemon import ASCII, BINARY, Daemon, replay
 from tests.mount.fixtures import Starter
 from tests.support import require, run
 
@@ -38,8 +38,19 @@ def test_evmctl_sees_a_deleted_record(daemon: Daemon) -> None:
     daemon.generate(50)
     run(["sh", "-c", 'echo 3 > "$1"', "sh", str(daemon.path(BINARY))])
     status, text = evmctl(daemon)
-    assert status != 0
+    assert status == 1
     assert MATCHED not in text
+
+
+def test_evmctl_refuses_template_ima_among_others(start: Starter) -> None:
+    """A limit of evmctl 1.4: critical data is always in template ima-buf."""
+    daemon = start("--template", "ima")
+    daemon.generate(5)
+    assert evmctl(daemon)[0] == 0
+    daemon.call("critical_data", label="label", name="name", data="00ff10")
+    status, text = evmctl(daemon)
+    assert status == 1
+    assert "Mixed measurement list" in text
 
 
 def test_evmctl_with_violations(daemon: Daemon) -> None:
@@ -144,3 +155,23 @@ def test_tssimaextend_with_violations(start: Starter) -> None:
     tssimaextend(daemon, other)
     assert other.pcr("sha1") == daemon.pcr("sha1")
     assert other.pcr("sha256") != daemon.pcr("sha256")
+
+
+def test_tssimaextend_after_a_trim(start: Starter) -> None:
+    """It replays what is left and has nothing to compare with."""
+    daemon, other = start(), start("--no-boot-aggregate")
+    daemon.generate(5)
+    daemon.path(BINARY).write_text("1\n")
+    tssimaextend(daemon, other)
+    assert other.pcr("sha1") == replay(daemon.read(ASCII), "sha1") != daemon.pcr("sha1")
+
+
+def test_tssimaextend_cannot_read_template_ima(start: Starter) -> None:
+    """It wants a data length, which kernels leave out there."""
+    require("tssimaextend")
+    daemon = start("--template", "ima")
+    done = run(
+        ["tssimaextend", "-if", daemon.path(BINARY), "-le"], env=daemon.environment(), check=False
+    )
+    assert done.returncode == 1
+    assert "template data length too big" in done.stdout + done.stderr

@@ -139,3 +139,13 @@ def test_deleted_record(fapi: Fapi) -> None:
     refused = fapi.quote(check=False)
     assert refused.returncode == 1
     assert "Fapi_Quote(0x60021)" in refused.stderr
+
+
+def test_other_templates(fapi: Fapi) -> None:
+    """One record of a template that it does not know, and it quotes no longer."""
+    fapi.quote()
+    fapi.daemon.call("critical_data", label="label", name="name", data="00ff10")
+    fapi.daemon.call("wait", extended=True)
+    refused = fapi.quote(check=False)
+    assert refused.returncode == 1
+    assert "Fapi_Quote(0x6000B)" in refused.stderr

@@ -16,7 +16,7 @@ from imafs.formats import binary
 from tests.clients.environments import client
 from tests.conformance import recordings
 from tests.conformance.test_recorded_lists import OPTIONS
-from tests.mount.daemon import ASCII, Daemon
+from tests.mount.daemon import ASCII, Daemon, replay
 from tests.mount.fixtures import Starter
 from tests.support import run
 
@@ -164,17 +164,35 @@ def test_keylime_after_trims(daemon: Daemon, tmp_path: Path) -> None:
     assert [(one.records, one.events) for one in rest] == [(40, ["ima.pcr_mismatch"])] * 4
 
 
+def policy(daemon: Daemon, made: Path, *, check: bool = True) -> str:
+    """What ``keylime-policy create runtime`` says; ``made`` is the policy."""
+    command = [client("readers") / "keylime-policy", "create", "runtime"]
+    done = run([*map(str, command), "-m", daemon.path(ASCII), "-o", made], check=check)
+    return done.stdout + done.stderr
+
+
+def listed(daemon: Daemon) -> dict[str, list[str]]:
+    """Digests by name, from the list."""
+    lines = [line.split(" ", 4) for line in daemon.read(ASCII).decode().splitlines()]
+    return {name: [digest.partition(":")[2]] for _, _, _, digest, name in lines}
+
+
 def test_keylime_policy_create_runtime(daemon: Daemon, tmp_path: Path) -> None:
     """Every file and digest of the list is in the policy, and no other."""
     daemon.call("measure", paths=["/usr/bin/env", "/usr/bin/id"])
     daemon.generate(50)
-    made = tmp_path / "policy.json"
-    keylime_policy = client("readers") / "keylime-policy"
-    run([keylime_policy, "create", "runtime", "-m", daemon.path(ASCII), "-o", made])
-    lines = [line.split(" ", 4) for line in daemon.read(ASCII).decode().splitlines()]
-    listed = {name: [digest.partition(":")[2]] for _, _, _, digest, name in lines}
-    assert json.loads(made.read_text())["digests"] == listed
-    assert len(listed) == 53
+    policy(daemon, tmp_path / "made")
+    assert json.loads((tmp_path / "made").read_text())["digests"] == listed(daemon)
+    assert len(listed(daemon)) == 53
+
+
+def test_keylime_policy_after_a_trim(daemon: Daemon, tmp_path: Path) -> None:
+    """It takes the algorithm from boot_aggregate, which must be the first record."""
+    daemon.generate(50)
+    daemon.path(ASCII).write_text("1\n")
+    said = policy(daemon, tmp_path / "made", check=False)
+    assert "Invalid digest algorithm found in the IMA measurement list" in said
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("bank", BANKS)
@@ -191,3 +209,12 @@ def test_evidence_api_extends_zeros_for_violations(daemon: Daemon) -> None:
     (found,) = read("evidence", (daemon.path(ASCII), "sha1", "sha1"))
     assert found.records == 7
     assert found.pcr != daemon.pcr("sha1").hex()
+
+
+def test_evidence_api_after_a_trim(daemon: Daemon) -> None:
+    """It replays what is left."""
+    daemon.generate(5)
+    daemon.path(ASCII).write_text("1\n")
+    (found,) = read("evidence", (daemon.path(ASCII), "sha1", "sha1"))
+    assert found.records == 5
+    assert bytes.fromhex(found.pcr) == replay(daemon.read(ASCII), "sha1") != daemon.pcr("sha1")
