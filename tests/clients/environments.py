@@ -11,7 +11,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from tests.support import unmet
+import pytest
+
+from tests.support import find_command, missing, require, run, unmet
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 
@@ -29,6 +31,15 @@ def client(name: str) -> Path:
     if not (place / "complete").exists():
         unmet([f"{place} is not there (scripts/setup --test makes it, from PyPI)"])
     return place / "bin"
+
+
+def ibm_tss(*commands: str) -> None:
+    """Skips loudly without these commands of IBM's TSS; Debian 13 has no such package."""
+    if any(map(missing, commands)) and find_command("apt-cache") is not None:
+        offered = run(["apt-cache", "show", "tss2"], check=False)
+        if offered.returncode != 0:
+            pytest.skip("this release of Debian has no package tss2")
+    require(*commands)
 
 
 def trixie() -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.environments import ibm_tss
 from tests.mount.daemon import ASCII, BINARY, Daemon, replay
 from tests.mount.fixtures import Starter
 from tests.support import require, run
@@ -18,7 +19,8 @@ MATCHED = "Matched per TPM bank calculated digest(s)"
 
 def evmctl(daemon: Daemon, *arguments: str, list_file: str = BINARY) -> tuple[int, str]:
     """``evmctl ima_measurement`` with its reader of PCRs (IBM's TSS); status and output."""
-    require("evmctl", "tsspcrread")
+    require("evmctl")
+    ibm_tss("tsspcrread")
     command = ["evmctl", "ima_measurement", *arguments, str(daemon.path(list_file))]
     done = run(command, env=daemon.environment(), check=False)
     return done.returncode, done.stdout + done.stderr
@@ -79,14 +81,15 @@ def test_evmctl_with_pcrs_from_a_file(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_evmctl_boot_aggregate(daemon: Daemon) -> None:
     """Computed from the TPM it is the first record's digest."""
-    require("evmctl", "tsspcrread")
+    require("evmctl")
+    ibm_tss("tsspcrread")
     done = run(["evmctl", "ima_boot_aggregate", "-v"], env=daemon.environment(), check=False)
     first = daemon.read("ascii_runtime_measurements").split()[3].decode()
     assert first in done.stdout + done.stderr
 
 
 def test_tsspcrread(daemon: Daemon) -> None:
-    require("tsspcrread")
+    ibm_tss("tsspcrread")
     daemon.generate(3)
     done = run(["tsspcrread", "-halg", "sha256", "-ha", "10", "-ns"], env=daemon.environment())
     assert done.stdout.split()[0] == daemon.pcr("sha256").hex()
@@ -130,7 +133,7 @@ def test_quote_while_records_are_added(daemon: Daemon) -> None:
 
 def tssimaextend(daemon: Daemon, other: Daemon) -> None:
     """Replay the list of ``daemon`` into the TPM of ``other``."""
-    require("tssimaextend")
+    ibm_tss("tssimaextend")
     daemon.call("wait", extended=True)
     run(["tssimaextend", "-if", daemon.path(BINARY), "-le"], env=other.environment())
 
@@ -168,7 +171,7 @@ def test_tssimaextend_after_a_trim(start: Starter) -> None:
 
 def test_tssimaextend_cannot_read_template_ima(start: Starter) -> None:
     """It wants a data length, which kernels leave out there."""
-    require("tssimaextend")
+    ibm_tss("tssimaextend")
     daemon = start("--template", "ima")
     done = run(
         ["tssimaextend", "-if", daemon.path(BINARY), "-le"], env=daemon.environment(), check=False
