@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--control",
         metavar="SOCKET",
-        help="control socket of the daemon (default: the only one of this user)",
+        help="control socket (default: $IMAFS_CONTROL, else this user's only daemon's)",
     )
     parser.set_defaults(run=run)
     verbs = parser.add_subparsers(metavar="VERB", required=True)

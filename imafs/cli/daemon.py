@@ -30,6 +30,7 @@ from imafs.engine.notify import notify
 from imafs.errors import ControlError, ImafsError, UsageError
 from imafs.formats.algorithms import HashAlgorithm
 from imafs.fuse import mountinfo, session
+from imafs.fuse.extras import extras
 from imafs.sources import files, lists
 from imafs.tpm import Device, open_device
 
@@ -52,6 +53,7 @@ class Plan:
     load_bank: str | None
     measure: list[str]
     log_file: str | None
+    boot_log: bytes | None = None
 
 
 def run(plan: Plan) -> int:
@@ -166,7 +168,8 @@ async def _main(
                 loaded.records.clear()
             nursery.start_soon(emulator.run)
             await _measure(emulator, plan.measure)
-            async with session.mounted(emulator, mountpoint, plan.layout, end):
+            beside = extras(emulator, plan.boot_log) if plan.layout == "securityfs" else ()
+            async with session.mounted(emulator, mountpoint, plan.layout, end, beside):
                 about = {"mountpoint": mountpoint, "control": str(control)}
                 verbs = Verbs(emulator, end, about)
                 await nursery.start(

@@ -34,16 +34,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="DIR is the IMA directory itself, or securityfs' root with integrity/ima and ima",
     )
     parser.add_argument("--control", metavar="SOCKET", help="control socket (default: from DIR)")
+    add_shared_options(parser)
+    parser.set_defaults(run=run, refuse=parser.error)
+    # DIR is optional to argparse only: --measure may have taken it (see _settle_directory).
+    directory.required = True
+    parser.usage = parser.format_usage().removeprefix("usage: ").replace("[DIR]", "DIR").rstrip()
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that starts an emulator."""
     parser.add_argument(
         "--log-file", metavar="FILE", help="append log lines to FILE instead of stderr"
     )
     _kernel_options(parser.add_argument_group("the kernel that is played"))
     _tpm_options(parser.add_argument_group("the TPM"))
     _list_options(parser.add_argument_group("the measurement list"))
-    parser.set_defaults(run=run, refuse=parser.error)
-    # DIR is optional to argparse only: --measure may have taken it (see _settle_directory).
-    directory.required = True
-    parser.usage = parser.format_usage().removeprefix("usage: ").replace("[DIR]", "DIR").rstrip()
 
 
 def _kernel_options(group: argparse._ArgumentGroup) -> None:
@@ -131,6 +136,11 @@ def _tpm_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--allow-hardware-tpm", action="store_true", help="extend a TPM that is not a software one"
     )
+    group.add_argument(
+        "--bios-log",
+        metavar="FILE",
+        help="serve FILE as tpm0/binary_bios_measurements (layout securityfs); it extends nothing",
+    )
 
 
 def _list_options(group: argparse._ArgumentGroup) -> None:
@@ -169,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settle_directory(args: argparse.Namespace) -> None:
-    """DIR where --measure took it, and the groups of --measure as one list.
+    """DIR where --measure took it.
 
     ``--measure A B DIR`` can mean nothing else: to measure an empty directory, the only
     kind of place that is mounted upon, is to measure nothing.
@@ -181,7 +191,6 @@ def _settle_directory(args: argparse.Namespace) -> None:
             args.refuse("the following arguments are required: DIR")
         else:
             args.dir = several.pop()
-    args.measure = [path for group in groups for path in group]
 
 
 def plan(args: argparse.Namespace) -> Plan:
@@ -196,6 +205,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
 def _plan(args: argparse.Namespace) -> Plan:
     from imafs.cli.daemon import Plan
+    from imafs.cli.inputs import read_bytes
     from imafs.engine.config import EmulatorConfig
     from imafs.errors import UsageError
     from imafs.formats import templates
@@ -219,6 +229,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise UsageError(
             f"unknown template {args.template!r}; there are: {', '.join(templates.TEMPLATES)}"
         )
+    if args.bios_log and args.layout != "securityfs":
+        raise UsageError("--bios-log: the boot log is in securityfs: --layout securityfs")
     if not 8 <= args.pcr <= 14:
         raise UsageError(f"--pcr {args.pcr}: CONFIG_IMA_MEASURE_PCR_IDX is 8 to 14")
     if not 0 <= args.kexec_extra_memory <= 40:
@@ -254,8 +266,9 @@ def _plan(args: argparse.Namespace) -> Plan:
         allow_hardware=args.allow_hardware_tpm,
         load=args.load,
         load_bank=args.load_bank,
-        measure=[os.path.abspath(path) for path in args.measure],
+        measure=[os.path.abspath(path) for group in args.measure for path in group],
         log_file=args.log_file,
+        boot_log=read_bytes(args.bios_log) if args.bios_log else None,
     )
 
 

@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--control",
         metavar="SOCKET",
-        help="control socket of the daemon (default: the only one of this user)",
+        help="control socket (default: $IMAFS_CONTROL, else this user's only daemon's)",
     )
     parser.add_argument(
         "--watch",

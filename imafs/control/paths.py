@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """Where control sockets are: one directory per user, one name per mountpoint.
 
-``/run/imafs`` for root, else ``$XDG_RUNTIME_DIR/imafs``; the name is the absolute mountpoint
-with ``-`` for ``/`` and ``%XX`` for what is not a letter, a digit, ``.`` or ``_``, so that
-``/mnt/ima`` is ``mnt-ima.sock``. A path that the kernel's ``sun_path`` (108 bytes with the NUL,
-unix(7)) cannot hold keeps its tail, ``~`` and a hash of the whole.
+``/run/imafs`` for root, else ``$XDG_RUNTIME_DIR/imafs``, or ``$IMAFS_SOCKET_DIR`` (inside
+`imafs run`); the name is the absolute mountpoint with ``-`` for ``/`` and ``%XX`` for what is
+not a letter, a digit, ``.`` or ``_``, so that ``/mnt/ima`` is ``mnt-ima.sock``. A path that the
+kernel's ``sun_path`` (108 bytes with the NUL, unix(7)) cannot hold keeps its tail, ``~`` and a
+hash of the whole.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from urllib.parse import unquote_to_bytes
 from imafs.errors import ControlError
 
 SUN_PATH_MAX = 107
+#: Names the socket for ctl and status where no option does: set inside `imafs run`.
+VARIABLE = "IMAFS_CONTROL"
+#: Takes the place of the user's directory of sockets: likewise.
+DIRECTORY_VARIABLE = "IMAFS_SOCKET_DIR"
 _SUFFIX = ".sock"
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._")
 
@@ -60,7 +65,10 @@ def peer_of(connection: _WithOptions) -> Peer:
 
 
 def socket_directory() -> Path:
-    """The directory of this user's sockets; it need not exist."""
+    """$IMAFS_SOCKET_DIR or the directory of this user's sockets; it need not exist."""
+    chosen = os.environ.get(DIRECTORY_VARIABLE, "")
+    if chosen.startswith("/"):
+        return Path(chosen)
     if os.geteuid() == 0:
         return Path("/run/imafs")
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -234,7 +242,12 @@ def find_sockets(directory: Path | None = None) -> list[FoundSocket]:
 
 
 def the_socket() -> Path:
-    """The one living socket of this user; :class:`ControlError` when there is not exactly one."""
+    """The socket in $IMAFS_CONTROL, else the one living socket of this user.
+
+    Raises :class:`ControlError` when there is not exactly one.
+    """
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
     found = find_sockets()
     if len(found) == 1:
         return found[0].path

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 EXTEND_WAIT = 5.0
 #: Seconds that a reset waits for the batch in flight before it abandons the call.
 RESET_WAIT = 5.0
+#: Seconds that a reader of a PCR waits for the TPM.
+PCR_WAIT = 2.0
 #: Deleted segments that are freed between two turns of everybody else.
 SLICE = 16
 
@@ -213,6 +215,15 @@ class Emulator:
     def _reboot(self) -> PcrValues:
         self.device.reset()
         return self.device.read_pcrs(PCRS)
+
+    async def read_pcr(self, bank: str, pcr: int) -> bytes:
+        """A PCR's value, from the TPM itself and within :data:`PCR_WAIT` seconds.
+
+        Bounded, because a file's reader waits for it and cannot be killed meanwhile
+        (measured). Raises :class:`TpmError`: never an older value.
+        """
+        work = self.channel.call(lambda: self.device.read_pcrs([pcr]), deadline=PCR_WAIT)
+        return (await work)[bank][pcr]
 
     # Measuring
 

@@ -32,6 +32,7 @@ from imafs.engine.emulator import Emulator
 from imafs.engine.running import Boot
 from imafs.errors import ImafsError
 from imafs.fuse.caller import has_sys_admin
+from imafs.fuse.extras import Extra, ExtraHandle
 from imafs.fuse.handles import Filling, Handle, ListHandle, RequestHandle, TextHandle
 from imafs.fuse.tree import Inodes, Node, Tree
 from imafs.kernel.access import Holder, Opening, Role
@@ -73,13 +74,14 @@ class ImaOperations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, emulator: Emulator, layout: str) -> None:
+    def __init__(self, emulator: Emulator, layout: str, extras: Sequence[Extra] = ()) -> None:
         super().__init__()
         self._emulator = emulator
         self._layout = layout
         self._inodes = Inodes()
         self._boot = emulator.boot
-        self._planted = Tree(emulator.entries, layout, self._inodes)
+        self._extras = extras
+        self._planted = Tree(emulator.entries, layout, self._inodes, extras)
         # Beside each handle the kernel under which it was opened.
         self._handles: dict[int, tuple[Handle, Boot]] = {}
         self._next = 1
@@ -97,7 +99,8 @@ class ImaOperations(pyfuse3.Operations):
         """The directory of the kernel that runs: another one may have other names."""
         if self._boot is not self._emulator.boot:
             self._boot = self._emulator.boot
-            self._planted = Tree(self._emulator.entries, self._layout, self._inodes)
+            entries = self._emulator.entries
+            self._planted = Tree(entries, self._layout, self._inodes, self._extras)
         return self._planted
 
     def _attributes(self, node: Node) -> EntryAttributes:
@@ -124,6 +127,8 @@ class ImaOperations(pyfuse3.Operations):
         # The true size although a kernel says 0: with 0 every splice client reads an
         # empty list and calls it success (measured).
         entry = node.entry
+        if node.extra is not None:
+            return node.truncated or node.extra.size
         if self._emulator.config.size_zero or entry is None:
             return node.truncated
         if entry.kind is Kind.LIST and entry.files is not None and entry.view is not None:
@@ -194,7 +199,7 @@ class ImaOperations(pyfuse3.Operations):
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         node = self._tree.node(fh)
         names = [(".", node), ("..", self._tree.node(node.parent))]
-        names += [(child.name, child) for child in node.children]
+        names += [(child.name, child) for child in node.listed]
         for number, (name, child) in enumerate(names[start_id:], start_id + 1):
             attr = self._attributes(child)
             if not pyfuse3.readdir_reply(token, FileNameT(os.fsencode(name)), attr, number):
@@ -222,6 +227,8 @@ class ImaOperations(pyfuse3.Operations):
         return FileInfo(fh=FileHandleT(number), direct_io=True, keep_cache=False)
 
     def _open(self, node: Node, flags: int, tid: int) -> Handle:
+        if node.extra is not None and node.extra.read is not None:
+            return ExtraHandle(node.extra.read)
         entry = node.entry
         assert entry is not None
         write = flags & os.O_ACCMODE != os.O_RDONLY
@@ -265,7 +272,10 @@ class ImaOperations(pyfuse3.Operations):
 
     @boundary
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return self._handle(fh).read(off, size)  # type: ignore[return-value]
+        handle = self._handle(fh)
+        if isinstance(handle, ExtraHandle):
+            await handle.fetch(off)
+        return handle.read(off, size)  # type: ignore[return-value]
 
     @boundary
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:

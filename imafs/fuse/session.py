@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pyfuse3
@@ -14,6 +14,7 @@ import trio
 from imafs.engine.emulator import Emulator
 from imafs.errors import MountError
 from imafs.fuse import mountinfo
+from imafs.fuse.extras import Extra
 from imafs.fuse.operations import ImaOperations
 
 log = logging.getLogger(__name__)
@@ -44,14 +45,18 @@ def _user_allow_other() -> bool:
 
 @asynccontextmanager
 async def mounted(
-    emulator: Emulator, path: str, layout: str, ended: Callable[[], object]
+    emulator: Emulator,
+    path: str,
+    layout: str,
+    ended: Callable[[], object],
+    extras: Sequence[Extra] = (),
 ) -> AsyncIterator[None]:
     """Mounts ``emulator`` on ``path`` (resolved); inside, the mount has answered a stat.
 
     ``ended`` is called when the mount ends by itself (somebody unmounted it). Raises
     :class:`MountError`. Unmounts at the end, lazily if files are open.
     """
-    operations = ImaOperations(emulator, layout)
+    operations = ImaOperations(emulator, layout, extras)
     try:
         pyfuse3.init(operations, path, _options())
     except RuntimeError as error:

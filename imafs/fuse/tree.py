@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from imafs.errors import Refused
+from imafs.fuse.extras import Extra
 from imafs.kernel.profiles import Entry, Kind
 
 ROOT = 1
@@ -30,6 +31,7 @@ class Node:
     mode: int
     entry: Entry | None = None
     target: str | None = None
+    extra: Extra | None = None
     children: list[Node] = field(default_factory=list)
     uid: int = 0
     gid: int = 0
@@ -46,7 +48,12 @@ class Node:
     @property
     def nlink(self) -> int:
         """Link count as securityfs shows it: 2 and one per subdirectory, else 1."""
-        return 2 + sum(child.is_dir for child in self.children) if self.is_dir else 1
+        return 2 + sum(child.is_dir for child in self.listed) if self.is_dir else 1
+
+    @property
+    def listed(self) -> list[Node]:
+        """The children that readdir shows; names with a leading dot are only found."""
+        return [child for child in self.children if not child.name.startswith(".")]
 
 
 class Inodes:
@@ -66,9 +73,18 @@ class Inodes:
 
 
 class Tree:
-    """All nodes by inode. ``layout`` is "ima" or "securityfs" (see the README)."""
+    """All nodes by inode. ``layout`` is "ima" or "securityfs" (see the README).
 
-    def __init__(self, entries: Sequence[Entry], layout: str, inodes: Inodes | None = None) -> None:
+    ``extras`` come below the root, with the directories that lead to them.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        layout: str,
+        inodes: Inodes | None = None,
+        extras: Sequence[Extra] = (),
+    ) -> None:
         self._inodes = inodes or Inodes()
         self.nodes: dict[int, Node] = {}
         root = self._add(None, "", stat.S_IFDIR | 0o755)
@@ -82,8 +98,16 @@ class Tree:
             kind = stat.S_IFLNK if entry.kind is Kind.LINK else stat.S_IFREG
             place = self._directory(root, entry.directory) if entry.directory else ima
             self._add(place, entry.name, kind | entry.mode, entry=entry, target=entry.target)
+        for extra in extras:
+            self._add_extra(root, extra)
         for node in self.nodes.values():
             node.children.reverse()
+
+    def _add_extra(self, root: Node, extra: Extra) -> None:
+        path, _, name = extra.path.rpartition("/")
+        place = self._directory(root, path) if path else root
+        kind = stat.S_IFDIR if extra.read is None else stat.S_IFREG
+        self._add(place, name, kind | extra.mode, extra=extra)
 
     def _directory(self, root: Node, path: str) -> Node:
         """The directory at a path from the root; made with its parents where it is not there."""
@@ -101,6 +125,7 @@ class Tree:
         *,
         entry: Entry | None = None,
         target: str | None = None,
+        extra: Extra | None = None,
     ) -> Node:
         now = time.time_ns()
         inode = self._inodes.number(parent.inode if parent else 0, name, mode, target)
@@ -114,6 +139,7 @@ class Tree:
             mode,
             entry,
             target,
+            extra,
             uid=owner,
             gid=os.getegid() if owner else 0,
             atime_ns=now,

@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+import os
+
+#: Where tpm2-tss has the cryptographic profiles of FAPI.
+_FAPI_PROFILES = "/etc/tpm2-tss/fapi-profiles"
+_FAPI_PROFILE = "P_ECCP256SHA256"
+
 
 def client_environment(tcti: str) -> dict[str, str]:
     """Variables for tpm2-tools and agents, and for IBM's TSS where it can reach that TPM.
@@ -26,3 +32,25 @@ def client_environment(tcti: str) -> dict[str, str]:
                 "TPM_PLATFORM_PORT": str(int(port) + 1),
             }
     return environment
+
+
+def fapi_config(tcti: str, home: str, security: str) -> dict[str, object] | None:
+    """What FAPI reads from the file that $TSS2_FAPICONF names; None where FAPI is not installed.
+
+    Keys are kept below ``home``; the lists are those of the securityfs at ``security``
+    (tpm2-tss 4.0 and later; earlier ones read no IMA list).
+    """
+    if not os.path.isdir(_FAPI_PROFILES):
+        return None
+    return {
+        "profile_name": _FAPI_PROFILE,
+        "profile_dir": f"{_FAPI_PROFILES}/",
+        "user_dir": f"{home}/fapi/user",
+        "system_dir": f"{home}/fapi/system",
+        "log_dir": f"{home}/fapi/log",
+        "tcti": tcti,
+        "system_pcrs": [],
+        "ek_cert_less": "yes",  # a software TPM has no certificate of its endorsement key
+        "firmware_log_file": f"{security}/tpm0/binary_bios_measurements",
+        "ima_log_file": f"{security}/ima/binary_runtime_measurements",
+    }

@@ -31,8 +31,10 @@ ARROWS: dict[str, frozenset[str]] = {
     "sources": frozenset({"attest", "engine", "kernel", "formats"}),
     "control": frozenset({"sources", "engine", "kernel", "formats"}),
     "fuse": frozenset({"engine", "kernel", "formats"}),
+    # Namespaces and processes, of any program: it knows nothing of IMA.
+    "sandbox": frozenset(),
     "cli": frozenset(
-        {"attest", "control", "engine", "formats", "fuse", "kernel", "sources", "tpm"}
+        {"attest", "control", "engine", "formats", "fuse", "kernel", "sandbox", "sources", "tpm"}
     ),
     "testing": frozenset({"control", "cli"}),
     "__main__": frozenset({"cli"}),
@@ -335,6 +337,7 @@ PLANTED: tuple[tuple[Rule, str, str, str | None], ...] = (
     (arrows, "imafs/engine/__init__.py", "from . import fuse", None),
     (arrows, FILE.format("fuse"), "from imafs.control import x", "fuse may not import control"),
     (arrows, FILE.format("cli"), "import_module('imafs.testing')", "cli may not import testing"),
+    (arrows, FILE.format("sandbox"), "from imafs.fuse import x", "sandbox may not import fuse"),
     (arrows, FILE.format("sources"), "from imafs.tpm import x", "sources may not import tpm"),
     (arrows, FILE.format("control"), "from imafs.fuse import x", "control may not import fuse"),
     (arrows, FILE.format("cellar"), "", "room 'cellar' has no row"),

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs run -- COMMAND``: a command whose /sys/kernel/security is the emulator's.
+
+The process that was called stays outside of the new pid namespace and has three children in
+it: the namespace's first process, the daemon (the same code as ``imafs mount``) and the
+command. Nothing needs to be cleaned up that does not go with the namespaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imafs.cli.mount import add_shared_options
+from imafs.errors import MountError, UsageError
+
+if TYPE_CHECKING:
+    from imafs.sandbox.command import Signals
+
+SECURITY = "/sys/kernel/security"
+CLASS = "/sys/class/tpm"
+#: The session's own files: a tmpfs that only the session sees.
+HOME = "/sys/fs/imafs"
+SOCKETS = f"{HOME}/control"
+CONTROL = f"{SOCKETS}/sys-kernel-security.sock"
+LOG = f"{HOME}/log"
+#: Seconds that the daemon gets to unmount and to end swtpm in order.
+_PARTING = 10.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run a command that sees the emulator at /sys/kernel/security",
+        description="Starts the emulator with a software TPM in namespaces of its own, at "
+        f"{SECURITY} and {CLASS}, and runs COMMAND there with TPM2TOOLS_TCTI, TCTI, IBM's TPM_* "
+        "and IMAFS_CONTROL set. Its terminal, files and exit code are COMMAND's; nothing is left "
+        "behind. Without root COMMAND is root in a user namespace.",
+    )
+    add_shared_options(parser)
+    parser.add_argument(
+        "words",
+        metavar="-- COMMAND",
+        nargs=argparse.REMAINDER,
+        help="the command and its arguments",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    from imafs.cli import mount
+    from imafs.sandbox.command import Command, Ended, Signals
+
+    words = args.words[1:] if args.words[:1] == ["--"] else args.words
+    if not words:
+        raise UsageError("what is to be run? imafs run [options] -- COMMAND...")
+    args.dir, args.layout, args.control = SECURITY, "securityfs", CONTROL
+    # Log lines are not for the command's stderr.
+    args.log_file = LOG if args.log_file is None else os.path.abspath(args.log_file)
+    plan = mount.plan(args)
+    signals = Signals()
+    first = _enter()
+    ready, say = os.pipe()
+    daemon = os.fork()
+    if daemon == 0:
+        from imafs.cli.daemon import run as run_daemon
+
+        _become_daemon(signals, say)
+        return run_daemon(plan)
+    os.close(say)
+    session = Session(first, daemon)
+    try:
+        if not _is_ready(ready, signals):
+            return session.end()
+        _bind_tpm_class()
+        command = Command(words, _environment(), signals, session.look)
+    except Ended as ended:
+        session.end()
+        return ended.code
+    code = command.wait()
+    session.end()
+    return code
+
+
+def _enter() -> int:
+    """The namespaces and what they are furnished with; the first process of the new one."""
+    from imafs.fuse import mountinfo
+    from imafs.sandbox import graft, init, linux, namespaces
+
+    mountinfo.check_fuse()
+    namespaces.enter()
+    try:
+        for place in (SECURITY, CLASS, HOME):
+            graft.provide(place)
+        for place in (SECURITY, HOME):
+            linux.tmpfs(place)
+        os.mkdir(SOCKETS, 0o700)
+    except OSError as error:
+        raise MountError(
+            f"{error.filename}: {error.strerror}: a file system cannot be mounted there; in a "
+            "container AppArmor may forbid it (--security-opt apparmor=unconfined)"
+        ) from None
+    return init.start()
+
+
+def _become_daemon(signals: Signals, say: int) -> None:
+    """This child: out of the terminal's reach, its ready line into the pipe."""
+    os.setsid()
+    signals.give_back()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(say, 1)
+    os.environ["TMPDIR"] = HOME
+    # The service that we are part of is not started by our mount.
+    os.environ.pop("NOTIFY_SOCKET", None)
+
+
+def _is_ready(ready: int, signals: Signals) -> bool:
+    """Waits for the daemon's line. False: it has ended instead, and has said why."""
+    os.set_blocking(ready, False)
+    line = b""
+    while not line.endswith(b"\n"):
+        signals.wait(0.01)
+        try:
+            piece = os.read(ready, 4096)
+        except BlockingIOError:
+            continue
+        if not piece:
+            return False
+        line += piece
+    return True
+
+
+def _bind_tpm_class() -> None:
+    from imafs.fuse.extras import CLASS_TPM
+    from imafs.sandbox import linux
+
+    try:
+        linux.bind(f"{SECURITY}/{CLASS_TPM}", CLASS)
+    except OSError as error:
+        raise MountError(f"{CLASS}: {error.strerror}") from None
+
+
+def _environment() -> dict[str, str]:
+    """The command's: ours, and where the TPM and the control socket are."""
+    from imafs.control import paths
+    from imafs.control.client import ControlClient
+    from imafs.tpm.environment import fapi_config
+
+    with ControlClient(CONTROL) as client:
+        status = client.status()
+    found = status["environment"]
+    assert isinstance(found, dict)
+    environment = {**os.environ, **{str(k): str(v) for k, v in found.items()}}
+    environment[paths.VARIABLE] = CONTROL
+    environment[paths.DIRECTORY_VARIABLE] = SOCKETS
+    tcti = status["tcti"]
+    if isinstance(tcti, str):
+        config = fapi_config(tcti, HOME, SECURITY)
+        if config is not None:
+            for name in ("user", "system/policy", "log"):  # else FAPI warns
+                Path(HOME, "fapi", name).mkdir(parents=True)
+            Path(HOME, "fapi.json").write_text(json.dumps(config, indent=1))
+            environment["TSS2_FAPICONF"] = f"{HOME}/fapi.json"
+    return environment
+
+
+class Session:
+    """The two processes that are there for the command's sake."""
+
+    def __init__(self, first: int, daemon: int) -> None:
+        self._first = first
+        self._daemon = daemon
+        self._code: int | None = None
+        self._ending = False
+
+    def look(self) -> None:
+        """Says it, once, when the daemon has ended before the command."""
+        if self._code is None and self._daemon_ended() and not self._ending:
+            print(
+                f"imafs: the emulator has ended (exit code {self._code}); see {LOG}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _daemon_ended(self) -> bool:
+        from imafs.sandbox.command import status_of
+
+        if self._code is None:
+            pid, status = os.waitpid(self._daemon, os.WNOHANG)
+            self._code = status_of(status) if pid else None
+        return self._code is not None
+
+    def end(self) -> int:
+        """The daemon in order, then everything that is left; the daemon's exit code."""
+        self._ending = True
+        if not self._daemon_ended():
+            os.kill(self._daemon, signal.SIGTERM)
+            deadline = time.monotonic() + _PARTING
+            while not self._daemon_ended() and time.monotonic() < deadline:
+                signal.sigtimedwait({signal.SIGCHLD}, deadline - time.monotonic())
+        os.kill(self._first, signal.SIGKILL)
+        os.waitpid(self._first, 0)
+        return self._code or 0

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""New directories in places where none can be made, such as sysfs.
+
+The nearest directory that exists is covered by a tmpfs with the same entries (binds of its
+directories and files, the same links) and the new one. Relative links go on leading to the
+same places. Entries that the covered directory gets later are not seen.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from imafs.sandbox import linux
+
+
+def provide(path: str) -> None:
+    """Makes ``path`` (absolute, without links) a directory, if it is none yet. Raises OSError."""
+    missing = []
+    nearest = path
+    while not os.path.isdir(nearest):
+        nearest, name = os.path.split(nearest)
+        missing.append(name)
+    if missing:
+        cover(nearest)
+        os.makedirs(path)
+
+
+def cover(directory: str) -> None:
+    """Puts a tmpfs with the same entries over ``directory``; there new ones can be made."""
+    below = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Through the descriptor: the path will lead to the tmpfs.
+        old = f"/proc/self/fd/{below}"
+        with os.scandir(old) as entries:
+            found = [(entry.name, entry.stat(follow_symlinks=False).st_mode) for entry in entries]
+        linux.tmpfs(directory)
+        for name, mode in found:
+            _copy(os.path.join(old, name), os.path.join(directory, name), mode)
+    finally:
+        os.close(below)
+
+
+def _copy(source: str, target: str, mode: int) -> None:
+    if stat.S_ISLNK(mode):
+        os.symlink(os.readlink(source), target)
+        return
+    if stat.S_ISDIR(mode):
+        os.mkdir(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    linux.bind(source, target)

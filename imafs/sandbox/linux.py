@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""System calls that Python (3.11) has no function for; OSError with the place when refused."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+# include/uapi/linux/sched.h, mount.h, prctl.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+_PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, place: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), place)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): this process leaves namespaces; of pids, its later children do."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    words = (os.fsencode(word) for word in (source, target, fstype))
+    result = _libc.mount(*words, ctypes.c_ulong(flags), os.fsencode(data) or None)
+    _check(result, target)
+
+
+def bind(source: str, target: str) -> None:
+    """Bind with all that is mounted below: without it a user namespace refuses (locked mounts)."""
+    mount(source, target, flags=MS_BIND | MS_REC)
+
+
+def tmpfs(target: str) -> None:
+    """An empty file system of our own on ``target``."""
+    mount("imafs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
+
+
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """The kernel sends ``number`` to this process when the thread that forked it ends."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0), "prctl")
