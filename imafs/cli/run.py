@@ -15,13 +15,10 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from imafs.cli.mount import add_shared_options
 from imafs.errors import MountError, UsageError
-
-if TYPE_CHECKING:
-    from imafs.sandbox.command import Signals
+from imafs.sandbox.command import Command, Ended, Signals, status_of
 
 SECURITY = "/sys/kernel/security"
 CLASS = "/sys/class/tpm"
@@ -31,7 +28,7 @@ SOCKETS = f"{HOME}/control"
 CONTROL = f"{SOCKETS}/sys-kernel-security.sock"
 LOG = f"{HOME}/log"
 #: Seconds that the daemon gets to unmount and to end swtpm in order.
-_PARTING = 10.0
+_PARTING = 6.0
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,7 +54,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from imafs.cli import mount
-    from imafs.sandbox.command import Command, Ended, Signals
 
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
     if not words:
@@ -96,7 +92,9 @@ def _enter() -> int:
     from imafs.sandbox import graft, init, linux, namespaces
 
     mountinfo.check_fuse()
-    namespaces.enter()
+    own_user = namespaces.enter()
+    if not own_user:
+        _forget_others()
     try:
         for place in (SECURITY, CLASS, HOME):
             graft.provide(place)
@@ -109,6 +107,20 @@ def _enter() -> int:
             "container AppArmor may forbid it (--security-opt apparmor=unconfined)"
         ) from None
     return init.start()
+
+
+def _forget_others() -> None:
+    """Takes other emulators' mounts out of our namespace.
+
+    Clients look for the first line of /proc/mounts that begins with securityfs. In a user
+    namespace mounts from outside cannot be taken out.
+    """
+    from imafs.fuse import mountinfo
+    from imafs.sandbox import linux
+
+    for mount in mountinfo.mounts():
+        if mount.ours:
+            linux.detach(mount.path)
 
 
 def _become_daemon(signals: Signals, say: int) -> None:
@@ -192,8 +204,6 @@ class Session:
             )
 
     def _daemon_ended(self) -> bool:
-        from imafs.sandbox.command import status_of
-
         if self._code is None:
             pid, status = os.waitpid(self._daemon, os.WNOHANG)
             self._code = status_of(status) if pid else None
@@ -208,5 +218,8 @@ class Session:
             while not self._daemon_ended() and time.monotonic() < deadline:
                 signal.sigtimedwait({signal.SIGCHLD}, deadline - time.monotonic())
         os.kill(self._first, signal.SIGKILL)
+        # A pid namespace ends with its last zombie, and the daemon is our child.
+        if self._code is None:
+            self._code = status_of(os.waitpid(self._daemon, 0)[1])
         os.waitpid(self._first, 0)
         return self._code or 0

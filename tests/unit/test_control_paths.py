@@ -170,3 +170,17 @@ def test_what_is_no_socket(tmp_path: Path) -> None:
             paths.listener(tmp_path / name)
     with pytest.raises(ControlError, match="too long"):
         paths.listener(tmp_path / ("x" * 120))
+
+
+def test_the_variables_of_a_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: list[socket.socket]
+) -> None:
+    """$IMAFS_SOCKET_DIR is where sockets are, $IMAFS_CONTROL the one that is asked."""
+    monkeypatch.setenv("IMAFS_SOCKET_DIR", str(tmp_path))
+    assert paths.default_socket("/mnt/ima") == tmp_path / "mnt-ima.sock"
+    listen(tmp_path / "a.sock", listeners)
+    assert paths.the_socket() == tmp_path / "a.sock"
+    monkeypatch.setenv("IMAFS_CONTROL", "/elsewhere.sock")
+    assert paths.the_socket() == Path("/elsewhere.sock")
+    monkeypatch.setenv("IMAFS_SOCKET_DIR", "relative")
+    assert paths.socket_directory() != Path("relative")

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What a command sees inside ``imafs run``, and what it gives back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mount.daemon import Daemon, alive, replay
+from tests.run.runs import (
+    CLASS,
+    IMA,
+    LIST,
+    SECURITY,
+    WITHOUT_ADMIN,
+    StartRun,
+    Traces,
+    family,
+    imafs_run,
+    in_shell,
+)
+from tests.support import ROOT, require, run, wait_for
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
+
+WHO = pytest.mark.parametrize("who", ["root", "namespace", "user"])
+
+
+def hash_of(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@WHO
+def test_a_measured_file_and_the_tpm(who: str) -> None:
+    """The list has ls with its hash, and PCR 10 is what the list replays to."""
+    require("tpm2_pcrread")
+    script = f"ls / >&2; cat {LIST}_sha256; echo; tpm2_pcrread sha256:10"
+    out = in_shell(script, "--measure", "/usr/bin/ls", who=who)
+    lines, _, pcr = out.partition("\n\n")
+    assert lines.splitlines()[-1].split()[3:] == [f"sha256:{hash_of('/usr/bin/ls')}", "/usr/bin/ls"]
+    value = replay(lines.encode(), "sha256").hex().upper()
+    assert f"0x{value}" in pcr
+
+
+@WHO
+def test_staging(who: str) -> None:
+    """The document's workflow by one descriptor; the writer is admitted by its capability."""
+    out = in_shell(
+        f"exec 3<>{IMA}/ascii_runtime_measurements_staged; echo A >&3; cat <&3; echo D >&3;"
+        f" exec 3>&-; cat {IMA}/runtime_measurements_count",
+        who=who,
+    )
+    assert out.splitlines()[0].endswith("boot_aggregate")
+    assert out.splitlines()[1] == "0"
+
+
+@pytest.mark.parametrize(("who", "root_is"), [("root", 0), ("namespace", 0), ("user", 12345)])
+def test_who_the_command_is(who: str, root_is: int) -> None:
+    """root, and outside of a user namespace only where that is refused."""
+    out = in_shell("id -u; cat /proc/self/uid_map; readlink /proc/self/ns/user", who=who)
+    uid, mapped, namespace = out.splitlines()
+    assert (uid, mapped.split()[:2]) == ("0", ["0", str(root_is)])
+    assert (namespace == os.readlink("/proc/self/ns/user")) == (who == "root")
+
+
+@pytest.mark.parametrize(
+    ("before", "text"),
+    [
+        ("echo 0 >/proc/sys/user/max_user_namespaces", "too many user namespaces"),
+        ("mount --bind /proc/version /proc/uptime", "/proc cannot be mounted"),
+    ],
+)
+def test_where_namespaces_are_refused(before: str, text: str) -> None:
+    """One line that says what is missing, exit code 5, nothing left."""
+    traces = Traces()
+    words = [*WITHOUT_ADMIN, sys.executable, "-m", "imafs", "run", "--", "true"]
+    # A user namespace of its own, whose limit and whose /proc may be changed.
+    script = f"{before} && exec {shlex.join(words)}"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    done = run(command, check=False, cwd=ROOT)
+    assert done.returncode == 5, done.stderr
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    traces.assert_none(set())
+
+
+@WHO
+def test_sysfs(who: str) -> None:
+    """/sys/class/tpm is that of the swtpm, as a kernel shows it."""
+    out = in_shell(
+        f"imafs ctl generate 3; imafs ctl wait --extended; cd {CLASS}/tpm0; ls | tr '\\n' ' ';"
+        " echo; cat tpm_version_major; cat pcr-sha256/10; stat -c '%a %s' pcr-sha256/10;"
+        f" ls pcr-sha1 | wc -l; cat {LIST}_sha256",
+        who=who,
+    )
+    lines = out.splitlines()
+    at = lines.index("pcr-sha1 pcr-sha256 pcr-sha384 pcr-sha512 tpm_version_major ")
+    assert lines[at + 1] == "2"
+    assert lines[at + 2] == replay("\n".join(lines[at + 5 :]).encode(), "sha256").hex().upper()
+    assert lines[at + 3 : at + 5] == ["444 4096", "24"]
+
+
+def test_the_rest_of_sys_is_there() -> None:
+    """Links of the covered directories lead where they led."""
+    look = "ls /sys/class /sys/fs; cat /sys/class/net/lo/mtu; ls /sys/fs/cgroup"
+    inside = set(in_shell(look).splitlines())
+    outside = {name for place in ("/sys/class", "/sys/fs") for name in os.listdir(place)}
+    assert outside <= inside
+    assert Path("/sys/class/net/lo/mtu").read_text().strip() in inside
+    assert set(os.listdir("/sys/fs/cgroup")) <= inside
+
+
+def test_securityfs_is_found_where_clients_look(daemon: Daemon) -> None:
+    """The first line of /proc/mounts that begins with securityfs, whatever is mounted outside."""
+    script = f"grep -m1 ^securityfs /proc/mounts; ls {SECURITY}; cat {SECURITY}/ima/violations"
+    lines = in_shell(script).splitlines()
+    assert lines[0].split()[:2] == ["securityfs", SECURITY]
+    assert lines[1:] == ["ima", "integrity", "0"]
+    assert daemon.count() == 1  # untouched
+
+
+def test_boot_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(os.urandom(10000))
+    place = f"{SECURITY}/tpm0"
+    out = in_shell(
+        f"ls {SECURITY} {place}; sha256sum <{place}/binary_bios_measurements;"
+        f" stat -c %a {place}/binary_bios_measurements",
+        *("--bios-log", str(log)),
+    )
+    assert hash_of(str(log)) in out
+    assert "tpm0" in out.split()
+    assert out.endswith("440\n")
+
+
+def test_evmctl() -> None:
+    require("evmctl", "tsspcrread")
+    out = in_shell(
+        "imafs ctl generate 20; imafs ctl wait --extended; "
+        f"evmctl ima_measurement {IMA}/binary_runtime_measurements 2>&1"
+    )
+    assert "Matched per TPM bank calculated digest(s)" in out
+
+
+def test_quote(tmp_path: Path) -> None:
+    require("tpm2_quote", "tpm2_checkquote")
+    script = f"""set -e
+    cd {tmp_path}
+    tpm2_createek -c ek.ctx -G ecc -u ek.pub
+    tpm2_createak -C ek.ctx -c ak.ctx -G ecc -g sha256 -s ecdsa -u ak.pub -f pem -n ak.name
+    tpm2_flushcontext -t
+    tpm2_quote -c ak.ctx -l sha256:10 -q abcdef12 -g sha256 -m q.msg -s q.sig -o q.pcrs
+    echo checked
+    tpm2_checkquote -u ak.pub -m q.msg -s q.sig -f q.pcrs -q abcdef12 -g sha256
+    cat {LIST}_sha256 >list
+    """
+    out = in_shell(script)
+    value = replay((tmp_path / "list").read_bytes(), "sha256").hex()
+    assert value in out.partition("checked\n")[2].lower()
+
+
+def test_fapi() -> None:
+    """FAPI finds the TPM and keeps its keys in the session."""
+    require("tss2_provision", "/etc/tpm2-tss/fapi-profiles")
+    done = imafs_run(
+        "--", "sh", "-c", "tss2_provision && tss2_getrandom --numBytes 4 --data - --hex"
+    )
+    assert re.fullmatch(r"[0-9a-f]{8}", done.stdout.strip())
+    assert "WARNING" not in done.stderr
+
+
+def test_imafs_inside() -> None:
+    """ctl, status, verify and record find the session without a word."""
+    script = (
+        "set -e; imafs ctl measure /usr/bin/env; imafs status | head -n1;"
+        f" imafs verify {IMA}/binary_runtime_measurements; imafs record {IMA} -o $OUT; rm $OUT"
+    )
+    out = imafs_run("--", "sh", "-c", script, env={"OUT": "/dev/shm/imafs-case.tar"}).stdout
+    assert f"on {SECURITY}" in out
+
+
+def test_an_emulator_inside(tmp_path: Path) -> None:
+    """A second one, by `imafs mount`, has its socket in the session as well."""
+    traces = Traces()
+    place = tmp_path / "second"
+    place.mkdir()
+    out = in_shell(
+        f"imafs mount {place} --background --tpm none && ls {place} && imafs umount {place}",
+        who="namespace",
+    )
+    assert "runtime_measurements_count" in out
+    assert "control=/sys/fs/imafs/control/" in out
+    traces.assert_none(set())
+
+
+def test_a_session_in_a_session() -> None:
+    script = "imafs ctl generate 1; imafs run -- imafs status | grep records; imafs status"
+    out = in_shell(script)
+    assert re.findall(r"(\d+) since boot", out) == ["1", "2"]
+
+
+def test_side_by_side(start_run: StartRun) -> None:
+    script = f"imafs ctl generate $N; echo ready; read x; cat {IMA}/runtime_measurements_count"
+    runs = [start_run(f"N={n}; {script}") for n in (2, 3)]
+    for one in runs:
+        while one.line() != "ready":
+            pass
+    for one in runs:
+        one.type("")
+    assert [one.line() for one in runs] == ["3", "4"]
+    assert [one.wait() for one in runs] == [0, 0]
+
+
+def test_without_a_tpm() -> None:
+    out = in_shell(f"ls {CLASS}; echo ${{TPM2TOOLS_TCTI-none}}", "--tpm", "none")
+    assert out.split() == ["none"]
+
+
+# What it gives back
+
+
+@WHO
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("true",), 0),
+        (("sh", "-c", "exit 3"), 3),
+        (("sh", "-c", "kill -TERM $$"), 143),
+        (("sh", "-c", "kill -KILL $$"), 137),
+        (("/nonexistent",), 127),
+        (("/etc/passwd",), 126),
+    ],
+)
+def test_exit_code(command: tuple[str, ...], code: int, who: str) -> None:
+    assert imafs_run("--tpm", "none", "--", *command, who=who, check=False).returncode == code
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        ((), 2, "what is to be run?"),
+        (("--",), 2, "what is to be run?"),
+        (("--hash", "rot13", "--", "true"), 2, "rot13"),
+        (("--load", "/nonexistent", "--", "true"), 7, "/nonexistent"),
+        (("--bios-log", "/nonexistent", "--", "true"), 7, "/nonexistent"),
+        (("--tpm", "swtpm:port=1", "--", "true"), 4, ""),
+    ],
+)
+def test_refused_start(options: tuple[str, ...], code: int, text: str) -> None:
+    """The daemon's own words and its exit code; the command is not started."""
+    traces = Traces()
+    done = imafs_run(*options, check=False)
+    assert done.returncode == code, done.stderr
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    traces.assert_none(set())
+
+
+def test_files_environment_and_directory() -> None:
+    """stdin and stdout are the command's own; what Python had changed is changed back."""
+    script = "cat; pwd; echo $IMAFS_WORD; grep -E '^Sig(Blk|Ign)' /proc/self/status; exit 0"
+    done = imafs_run("--", "sh", "-c", script, stdin="typed\n", env={"IMAFS_WORD": "said"})
+    typed, here, word, blocked, ignored = done.stdout.splitlines()
+    assert (typed, here, word) == ("typed", os.getcwd(), "said")
+    assert int(blocked.split()[1], 16) == 0
+    assert int(ignored.split()[1], 16) == 0
+    assert done.stderr == ""
+
+
+def test_arguments_after_the_command_are_the_commands() -> None:
+    done = imafs_run("--tpm", "none", "--", "echo", "--", "--profile", "x")
+    assert done.stdout == "-- --profile x\n"
+
+
+def test_nothing_is_left(start_run: StartRun) -> None:
+    """Background processes of the command end with it."""
+    traces = Traces()
+    one = start_run("sleep 1000 & setsid sleep 1000 & echo up; read x; exit 7")
+    one.line()
+    processes = family(one.pid)
+    assert len(processes) > 6
+    one.type("")
+    assert one.wait() == 7
+    traces.assert_none(processes)
+
+
+# When something dies
+
+
+def test_a_tpm_that_hangs(start_run: StartRun) -> None:
+    """A PCR's file fails within its deadline and never shows an old value."""
+    file = f"{CLASS}/tpm0/pcr-sha256/10"
+    one = start_run(
+        f"cat {file}; while read x; do if cat {file}; then :; else echo failed; fi; done 2>&1"
+    )
+    first = one.line()
+    assert len(first) == 64
+    swtpm = one.named("swtpm")
+    os.kill(swtpm, 19)
+    one.type("")
+    assert "Input/output error" in one.line()
+    assert one.line() == "failed"
+    os.kill(swtpm, 18)
+    one.type("")
+    assert one.line() == first
+
+
+def test_a_daemon_that_dies(start_run: StartRun) -> None:
+    """ENOTCONN for the command, a line on stderr, and the command's own exit code."""
+    one = start_run(f"pgrep -o swtpm; read x; cat {LIST} 2>&1; exit 9")
+    one.line()
+    daemon = next(
+        pid
+        for pid in family(one.pid)
+        if one.named("swtpm") in family(pid) and pid != one.pid and pid != one.named("swtpm")
+    )
+    os.kill(daemon, 9)
+    wait_for(lambda: not alive(daemon), 20, "the daemon is dead")
+    one.type("")
+    assert "Transport endpoint is not connected" in one.line()
+    assert one.wait() == 9
+    assert "the emulator has ended (exit code 137)" in one.stderr()
