@@ -148,7 +148,8 @@ def test_a_shell_with_job_control_inside(terminal: Terminal) -> None:
     terminal.expect("Stopped")
     terminal.expect(PROMPT)
     assert "sleep" in terminal.ask("jobs")
-    terminal.ask("kill -9 %1; wait")
+    # Until bash knows of its end, or it would not leave.
+    terminal.ask("kill -9 %1; until ! jobs %1 >/dev/null 2>&1; do :; done")
     terminal.ask("exit 6")
     assert "rc=6" in terminal.ask("echo rc=$?")
     # The terminal is the outer shell's again.
