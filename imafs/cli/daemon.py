@@ -54,6 +54,7 @@ class Plan:
     measure: list[str]
     log_file: str | None
     boot_log: bytes | None = None
+    tpm_port: int | None = None
 
 
 def run(plan: Plan) -> int:
@@ -91,6 +92,7 @@ def _run(plan: Plan, early: EarlySignals) -> None:
             state_dir=plan.tpm_state,
             banks=plan.banks,
             allow_hardware=plan.allow_hardware,
+            port=plan.tpm_port,
         )
         stack.callback(device.close)
         early.check()

@@ -131,6 +131,12 @@ def _tpm_options(group: argparse._ArgumentGroup) -> None:
         "--banks", metavar="ALG,...", help="PCR banks of swtpm; another TPM must have just these"
     )
     group.add_argument(
+        "--tpm-port",
+        type=int,
+        metavar="N",
+        help="TCP port of swtpm on 127.0.0.1, its control channel's is the next (any free pair)",
+    )
+    group.add_argument(
         "--adopt", action="store_true", help="go on although PCRs hold what no loaded list explains"
     )
     group.add_argument(
@@ -229,6 +235,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise UsageError(
             f"unknown template {args.template!r}; there are: {', '.join(templates.TEMPLATES)}"
         )
+    if args.tpm_port is not None and (args.tpm != "swtpm" or not 0 < args.tpm_port < 65535):
+        raise UsageError(f"--tpm-port {args.tpm_port}: 1 to 65534, and for --tpm swtpm")
     if args.bios_log and args.layout != "securityfs":
         raise UsageError("--bios-log: the boot log is in securityfs: --layout securityfs")
     if not 8 <= args.pcr <= 14:
@@ -269,6 +277,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         measure=[os.path.abspath(path) for group in args.measure for path in group],
         log_file=args.log_file,
         boot_log=read_bytes(args.bios_log) if args.bios_log else None,
+        tpm_port=args.tpm_port,
     )
 
 

@@ -19,10 +19,11 @@ def open_device(
     state_dir: Path | None = None,
     banks: Sequence[HashAlgorithm] | None = None,
     allow_hardware: bool = False,
+    port: int | None = None,
 ) -> Device:
     """Open ``swtpm`` (one of our own), ``none``, or any TCTI string.
 
-    ``state_dir`` and ``banks`` are for ``swtpm``; with a TCTI string ``banks`` is what is
+    ``state_dir``, ``port`` and ``banks`` are for ``swtpm``; with a TCTI string ``banks`` is what is
     expected. ``allow_hardware`` admits a TPM that is not a known software one.
     Blocks; raises :class:`imafs.errors.TpmError` and :class:`imafs.errors.UsageError`.
     """
@@ -31,7 +32,7 @@ def open_device(
             raise UsageError("there are no PCR banks without a TPM")
         return NoTpm()
     if spec == "swtpm":
-        return SwtpmDevice(state_dir=state_dir, banks=banks)
+        return SwtpmDevice(state_dir=state_dir, banks=banks, port=port)
     if not spec or spec.startswith(":"):
         raise UsageError("the TPM is swtpm, none or a TCTI string such as swtpm:port=2321")
     return TctiDevice(spec, banks=banks, allow_hardware=allow_hardware)

@@ -62,18 +62,22 @@ def _candidates() -> Iterator[int]:
     yield from [0] * _PAIR_TRIES
 
 
-def reserve_ports(stack: ExitStack) -> int:
+def reserve_ports(stack: ExitStack, fixed: int | None = None) -> int:
     """Bind a free pair of ports on 127.0.0.1, kept until ``stack`` closes; the lower one.
 
-    Bound strictly, so two of us never get the same pair; SO_REUSEADDR comes after the bind
-    and nobody listens, so swtpm (which sets it too) can bind and listen beside us.
+    ``fixed`` asks for that pair, also where connections of an earlier swtpm have left it in
+    TIME_WAIT. Any other is bound strictly, so two of us never get the same pair; SO_REUSEADDR
+    comes after the bind and nobody listens, so swtpm (which sets it too) can bind and listen
+    beside us.
     """
-    for lower in _candidates():
+    for lower in _candidates() if fixed is None else (fixed,):
         with ExitStack() as attempt:
             port = lower
             try:
                 for _ in range(2):
                     sock = attempt.enter_context(socket.socket())
+                    if fixed is not None:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     sock.bind(("127.0.0.1", port))
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     port = sock.getsockname()[1] + 1
@@ -81,6 +85,8 @@ def reserve_ports(stack: ExitStack) -> int:
                 continue  # one is taken, or would be 65536
             stack.enter_context(attempt.pop_all())
             return port - 2
+    if fixed is not None:
+        raise TpmError(f"the TCP ports {fixed} and {fixed + 1} on 127.0.0.1 are not free for swtpm")
     raise TpmError("no two free TCP ports in a row on 127.0.0.1 for swtpm")
 
 
@@ -121,7 +127,9 @@ class SwtpmProcess:
     dies. It does not survive a fork of the daemon, so start it after any fork.
     """
 
-    def __init__(self, state: Path, *, keep_fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self, state: Path, *, keep_fds: Sequence[int] = (), port: int | None = None
+    ) -> None:
         self._state = state
         self._keep_fds = tuple(keep_fds)
         self._setpriv = _tool("setpriv", "util-linux")
@@ -133,7 +141,7 @@ class SwtpmProcess:
         self._pidfd = -1
         for _ in range(_START_TRIES):
             with ExitStack() as reserved:
-                self.port = reserve_ports(reserved)
+                self.port = reserve_ports(reserved, port)
                 if self._start():
                     return
         raise TpmError(f"swtpm found its ports taken {_START_TRIES} times: {self._last_line()}")

@@ -61,11 +61,19 @@ class SwtpmDevice(LinkedDevice):
 
     ``banks``: exactly these are allocated; None: :data:`DEFAULT_BANKS` for a new TPM, what
     the state says for a kept one. Their order is the TPM's, whatever order is asked for.
+
+    ``port``: that of commands, the control channel's is the next; None: any that is free.
     """
 
     kind = "swtpm"
 
-    def __init__(self, *, state_dir: Path | None, banks: Sequence[HashAlgorithm] | None) -> None:
+    def __init__(
+        self,
+        *,
+        state_dir: Path | None,
+        banks: Sequence[HashAlgorithm] | None,
+        port: int | None = None,
+    ) -> None:
         if banks is not None and not banks:
             raise UsageError("a TPM needs at least one PCR bank")
         for bank in banks or ():
@@ -76,7 +84,7 @@ class SwtpmDevice(LinkedDevice):
                 state = self._prepare(state_dir, stack)
                 new = not (state / _STATE_FILE).exists()
                 lock = _lock_state(state, stack)
-                self.process = SwtpmProcess(state, keep_fds=(lock,))
+                self.process = SwtpmProcess(state, keep_fds=(lock,), port=port)
             except OSError as error:
                 raise TpmError(f"the TPM state directory: {error}") from error
             stack.callback(self.process.stop)

@@ -237,7 +237,7 @@ def test_a_port_that_is_taken_is_not_used(own: Opener, monkeypatch: pytest.Monke
         taken = foreign.getsockname()[1]
         real = process.reserve_ports
         tries = iter([taken, taken - 1])
-        monkeypatch.setattr(process, "reserve_ports", lambda s: next(tries, None) or real(s))
+        monkeypatch.setattr(process, "reserve_ports", lambda s, _: next(tries, None) or real(s))
         device = own("sha256")
         assert not {device.process.port, device.process.port + 1} & {taken}
         assert next(tries, None) is None
@@ -284,7 +284,7 @@ def test_a_stranger_who_listens_in_place_of_swtpm_is_not_taken_for_it(
     monkeypatch.setattr(process, "START_DEADLINE", 0.3)
     with ExitStack() as stack:
         port = process.reserve_ports(stack)
-        monkeypatch.setattr(process, "reserve_ports", lambda _: port)
+        monkeypatch.setattr(process, "reserve_ports", lambda *_: port)
         for number in (port, port + 1):
             # SO_REUSEADDR, as the reservation is still there.
             stack.enter_context(socket.create_server(("127.0.0.1", number)))
@@ -317,3 +317,24 @@ def test_the_control_channel_and_others_stay_usable_after_many_resets(own: Opene
         device.extend(packed(device.banks, [number]))
         device.reset()
     wait_for(lambda: pcr10(device) == {"sha256": bytes(32)}, 5, "PCR 10 is zero")
+
+
+def test_a_fixed_port_is_free_again_at_once(own: Opener) -> None:
+    """As a container that was killed and comes back: clients keep their TCTI."""
+    with ExitStack() as stack:
+        port = process.reserve_ports(stack)
+    first = SwtpmDevice(state_dir=None, banks=None, port=port)
+    try:
+        assert first.tcti == f"swtpm:host=127.0.0.1,port={port}"
+        with socket.create_connection(("127.0.0.1", port)):
+            # Its end of the connection closes first and stays in TIME_WAIT.
+            first.process.kill()
+    finally:
+        first.close()
+    second = SwtpmDevice(state_dir=None, banks=None, port=port)
+    try:
+        assert second.process.port == port
+        with pytest.raises(TpmError, match=f"{port} and {port + 1} on 127.0.0.1 are not free"):
+            SwtpmDevice(state_dir=None, banks=None, port=port)
+    finally:
+        second.close()
