@@ -36,9 +36,9 @@ def start() -> int:
     if answer != _READY:
         os.waitpid(pid, 0)
         raise MountError(
-            f"/proc cannot be mounted in a pid namespace ({answer.decode() or 'no answer'}): a "
-            "container that hides parts of /proc forbids it; --security-opt unmask=ALL, or "
-            "procMount: Unmasked"
+            f"/proc cannot be mounted in a namespace ({answer.decode() or 'no answer'}): this "
+            "container hides parts of it; --cap-add SYS_ADMIN for root, --security-opt unmask=ALL "
+            "for others"
         )
     # It goes on only now: had we ended before it asked for our death to be its own, the
     # end of this pipe would have told it.
