@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""The services of compose.yaml under runc, with this machine's files in the place of the image.
+"""The services of compose.yaml under runc; this machine's files stand for the image.
 
 Every key of a service is translated or refused, so that what is tested is what stands there.
 """
@@ -106,9 +106,14 @@ class Container:
 
 
 class Pod:
-    """Containers that share a directory; all end with :meth:`close`."""
+    """Containers that share a directory; all end with :meth:`close`.
 
-    def __init__(self) -> None:
+    ``image`` is the root file system of a real image; without one this machine's files,
+    read-only, have its place.
+    """
+
+    def __init__(self, image: Path | None = None) -> None:
+        self._image = image
         self._stack = ExitStack()
         self.home = Path(tempfile.mkdtemp(prefix="containers-"))
         self._stack.callback(shutil.rmtree, self.home)
@@ -134,8 +139,9 @@ class Pod:
         """A service as a container; its first process runs."""
         label = f"imafs-{name}-{uuid.uuid4().hex[:8]}"
         bundle = self.home / label
-        (bundle / "rootfs").mkdir(parents=True)
-        self._furnish(bundle / "rootfs")
+        bundle.mkdir()
+        if self._image is None:
+            self._furnish(bundle / "rootfs")
         (bundle / "config.json").write_text(json.dumps(self._config(dict(service), bundle)))
         log = bundle / "log"
         with log.open("wb") as file:
@@ -166,6 +172,7 @@ class Pod:
 
     @staticmethod
     def _furnish(root: Path) -> None:
+        root.mkdir()
         for name in ("bin", "lib", "lib32", "lib64", "sbin"):
             if Path("/", name).is_symlink():
                 (root / name).symlink_to(f"usr/{name}")
@@ -181,7 +188,8 @@ class Pod:
         for elsewhere in ("build", "init", "depends_on", "restart"):
             service.pop(elsewhere, None)
         entry = service.pop("entrypoint", None) or json_words(instruction("ENTRYPOINT"))
-        given = {"PATH": _PATH, **service.pop("environment", {})}
+        path = _PATH if self._image is None else _PATH.partition(":")[2]
+        given = {"PATH": path, **service.pop("environment", {})}
         capabilities = [
             f"CAP_{name}" for name in (*DEFAULT_CAPABILITIES, *service.pop("cap_add", ()))
         ]
@@ -194,7 +202,8 @@ class Pod:
             "noNewPrivileges": False,
         }
         assert service.pop("security_opt", ["apparmor=unconfined"]) == ["apparmor=unconfined"]
-        config["root"] = {"path": "rootfs", "readonly": service.pop("read_only", False)}
+        root = "rootfs" if self._image is None else str(self._image)
+        config["root"] = {"path": root, "readonly": service.pop("read_only", False)}
         config["linux"]["namespaces"] = [{"type": kind} for kind in ("mount", "ipc", "uts")]
         for key, kind in (("pid", "pid"), ("network_mode", "network")):
             config["linux"]["namespaces"].append(self._namespace(service.pop(key, None), kind))
@@ -209,7 +218,8 @@ class Pod:
         config["mounts"] += [
             {"destination": place, "type": "tmpfs", "source": "tmpfs"} for place in temporary
         ]
-        config["mounts"] += [_bind(place, place, "ro") for place in _image()]
+        if self._image is None:
+            config["mounts"] += [_bind(place, place, "ro") for place in _this_machine()]
         config["mounts"] += [self._volume(volume) for volume in service.pop("volumes", ())]
         # As Docker and Podman set it: a volume cannot propagate more than the root does.
         wanted = {option for mount in config["mounts"] for option in mount.get("options", ())}
@@ -241,7 +251,7 @@ class Pod:
         return _bind(str(self.share), volume["target"], propagation)
 
 
-def _image() -> Sequence[str]:
+def _this_machine() -> Sequence[str]:
     """What stands for the image: the system, Python and imafs."""
     needed = dict.fromkeys(["/usr", "/etc", sys.base_prefix, sys.prefix, str(ROOT)])
     return [place for place in needed if place == "/usr" or not place.startswith("/usr/")]
