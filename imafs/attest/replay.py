@@ -31,6 +31,12 @@ class Replay:
         self._base = base or {}
         self._values: dict[tuple[str, int], bytes] = {}
 
+    def copy(self) -> Replay:
+        """Another one that goes on from here by itself."""
+        other = Replay((), self._base)
+        other._size, other._plan, other._values = self._size, self._plan, dict(self._values)
+        return other
+
     @property
     def banks(self) -> tuple[Bank, ...]:
         """The banks that are replayed."""

@@ -44,7 +44,11 @@ def show(
         print(f"imafs {readable(answer.get('imafs', '-'))}, protocol {answer.get('protocol', '-')}")
     elif not crossings.show(op, answer):
         for key, value in answer.items():
-            if key != "extended" or op == "wait":
+            rows = _items(answer, key)
+            if isinstance(value, list) and len(rows) == len(value):
+                for row in rows:
+                    print(_pairs(row))
+            elif key != "extended" or op == "wait":
                 print(f"{readable(key)}: {readable(value)}")
     if op != "wait" and any(
         i.get("extended") is False for i in (answer, *_items(answer, "measured"))
@@ -94,6 +98,10 @@ def _failures(op: str, answer: Mapping[str, object]) -> list[Mapping[str, object
     return [i for i in _items(answer, "measured") if "error" in i] if op == "measure" else []
 
 
+def _pairs(row: Mapping[str, object]) -> str:
+    return ", ".join(f"{readable(key)} {readable(value)}" for key, value in row.items())
+
+
 def _measured(answer: Mapping[str, object]) -> None:
     for item in _items(answer, "measured") or [answer]:
         name = readable(item.get("name", item.get("path", "-")))
@@ -131,7 +139,28 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
     if failures.get("mismatch"):
         suffix += f"; {readable(failures['mismatch'])}: somebody else extended or reset them"
     rows.append(("failures", f"{readable(failures.get('extend', '-'))} extends{suffix}"))
+    rows += _on_purpose(status)
     return [f"{name:<11} {text}" for name, text in rows]
+
+
+def _on_purpose(status: Mapping[str, object]) -> list[tuple[str, str]]:
+    """What somebody asked to go wrong; nothing where nobody did."""
+    rows = [("fault", _pairs(item)) for item in _items(status, "faults")]
+    pace = {key: value for key, value in _group(status, "pace").items() if value}
+    if skipped := _group(status, "failures").get("skipped"):
+        pace["skipped"] = skipped
+    if pace:
+        rows.append(("extending", f"held up on purpose: {_pairs(pace)}"))
+    scenario = _group(status, "scenario")
+    if scenario:
+        rows.append(("scenario", readable(scenario.get("name", "-"))))
+    for item in _items(scenario, "steps"):
+        done = f"{readable(item.get('done', '-'))} times done"
+        errors = item.get("errors")
+        if isinstance(errors, list) and errors:
+            done += f", failed: {readable(errors[-1])}"
+        rows.append(("  step", f"{readable(item.get('when', '-'))}: {done}"))
+    return rows
 
 
 def _counts(group: Mapping[str, object]) -> str:

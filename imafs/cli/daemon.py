@@ -22,6 +22,7 @@ from imafs.cli import logs, stale
 from imafs.cli.early import EarlySignals, EndedEarly
 from imafs.cli.memory import is_out_of_memory
 from imafs.control import paths
+from imafs.control.ops import validate
 from imafs.control.server import serve
 from imafs.control.verbs import Verbs
 from imafs.engine.config import EmulatorConfig
@@ -31,6 +32,8 @@ from imafs.errors import ControlError, ImafsError, UsageError
 from imafs.formats.algorithms import HashAlgorithm
 from imafs.fuse import mountinfo, session
 from imafs.fuse.extras import extras
+from imafs.scenarios import library
+from imafs.scenarios.script import Scenario
 from imafs.sources import files, lists
 from imafs.tpm import Device, open_device
 
@@ -55,6 +58,7 @@ class Plan:
     log_file: str | None
     boot_log: bytes | None = None
     tpm_port: int | None = None
+    scenario: str | None = None
 
 
 def run(plan: Plan) -> int:
@@ -84,6 +88,7 @@ def _run(plan: Plan, early: EarlySignals) -> None:
     control = plan.control or _default_control(mountpoint)
     paths.check_socket(control)
     _check_inputs(plan)
+    scenario = library.find(plan.scenario, validate) if plan.scenario else None
     with early.breakable():
         loaded = lists.load(plan.load, plan.load_bank) if plan.load else None
     with ExitStack() as stack:
@@ -97,7 +102,7 @@ def _run(plan: Plan, early: EarlySignals) -> None:
         stack.callback(device.close)
         early.check()
         try:
-            trio.run(_main, plan, mountpoint, control, device, loaded, early)
+            trio.run(_main, plan, mountpoint, control, device, loaded, scenario, early)
         except BaseExceptionGroup as group:
             raise _single(group) from None
     chosen = control.with_suffix(".log")
@@ -154,6 +159,7 @@ async def _main(
     control: Path,
     device: Device,
     loaded: lists.Loaded | None,
+    scenario: Scenario | None,
     early: EarlySignals,
 ) -> None:
     emulator = Emulator(plan.config, device)
@@ -174,9 +180,12 @@ async def _main(
             async with session.mounted(emulator, mountpoint, plan.layout, end, beside):
                 about = {"mountpoint": mountpoint, "control": str(control)}
                 verbs = Verbs(emulator, end, about)
+                nursery.start_soon(verbs.director.run)
                 await nursery.start(
                     partial(serve, control, verbs.handlers(), about={"mountpoint": mountpoint})
                 )
+                if scenario is not None:
+                    await verbs.director.begin(scenario)
                 _announce(mountpoint, control, device)
                 await trio.sleep_forever()
     notify("STOPPING=1")

@@ -46,6 +46,11 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-file", metavar="FILE", help="append log lines to FILE instead of stderr"
     )
+    parser.add_argument(
+        "--scenario",
+        metavar="NAME|FILE",
+        help="begin with a ready scenario (imafs scenarios) or one from a file",
+    )
     _kernel_options(parser.add_argument_group("the kernel that is played"))
     _tpm_options(parser.add_argument_group("the TPM"))
     _list_options(parser.add_argument_group("the measurement list"))
@@ -278,6 +283,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         log_file=args.log_file,
         boot_log=read_bytes(args.bios_log) if args.bios_log else None,
         tpm_port=args.tpm_port,
+        scenario=args.scenario,
     )
 
 

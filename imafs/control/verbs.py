@@ -11,6 +11,8 @@ from pathlib import Path
 
 import trio
 
+from imafs.control.directing import Director
+from imafs.control.faulting import Faulting
 from imafs.control.lifecycle import LifecycleVerbs
 from imafs.control.server import Handler, ProgressCallback
 from imafs.engine.emulator import Emulator, Receipt
@@ -52,6 +54,8 @@ class Verbs:
         # Bulk operations give turns away in between; what would change the queue's
         # rules under them (suspend, kexec, reboot) waits, so that a list is loaded whole.
         self._bulk = trio.Lock()
+        self._faulting = Faulting(emulator)
+        self.director = Director(emulator.trouble, self.handlers)
 
     def handlers(self) -> dict[str, Handler]:
         """The table that the server is given."""
@@ -65,6 +69,8 @@ class Verbs:
             "wait": self.wait,
             "status": self.status,
             "stop": self.stop,
+            **self._faulting.handlers(),
+            **self.director.handlers(),
             **LifecycleVerbs(self._emulator, self._bulk, self._generated.clear).handlers(),
         }
 
@@ -243,7 +249,8 @@ class Verbs:
 
     async def status(self, options: Options, progress: ProgressCallback) -> Answer:
         """Everything that ``imafs ctl status`` shows."""
-        return {**self._about, **await status(self._emulator)}
+        told = await status(self._emulator)
+        return {**self._about, **told, "scenario": self.director.describe()}
 
     async def stop(self, options: Options, progress: ProgressCallback) -> Answer:
         """Ends the daemon once this is answered."""

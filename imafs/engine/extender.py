@@ -33,14 +33,38 @@ class Failures:
     extend: int = 0
     last: str | None = None
     mismatch: str | None = None
+    skipped: int = 0
+
+
+@dataclass(slots=True)
+class Pace:
+    """How extending is held up on purpose.
+
+    ``behind``: so many of the newest records are never extended. ``delay``: seconds between
+    a record and its extend, at least. ``fail``: so many extends from now on fail, for good:
+    a kernel logs that and keeps the record, and its PCR never gets it
+    (Linux 7.3 ima_queue.c, ``ima_pcr_extend``).
+    """
+
+    behind: int = 0
+    delay: float = 0.0
+    fail: int = 0
 
 
 class Extender:
-    """Drains ``queue`` into ``channel``; ``replay`` holds what the PCRs must be."""
+    """Drains ``queue`` into ``channel``; ``replay`` holds what the PCRs must be.
 
-    def __init__(self, queue: Queue, channel: TpmChannel, replay: Replay) -> None:
+    ``listed`` is what the records replay to where some were skipped on purpose, else None.
+    """
+
+    def __init__(
+        self, queue: Queue, channel: TpmChannel, replay: Replay, pace: Pace | None = None
+    ) -> None:
         self.queue = queue
         self.replay = replay
+        self.pace = pace or Pace()
+        self.listed: Replay | None = None
+        self._skipped: list[range] = []
         self.failures = Failures()
         self._channel = channel
         self._wake = trio.Event()
@@ -48,6 +72,7 @@ class Extender:
         # After a failure: entries of the batch that certainly arrived; None: no failure.
         self._certain: int | None = None
         self._stop = trio.Event()
+        self._again = trio.Event()
 
     def resume(self) -> None:
         """Takes :meth:`stop` back, before :meth:`run` is started again."""
@@ -57,10 +82,19 @@ class Extender:
         """Something was appended."""
         self._wake.set()
 
+    def hurry(self) -> None:
+        """The pace has changed, or the TPM answers again: no delay holds any longer."""
+        self._again.set()
+        self._wake.set()
+
     def stop(self) -> None:
         """Ends :meth:`run` behind the batch that it is at; nothing is extended after it."""
         self._stop.set()
-        self._wake.set()
+        self.hurry()
+
+    def skipped(self, number: int) -> bool:
+        """Whether the extend of the record ``number`` since boot failed on purpose."""
+        return any(number in numbers for numbers in self._skipped)
 
     async def wait_extended(self, number: int) -> None:
         """Returns once ``number`` records since boot are in the PCRs."""
@@ -71,21 +105,49 @@ class Extender:
         """Runs until :meth:`stop`; may be run again after :meth:`resume`."""
         retry = _RETRY_FIRST
         while not self._stop.is_set():
-            if not self.queue.pending:
+            due = self.queue.pending - self.pace.behind
+            if due <= 0:
                 self._wake = trio.Event()
                 await self._wake.wait()
+                continue
+            if await self._held_up(self.pace.delay) or self._skip(due):
                 continue
             try:
                 if self._certain is not None:
                     await self._find_place(self._certain)
                     self._certain = None
-                await self._batch()
+                await self._batch(min(due, BATCH))
                 retry = _RETRY_FIRST
             except TpmError as error:
                 self._failed(error)
-                with trio.move_on_after(retry):
-                    await self._stop.wait()
+                await self._held_up(retry)
                 retry = min(2 * retry, _RETRY_LONGEST)
+
+    async def _held_up(self, seconds: float) -> bool:
+        """Waits; true where :meth:`hurry` or :meth:`stop` came in between."""
+        if not seconds:
+            return False
+        self._again = trio.Event()
+        if self._stop.is_set():
+            return True
+        with trio.move_on_after(seconds):
+            await self._again.wait()
+        return self._again.is_set()
+
+    def _skip(self, due: int) -> bool:
+        """Lets those of the ``due`` extends fail that are to fail; whether there were any."""
+        number = min(self.pace.fail, due)
+        if number <= 0:
+            return False
+        if self.listed is None:
+            self.listed = self.replay.copy()
+        first = self.queue.totals.extended + 1
+        self._skipped.append(range(first, first + number))
+        self.pace.fail -= number
+        self.failures.skipped += number
+        log.info("%d extends fail as asked for: the PCRs never get these records", number)
+        self._advanced(self.queue.pending_extends(number))
+        return True
 
     def _failed(self, error: TpmError) -> None:
         done = error.done if isinstance(error, ExtendError) else 0
@@ -95,18 +157,18 @@ class Extender:
             log.error("extending failed, records stay and are retried: %s", error)
         self.failures.last = str(error)
 
-    async def _batch(self) -> None:
-        packed = self.queue.pending_extends(BATCH)
+    async def _batch(self, most: int) -> None:
+        packed = self.queue.pending_extends(most)
         device = self._channel.device
         await self._channel.call(lambda: device.extend(packed))
-        self._confirm(packed)
-
-    def _confirm(self, packed: bytes) -> None:
         self.replay.extend(packed)
-        self._advanced(len(packed) // self.queue.layout.entry_size)
+        self._advanced(packed)
 
-    def _advanced(self, number: int) -> None:
-        self.queue.confirm_extends(number)
+    def _advanced(self, packed: bytes) -> None:
+        """These are not pending any more."""
+        if self.listed is not None:
+            self.listed.extend(packed)
+        self.queue.confirm_extends(len(packed) // self.queue.layout.entry_size)
         moved, self._moved = self._moved, trio.Event()
         moved.set()
 
@@ -116,7 +178,7 @@ class Extender:
         size = self.queue.layout.entry_size
         if not self.replay.banks:
             # Only banks that this machine cannot hash: no place to find.
-            self._advanced(certain)
+            self._advanced(packed[: certain * size])
             return
         used = sorted(
             self.replay.pcrs
@@ -136,4 +198,4 @@ class Extender:
             )
             log.error("%s: somebody else extended or reset them", self.failures.mismatch)
         if done:
-            self._advanced(done)
+            self._advanced(packed[: done * size])

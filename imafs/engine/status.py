@@ -61,6 +61,13 @@ async def status(emulator: Emulator) -> dict[str, object]:
             "extend": failures.extend,
             "last": trouble or failures.last,
             "mismatch": failures.mismatch,
+            "skipped": failures.skipped,
+        },
+        "faults": emulator.trouble.faults.describe(),
+        "pace": {
+            "behind": emulator.pace.behind,
+            "delay": emulator.pace.delay,
+            "fail": emulator.pace.fail,
         },
     }
 
@@ -76,7 +83,8 @@ async def _pcrs(emulator: Emulator) -> tuple[PcrValues, str | None]:
 
 
 def _compared(emulator: Emulator, values: PcrValues) -> Iterable[dict[str, object]]:
-    replay = emulator.extender.replay
+    # Where extends failed on purpose: what the records say, not what the TPM was given.
+    replay = emulator.extender.listed or emulator.extender.replay
     wanted = sorted({emulator.config.pcr, *replay.pcrs})
     pending = emulator.queue.pending > 0
     rows: list[dict[str, object]] = []

@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import (
@@ -68,6 +68,14 @@ def boundary(
     return guarded
 
 
+class Opened(NamedTuple):
+    """An open file: the kernel under which it was opened, and the names of the file."""
+
+    handle: Handle
+    boot: Boot
+    names: list[str]
+
+
 class ImaOperations(pyfuse3.Operations):
     """The IMA directory of one emulator."""
 
@@ -82,8 +90,7 @@ class ImaOperations(pyfuse3.Operations):
         self._boot = emulator.boot
         self._extras = extras
         self._planted = Tree(emulator.entries, layout, self._inodes, extras)
-        # Beside each handle the kernel under which it was opened.
-        self._handles: dict[int, tuple[Handle, Boot]] = {}
+        self._handles: dict[int, Opened] = {}
         self._next = 1
         self._filling = Filling.ALL if emulator.config.large_reads else Filling.PAGES
 
@@ -216,14 +223,27 @@ class ImaOperations(pyfuse3.Operations):
 
     @boundary
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        # No await here: the counts must change in the order in which requests arrive.
-        handle = self._open(self._tree.node(inode), flags, ctx.pid)
+        # No await here, unless a scenario asks for it: the counts must change in the order
+        # in which requests arrive.
+        trouble = self._emulator.trouble
+        if not trouble.active:
+            return self._opened_file(inode, flags, ctx.pid)
+        return await trouble.around(
+            "open",
+            self._tree.names(self._tree.node(inode)),
+            lambda: self._opened_file(inode, flags, ctx.pid),
+            writing=flags & os.O_ACCMODE != os.O_RDONLY,
+        )
+
+    def _opened_file(self, inode: InodeT, flags: int, tid: int) -> FileInfo:
+        node = self._tree.node(inode)
+        handle = self._open(node, flags, tid)
         if flags & os.O_DIRECT:
             handle.release()
             raise FUSEError(errno.EINVAL)
         number = self._next
         self._next += 1
-        self._handles[number] = (handle, self._emulator.boot)
+        self._handles[number] = Opened(handle, self._emulator.boot, self._tree.names(node))
         return FileInfo(fh=FileHandleT(number), direct_io=True, keep_cache=False)
 
     def _open(self, node: Node, flags: int, tid: int) -> Handle:
@@ -265,27 +285,41 @@ class ImaOperations(pyfuse3.Operations):
 
     def _handle(self, fh: int) -> Handle:
         """The handle, unless its kernel is gone: no file of a new one shows through it."""
-        handle, boot = self._handles[fh]
-        if boot is not self._emulator.boot:
+        opened = self._handles[fh]
+        if opened.boot is not self._emulator.boot:
             raise FUSEError(errno.ENODEV)
-        return handle
+        return opened.handle
 
     @boundary
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         handle = self._handle(fh)
         if isinstance(handle, ExtraHandle):
             await handle.fetch(off)
-        return handle.read(off, size)  # type: ignore[return-value]
+        trouble = self._emulator.trouble
+        if not trouble.active:
+            return handle.read(off, size)  # type: ignore[return-value]
+        # A copy: what is due after the read may give another read of the handle a turn.
+        return await trouble.around(
+            "read", self._handles[fh].names, lambda: bytes(self._handle(fh).read(off, size))
+        )
 
     @boundary
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return self._handle(fh).write(off, buf)
+        trouble = self._emulator.trouble
+        if not trouble.active:
+            return self._handle(fh).write(off, buf)
+        names = self._handles[fh].names
+        return await trouble.around(
+            "write", names, lambda: self._handle(fh).write(off, buf), data=buf
+        )
 
     @boundary
     async def release(self, fh: FileHandleT) -> None:
-        handle, boot = self._handles.pop(fh)
-        if boot is self._emulator.boot:
-            handle.release()
+        opened = self._handles.pop(fh)
+        if opened.boot is self._emulator.boot:
+            opened.handle.release()
+        if self._emulator.trouble.active:
+            await self._emulator.trouble.closed(opened.names)
 
     @boundary
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:

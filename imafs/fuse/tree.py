@@ -161,3 +161,7 @@ class Tree:
     def lookup(self, parent: int, name: str) -> Node | None:
         """The child with this name, None where there is none."""
         return next((n for n in self.node(parent).children if n.name == name), None)
+
+    def names(self, node: Node) -> list[str]:
+        """The node's own name and those of the links to it."""
+        return [node.name, *(n.name for n in self.nodes.values() if n.target == node.name)]

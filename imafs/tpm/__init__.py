@@ -4,7 +4,22 @@
 Blocking throughout; the engine calls it from a worker thread.
 """
 
-from imafs.tpm.device import Device, ExtendError, NoTpm, PcrValues, ResetUnsupported
+from imafs.tpm.device import (
+    Device,
+    ExtendError,
+    HangUnsupported,
+    NoTpm,
+    PcrValues,
+    ResetUnsupported,
+)
 from imafs.tpm.opening import open_device
 
-__all__ = ["Device", "ExtendError", "NoTpm", "PcrValues", "ResetUnsupported", "open_device"]
+__all__ = [
+    "Device",
+    "ExtendError",
+    "HangUnsupported",
+    "NoTpm",
+    "PcrValues",
+    "ResetUnsupported",
+    "open_device",
+]

@@ -33,6 +33,12 @@ class ResetUnsupported(TpmError):
     errno = errno.EOPNOTSUPP
 
 
+class HangUnsupported(TpmError):
+    """Only a swtpm that imafs started can be stopped by imafs."""
+
+    errno = errno.EOPNOTSUPP
+
+
 class Device(Protocol):
     """A TPM, or none.
 
@@ -71,6 +77,15 @@ class Device(Protocol):
     def reset(self) -> None:
         """PCRs as after a reboot; :class:`ResetUnsupported` where imafs may not do that."""
 
+    def hang(self) -> None:
+        """From now on no client is answered, whose ever it is; :class:`HangUnsupported`.
+
+        This and :meth:`go_on` come at once, from any thread.
+        """
+
+    def go_on(self) -> None:
+        """What :meth:`hang` did is over, commands that wait are carried out."""
+
     def reconnect(self) -> None:
         """A new connection after an error or an abandoned call; raises TpmError.
 
@@ -101,6 +116,13 @@ class NoTpm:
         return {}
 
     def reset(self) -> None:
+        """Nothing."""
+
+    def hang(self) -> None:
+        """Refused."""
+        raise HangUnsupported("without a TPM none can hang")
+
+    def go_on(self) -> None:
         """Nothing."""
 
     def reconnect(self) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from imafs.errors import TpmError
 from imafs.formats.algorithms import Bank, by_tpm_id
 from imafs.tpm import commands
-from imafs.tpm.device import ExtendError, PcrValues
+from imafs.tpm.device import ExtendError, HangUnsupported, PcrValues
 from imafs.tpm.link import Link
 
 BURST = 0.010
@@ -234,6 +234,13 @@ class LinkedDevice:
         with link.hold():
             values = _read(link, wanted)
         return {bank.name: {pcr: values[bank.tpm_id, pcr] for pcr in pcrs} for bank in self._banks}
+
+    def hang(self) -> None:
+        """See :class:`imafs.tpm.device.Device`."""
+        raise HangUnsupported("only a swtpm that imafs started can be made to hang")
+
+    def go_on(self) -> None:
+        """See :class:`imafs.tpm.device.Device`."""
 
     def reconnect(self) -> None:
         """See :class:`imafs.tpm.device.Device`; also asks whether the banks are the same."""

@@ -292,6 +292,14 @@ class SwtpmProcess:
             self.verify(0.2)
             raise TpmError(f"swtpm's control channel: {error}") from error
 
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """End swtpm: SIGTERM, two seconds later SIGKILL (which a stopped one needs)."""
         if not self._wait_end(0):

@@ -152,6 +152,14 @@ class SwtpmDevice(LinkedDevice):
         """Reboot the TPM through swtpm's control channel; waits 10 s for other clients."""
         self._reboot(SocketLink(self.process.port, self.process.verify, timeout=_ADMIN_TIMEOUT))
 
+    def hang(self) -> None:
+        """Stop the process: connections are made and commands taken, but nothing answers."""
+        self.process.pause()
+
+    def go_on(self) -> None:
+        """Let the process go on."""
+        self.process.go_on()
+
     def close(self) -> None:
         """End swtpm (three seconds at most, when it is stopped) and free the state."""
         self._stack.close()

@@ -66,6 +66,9 @@ class FakeDevice:
             self._hangs = False
             self._turns.notify_all()
 
+    def go_on(self) -> None:
+        self.answer()
+
     @contextmanager
     def _command(self, name: str) -> Iterator[bool]:
         """One at a time, like a TPM; false where its caller has given up meanwhile."""

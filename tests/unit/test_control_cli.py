@@ -116,6 +116,23 @@ COMMAND_LINES: list[tuple[list[str], str, dict[str, object]]] = [
     (["reset"], "reset", {}),
     (["stop"], "stop", {}),
     (["status"], "status", {}),
+    (
+        ["fault", "open", "EBUSY", "--files", "*_staged", "--next", "3", "--writing"],
+        "fault",
+        {
+            **{"operation": "open", "errno": "EBUSY", "files": "*_staged"},
+            **{"next": 3, "writing": True},
+        },
+    ),
+    (["fault-clear"], "fault_clear", {}),
+    (["fault-clear", "2"], "fault_clear", {"fault": 2}),
+    (["fault-list"], "fault_list", {}),
+    (["tpm", "--behind", "3", "--hang"], "tpm", {"behind": 3, "hang": True}),
+    (["agent", "stage"], "agent", {"action": "stage"}),
+    (["agent", "trim", "4"], "agent", {"action": "trim", "count": 4}),
+    (["scenario", "f.toml"], "scenario", {"file": "{cwd}/f.toml"}),
+    (["scenario", "--name", "reboot"], "scenario", {"name": "reboot"}),
+    (["scenario-end"], "scenario_end", {}),
 ]
 
 

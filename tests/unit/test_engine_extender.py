@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from imafs.engine import extender, status
 from imafs.engine.channel import TpmChannel
@@ -288,3 +289,86 @@ async def test_a_failed_call_reconnects_before_the_next_one() -> None:
     assert await channel.call(lambda: 5) == 5
     assert not channel.broken
     assert device.calls == ["reconnect"]
+
+
+async def test_the_newest_records_stay_behind() -> None:
+    device, recs = FakeDevice(), many(40)
+    async with booted(device) as emulator:
+        emulator.pace.behind = 5
+        for rec in recs:
+            emulator.append(record(rec))
+        await until(lambda: emulator.queue.pending == 5)
+        assert len(device.entries) == 35
+        # The answer to a measurement does not wait for an extend that will not come.
+        assert not await emulator.wait_extended(40, 20)
+        emulator.append(record(many(1, 40)[0]))
+        await until(lambda: len(device.entries) == 36)
+        emulator.pace.behind = 0
+        emulator.extender.hurry()
+        assert await emulator.wait_extended(41, 20)
+        check(emulator, device, [*recs, *many(1, 40)])
+
+
+async def test_a_delay_holds_every_record_for_so_long(autojump_clock: MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.05  # the TPM's threads are given their time
+    device, recs = FakeDevice(), many(3)
+    async with booted(device) as emulator:
+        emulator.pace.delay = 7.0
+        begin = trio.current_time()
+        emulator.append(record(recs[0]))
+        await trio.sleep(6)
+        emulator.append(record(recs[1]))  # comes too late for the first batch
+        with pytest.raises(trio.TooSlowError), trio.fail_after(0.9):
+            await emulator.extender.wait_extended(1)
+        await emulator.extender.wait_extended(1)
+        assert device.batches == [1]
+        assert trio.current_time() - begin == pytest.approx(7, abs=0.1)
+        await emulator.extender.wait_extended(2)
+        assert trio.current_time() - begin == pytest.approx(14, abs=0.1)
+        emulator.append(record(recs[2]))
+        emulator.pace.delay = 0
+        emulator.extender.hurry()
+        await emulator.extender.wait_extended(3)
+        assert trio.current_time() - begin == pytest.approx(14, abs=0.1)
+
+
+async def test_extends_that_fail_on_purpose_stay_out_of_the_pcrs() -> None:
+    device, recs = FakeDevice(), many(30)
+    async with booted(device) as emulator:
+        for rec in recs[:10]:
+            emulator.append(record(rec))
+        assert await emulator.wait_extended(10, 20)
+        emulator.pace.fail = 3
+        receipts = [emulator.append(record(rec)) for rec in recs[10:]]
+        await emulator.extender.wait_extended(30)
+        assert device.entries == [entry(rec, *NAMES) for rec in recs[:10] + recs[13:]]
+        assert len(emulator.queue.current) == 30
+        done = [await emulator.wait_extended(receipt.number, 0) for receipt in receipts]
+        assert done == [False] * 3 + [True] * 17
+        told = await status.status(emulator)
+        rows = told["pcrs"]
+        assert isinstance(rows, list)
+        # The list does not lead to the PCR that these records should have gone to.
+        assert {row["equal"] for row in rows if row["pcr"] == 10} == {False}
+        for bank in device.banks:
+            row = next(r for r in rows if (r["bank"], r["pcr"]) == (bank.name, 10))
+            assert row["replayed"] == replayed(recs)[bank.name][10].hex()
+        assert emulator.extender.failures.skipped == 3
+        assert emulator.extender.failures.mismatch is None
+
+
+async def test_changing_the_pace_ends_the_wait_for_a_retry(
+    monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.expect("extending failed")
+    monkeypatch.setattr(extender, "_RETRY_FIRST", 1000.0)
+    device, recs = FakeDevice(), many(5)
+    device.failures.append((2, False))
+    async with booted(device) as emulator:
+        for rec in recs:
+            emulator.append(record(rec))
+        await until(lambda: emulator.extender.failures.extend == 1)
+        await until(lambda: trio.lowlevel.current_statistics().tasks_runnable == 0)
+        emulator.extender.hurry()
+        assert await emulator.wait_extended(5, 20)
+        check(emulator, device, recs)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Faults on demand: which call of a client fails, and with which errno.
+
+Pure and seeded: the same rules and the same calls give the same failures. The FUSE
+shell asks :meth:`Faults.check` before a call acts, so a call that fails changes nothing:
+no count of readers, no position, no list.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from imafs.errors import Refused, UsageError
+
+#: Calls that may fail.
+OPERATIONS = ("open", "read", "write")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Calls of one kind on files of one kind, and how often they fail.
+
+    ``files`` is a shell pattern over the names in the IMA directory; a file that a link
+    points to has the link's name as well. ``next``: that many calls, then the rule is
+    spent. ``every``: one call in so many. ``percent``: so many of a hundred, by chance
+    from ``seed``. With none of them every call fails; with several, those on which all
+    agree. ``writing``: opens for writing only (True), for reading only (False), both (None).
+    """
+
+    operation: str
+    errno: int
+    files: str = "*"
+    next: int | None = None
+    every: int | None = None
+    percent: int | None = None
+    seed: int = 0
+    writing: bool | None = None
+
+    def describe(self) -> dict[str, object]:
+        """JSON-able, without what was left out."""
+        told: dict[str, object] = {"operation": self.operation, "errno": name_of(self.errno)}
+        told |= {"files": self.files, "next": self.next, "every": self.every}
+        told |= {"percent": self.percent, "writing": self.writing}
+        if self.percent is not None:
+            told["seed"] = self.seed
+        return {key: value for key, value in told.items() if value is not None}
+
+
+def number_of(name: str) -> int:
+    """The errno called ``name`` (``EBUSY``). Raises :class:`UsageError`."""
+    number = getattr(errno, name, None) if name.startswith("E") and name.isalnum() else None
+    if not isinstance(number, int):
+        raise UsageError(f"{name!r} is no errno: give its name, such as EBUSY or EIO")
+    return number
+
+
+def name_of(number: int) -> str:
+    """``EBUSY`` for its number."""
+    return errno.errorcode.get(number, str(number))
+
+
+class _Armed:
+    """A rule and what it has seen."""
+
+    def __init__(self, number: int, rule: Rule) -> None:
+        self.number = number
+        self.rule = rule
+        self.seen = 0
+        self.failed = 0
+        self._chance = random.Random(rule.seed)
+
+    def hits(self, operation: str, names: Sequence[str], *, writing: bool | None) -> bool:
+        rule = self.rule
+        if operation != rule.operation or self.spent:
+            return False
+        if rule.writing is not None and writing is not None and writing != rule.writing:
+            return False
+        if not any(fnmatchcase(name, rule.files) for name in names):
+            return False
+        self.seen += 1
+        if rule.every is not None and self.seen % rule.every:
+            return False
+        if rule.percent is not None and self._chance.randrange(100) >= rule.percent:
+            return False
+        self.failed += 1
+        return True
+
+    @property
+    def spent(self) -> bool:
+        return self.rule.next is not None and self.failed >= self.rule.next
+
+
+class Faults:
+    """The rules in force, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._rules: list[_Armed] = []
+        self._last = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def add(self, rule: Rule) -> int:
+        """The rule's number, by which it can be cleared. Raises :class:`UsageError`."""
+        if rule.operation not in OPERATIONS:
+            raise UsageError(f"{rule.operation!r} cannot fail: {', '.join(OPERATIONS)} can")
+        if rule.writing is not None and rule.operation != "open":
+            raise UsageError("only an open is for reading or for writing")
+        for what, value, most in (
+            ("next", rule.next, None),
+            ("every", rule.every, None),
+            ("percent", rule.percent, 100),
+        ):
+            if value is not None and (value < 1 or (most is not None and value > most)):
+                raise UsageError(f"{what} {value}: from 1{f' to {most}' if most else ''}")
+        self._last += 1
+        self._rules.append(_Armed(self._last, rule))
+        return self._last
+
+    def clear(self, number: int | None = None) -> int:
+        """Drops one rule, or all: how many. Raises :class:`Refused` (ENOENT)."""
+        kept = [] if number is None else [r for r in self._rules if r.number != number]
+        cleared = len(self._rules) - len(kept)
+        if number is not None and not cleared:
+            raise Refused(errno.ENOENT, f"there is no fault {number}")
+        self._rules = kept
+        return cleared
+
+    def check(self, operation: str, names: Sequence[str], *, writing: bool | None = None) -> None:
+        """A call on a file of these ``names``. Raises :class:`Refused` where a rule says so.
+
+        Every rule that fits counts the call; the oldest one that hits gives the errno.
+        """
+        hits = [r for r in self._rules if r.hits(operation, names, writing=writing)]
+        if hits:
+            first = hits[0]
+            raise Refused(first.rule.errno, f"fault {first.number} was asked for")
+
+    def describe(self) -> list[dict[str, object]]:
+        """Every rule with its number, how many calls it fitted and how many failed."""
+        return [
+            {"fault": r.number, **r.rule.describe(), "seen": r.seen, "failed": r.failed}
+            for r in self._rules
+        ]

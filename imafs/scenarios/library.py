@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The ready scenarios, and scenario files by path."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+from imafs.errors import Refused, UsageError
+from imafs.scenarios.script import Scenario, Validate, parse
+
+_SUFFIX = ".toml"
+
+
+def names() -> list[str]:
+    """Names of the ready ones, in order."""
+    place = resources.files("imafs.scenarios") / "ready"
+    return sorted(
+        entry.name.removesuffix(_SUFFIX)
+        for entry in place.iterdir()
+        if entry.name.endswith(_SUFFIX)
+    )
+
+
+def text_of(name: str) -> str:
+    """The file of a ready scenario. Raises :class:`UsageError` that lists them all."""
+    known = names()
+    if name not in known:
+        raise UsageError(f"no ready scenario is called {name!r}; there are: {', '.join(known)}")
+    return (resources.files("imafs.scenarios") / "ready" / (name + _SUFFIX)).read_text("utf-8")
+
+
+def ready(name: str, validate: Validate) -> Scenario:
+    """A ready scenario by its name."""
+    return parse(text_of(name), name, validate)
+
+
+def from_file(path: str, validate: Validate) -> Scenario:
+    """The scenario in a file. Raises :class:`Refused` with its errno, :class:`FormatError`."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        code = error.errno or 5
+        raise Refused(code, f"{path}: {os.strerror(code)}") from None
+    return parse(text, Path(path).name.removesuffix(_SUFFIX), validate, source=path)
+
+
+def find(word: str, validate: Validate) -> Scenario:
+    """What a command line means: a path where it looks like one, else a ready scenario."""
+    if "/" in word or word.endswith(_SUFFIX):
+        return from_file(word, validate)
+    return ready(word, validate)

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Bad days on demand through a mount: faults, a TPM in trouble, another agent, scenarios."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon, imafs, read_to_end
+from tests.mount.fixtures import Starter
+from tests.support import run, wait_for
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
+
+STAGED = f"{BINARY}_staged"
+
+
+def ctl(daemon: Daemon, *arguments: str) -> str:
+    return daemon.ctl(*arguments).rstrip("\n")
+
+
+def refused(daemon: Daemon, *arguments: str) -> tuple[int, str]:
+    done = imafs("ctl", "--control", daemon.control, *arguments, check=False)
+    return done.returncode, done.stderr
+
+
+@contextmanager
+def opened(daemon: Daemon, name: str, flags: int = os.O_RDONLY) -> Iterator[int]:
+    descriptor = os.open(daemon.path(name), flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def errno_of(daemon: Daemon, name: str, flags: int = os.O_RDONLY) -> int:
+    """Of an open, 0 where it succeeds."""
+    try:
+        os.close(os.open(daemon.path(name), flags))
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def steps(daemon: Daemon) -> list[tuple[int, int, list[str]]]:
+    """Of the scenario that is on: due, done, errors of each."""
+    told = daemon.call("status")["scenario"]
+    assert isinstance(told, dict)
+    return [(step["due"], step["done"], step["errors"]) for step in told["steps"]]
+
+
+def scenario(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    return str(file)
+
+
+# Faults
+
+
+def test_opens_fail_as_often_as_asked_for(daemon: Daemon) -> None:
+    assert ctl(daemon, "fault", "open", "EBUSY", "--files", STAGED, "--next", "2") == "fault: 1"
+    assert errno_of(daemon, BINARY) == 0
+    # By the name of the link although the file behind it is opened.
+    assert [errno_of(daemon, STAGED) for _ in range(3)] == [errno.EBUSY, errno.EBUSY, 0]
+    assert "fault 1, operation open, errno EBUSY" in ctl(daemon, "fault-list")
+    assert "failed 2" in ctl(daemon, "status")
+    assert ctl(daemon, "fault-clear", "1") == "cleared: 1"
+    assert "fault" not in ctl(daemon, "status")
+    assert refused(daemon, "fault-clear", "1") == (7, "imafs: there is no fault 1\n")
+
+
+def test_a_failed_open_is_not_counted(daemon: Daemon) -> None:
+    ctl(daemon, "fault", "open", "ENOMEM", "--writing", "--next", "1")
+    assert errno_of(daemon, STAGED, os.O_RDWR) == errno.ENOMEM
+    assert daemon.call("status")["writer"] is None
+    assert errno_of(daemon, STAGED, os.O_RDWR) == 0
+
+
+def test_a_failed_read_loses_nothing(daemon: Daemon) -> None:
+    daemon.generate(100)
+    whole = daemon.read()
+    ctl(daemon, "fault", "read", "EIO", "--every", "2")
+    got, failures = b"", []
+    with opened(daemon, BINARY) as descriptor:
+        while True:
+            try:
+                piece = os.read(descriptor, 1000)
+            except OSError as error:
+                failures.append(error.errno)
+                continue
+            if not piece:
+                break
+            got += piece
+    assert got == whole
+    assert len(failures) >= 4
+    assert set(failures) == {errno.EIO}
+
+
+def test_a_failed_write_does_nothing(daemon: Daemon) -> None:
+    with opened(daemon, STAGED, os.O_RDWR) as descriptor:
+        ctl(daemon, "fault", "write", "ESTALE", "--next", "1")
+        with pytest.raises(OSError, match="Stale"):
+            os.write(descriptor, b"A\n")
+        assert daemon.count() == 1
+        os.write(descriptor, b"A\n")
+        assert len(read_to_end(descriptor)) > 0
+        os.write(descriptor, b"D\n")
+    assert daemon.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["stat", "EIO"], "'stat' cannot fail"),
+        (["open", "EFOO"], "'EFOO' is no errno"),
+        (["read", "EIO", "--writing"], "only an open"),
+        (["open", "EIO", "--writing", "--reading"], "of writing and reading give one"),
+        (["open", "EIO", "--percent", "101"], "percent: not within 1 and 100"),
+    ],
+)
+def test_faults_that_make_no_sense(daemon: Daemon, arguments: list[str], text: str) -> None:
+    status, err = refused(daemon, "fault", *arguments)
+    assert status == 2
+    assert text in err
+    assert daemon.call("fault_list") == {"faults": []}
+
+
+# The TPM
+
+
+def test_the_list_ahead_of_the_tpm(daemon: Daemon) -> None:
+    daemon.call("wait", extended=True)
+    before = daemon.group("records")["since_boot"]
+    ctl(daemon, "tpm", "--behind", "3")
+    daemon.call("generate", count=10)
+    wait_for(lambda: daemon.group("records")["pending"] == 3, 10, "three records are pending")
+    assert before == 1
+    saved = daemon.place.base / "list"
+    saved.write_bytes(daemon.read())
+    verdict = imafs("verify", saved, "--tcti", daemon.tcti, check=False)
+    assert verdict.returncode == 0, verdict.stderr
+    assert "3" in verdict.stdout
+    begin = time.monotonic()
+    daemon.call("measure", digest="sha256:" + "07" * 32, name="/late")
+    assert time.monotonic() - begin < 4, "it waited for an extend that does not come"
+    assert "held up on purpose: behind 3" in ctl(daemon, "status")
+    ctl(daemon, "tpm", "--work")
+    daemon.assert_replays()
+    assert "on purpose" not in ctl(daemon, "status")
+
+
+def test_extends_that_fail(daemon: Daemon) -> None:
+    daemon.call("wait", extended=True)
+    ctl(daemon, "tpm", "--fail", "1")
+    assert "not yet in the PCR" in ctl(
+        daemon, "measure", "--digest", "sha256:" + "01" * 32, "--name", "/never"
+    )
+    daemon.generate(2)
+    rows = daemon.call("status")["pcrs"]
+    assert isinstance(rows, list)
+    assert not any(row["equal"] for row in rows)
+    saved = daemon.place.base / "list"
+    saved.write_bytes(daemon.read())
+    assert imafs("verify", saved, "--tcti", daemon.tcti, check=False).returncode == 8
+
+
+def test_a_tpm_that_hangs_and_works_again(daemon: Daemon) -> None:
+    daemon.call("wait", extended=True)
+    ctl(daemon, "tpm", "--hang")
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run(
+            ["tpm2_pcrread", "sha256:10"],
+            env={**os.environ, "TPM2TOOLS_TCTI": daemon.tcti},
+            timeout=1,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    daemon.call("generate", count=5)
+    assert daemon.count() == 6
+    assert daemon.group("records")["pending"] == 5
+    ctl(daemon, "tpm", "--work")
+    daemon.assert_replays()
+
+
+def test_only_a_swtpm_of_ours_hangs(start: Starter) -> None:
+    daemon = start("--tpm", "none")
+    assert refused(daemon, "tpm", "--hang") == (4, "imafs: without a TPM none can hang\n")
+    assert refused(daemon, "tpm", "--work", "--behind", "1")[0] == 2
+
+
+# Another agent
+
+
+def test_another_agent_works_on_the_same_list(daemon: Daemon) -> None:
+    daemon.generate(9)
+    assert ctl(daemon, "agent", "trim", "3").splitlines() == [
+        "current: 7",
+        "staged: 0",
+        "deleted: 3",
+    ]
+    assert ctl(daemon, "agent", "stage").splitlines()[:2] == ["current: 0", "staged: 7"]
+    assert refused(daemon, "agent", "stage") == (7, "imafs: a list is staged already\n")
+    assert ctl(daemon, "agent", "read").splitlines() == ["current: 0", "staged: 7"]
+    assert "deleted: 7" in ctl(daemon, "agent", "delete")
+    assert refused(daemon, "agent", "trim", "1")[0] == 7
+
+
+def test_another_agent_meets_the_locks_and_holds_them(daemon: Daemon) -> None:
+    with opened(daemon, COUNT):
+        ctl(daemon, "agent", "stage")
+    with opened(daemon, ASCII):
+        assert refused(daemon, "agent", "delete")[0] == 7
+        assert ctl(daemon, "agent", "open-read") == "held: 1"
+    assert errno_of(daemon, STAGED, os.O_RDWR) == errno.EBUSY
+    assert ctl(daemon, "agent", "close") == "held: 0"
+    assert ctl(daemon, "agent", "open-write") == "held: 1"
+    assert errno_of(daemon, ASCII) == errno.EBUSY
+    ctl(daemon, "agent", "close")
+    assert errno_of(daemon, STAGED, os.O_RDWR) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["fly"], "'fly' is no action"),
+        (["trim"], "a number goes with trim"),
+        (["stage", "3"], "a number goes with trim"),
+    ],
+)
+def test_acts_that_make_no_sense(daemon: Daemon, words: list[str], text: str) -> None:
+    status, err = refused(daemon, "agent", *words)
+    assert (status, text in err) == (2, True)
+
+
+# Scenarios
+
+
+def test_a_step_is_done_before_the_call_goes_on(daemon: Daemon) -> None:
+    """No race: what is due before an open is there when the open is answered."""
+    daemon.generate(9)
+    assert ctl(daemon, "scenario", "--name", "other-agent-stages-first").splitlines() == [
+        "scenario: other-agent-stages-first",
+        "steps: 1",
+    ]
+    assert daemon.call("status")["scenario"] is not None
+    with opened(daemon, STAGED, os.O_RDWR) as descriptor:
+        with pytest.raises(FileExistsError):
+            os.write(descriptor, b"A\n")
+        os.write(descriptor, b"D\n")
+        assert steps(daemon) == [(1, 1, [])]
+    assert daemon.count() == 0
+    assert "scenario" in ctl(daemon, "scenario-end")
+    assert daemon.call("status")["scenario"] is None
+
+
+def test_what_is_due_after_and_when_refused(daemon: Daemon, tmp_path: Path) -> None:
+    text = """
+    [[step]]
+    when = "after stage"
+    do = [{ op = "violation", name = "/after" }]
+    [[step]]
+    when = "refused stage"
+    nth = 2
+    do = [{ op = "violation", name = "/refused" }]
+    [[step]]
+    when = "after end"
+    file = "binary_runtime_measurements_staged"
+    do = [{ op = "generate", count = 3 }]
+    [[step]]
+    when = "after close"
+    do = [{ op = "suspend" }]
+    """
+    ctl(daemon, "scenario", scenario(tmp_path, text))
+    with opened(daemon, STAGED, os.O_RDWR) as descriptor:
+        os.write(descriptor, b"A\n")
+        assert daemon.call("status")["violations"] == 1
+        for expected in (1, 2):
+            with pytest.raises(FileExistsError):
+                os.write(descriptor, b"A\n")
+            assert daemon.call("status")["violations"] == expected
+        while os.read(descriptor, 4096):
+            assert daemon.group("records")["since_boot"] == 3
+        assert daemon.group("records")["since_boot"] == 6
+    wait_for(lambda: daemon.call("status")["suspended"], 5, "the close was noticed")
+    assert steps(daemon) == [(1, 1, [])] * 4
+
+
+def test_steps_by_records_and_by_time(daemon: Daemon, tmp_path: Path) -> None:
+    text = """
+    [[step]]
+    when = "records"
+    records = 5
+    do = [{ op = "violation", name = "/five" }]
+    [[step]]
+    when = "start"
+    seconds = 0.05
+    do = [{ op = "violation", name = "/later" }]
+    """
+    ctl(daemon, "scenario", scenario(tmp_path, text))
+    wait_for(lambda: daemon.call("status")["violations"] == 1, 5, "the time has come")
+    daemon.call("generate", count=3)
+    wait_for(lambda: daemon.call("status")["violations"] == 2, 5, "the records are there")
+    assert steps(daemon) == [(1, 1, []), (1, 1, [])]
+
+
+def test_a_step_that_fails_is_told(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.logs.expect("WARNING.*scenario mine, step 1: agent: ENOENT: nothing is staged")
+    text = """
+    [[step]]
+    when = "before open"
+    do = [{ op = "agent", action = "delete" }, { op = "generate", count = 9 }]
+    """
+    ctl(daemon, "scenario", scenario(tmp_path, text))
+    assert errno_of(daemon, BINARY) == 0
+    assert steps(daemon) == [(1, 0, ["agent: ENOENT: nothing is staged"])]
+    assert daemon.count() == 1
+    assert "failed: agent: ENOENT: nothing is staged" in ctl(daemon, "status")
+
+
+def test_a_reboot_at_a_clients_call(daemon: Daemon) -> None:
+    daemon.generate(5)
+    ctl(daemon, "scenario", "--name", "reboot")
+    with opened(daemon, STAGED, os.O_RDWR) as descriptor:
+        os.write(descriptor, b"A\n")
+        os.write(descriptor, b"D\n")
+    assert daemon.count() == 1
+    assert steps(daemon) == [(1, 1, [])]
+    daemon.assert_replays()
+
+
+def test_a_scenario_from_the_start(start: Starter) -> None:
+    daemon = start("--scenario", "violation-in-list")
+    assert daemon.call("status")["violations"] == 1
+    assert steps(daemon) == [(1, 1, [])]
+
+
+def test_a_scenario_that_is_none(start: Starter, daemon: Daemon, tmp_path: Path) -> None:
+    status, log = start.refused("--scenario", "no-such")
+    assert status == 2
+    assert "no ready scenario is called 'no-such'" in log
+    file = scenario(tmp_path, "[[step]]\nwhen = 'start'\ndo = [{op = 'fly'}]\n")
+    assert refused(daemon, "scenario", file) == (
+        3,
+        f"imafs: {file}: line 3: do: op: unknown operation 'fly'\n",
+    )
+    assert refused(daemon, "scenario", str(tmp_path / "none.toml"))[0] == 7
+    assert daemon.call("status")["scenario"] is None
+
+
+def test_opens_and_closes_in_turn_stay_in_order(daemon: Daemon, tmp_path: Path) -> None:
+    """A listener that has nothing to do costs no EBUSY: no turn is given away."""
+    text = '[[step]]\nwhen = "after trim"\ndo = [{ op = "repeat" }]\n'
+    ctl(daemon, "scenario", scenario(tmp_path, text))
+    program = (
+        "import os, sys\n"
+        "for _ in range(2000):\n"
+        "    for flags in (os.O_RDWR, os.O_RDONLY):\n"
+        "        os.close(os.open(sys.argv[1], flags))\n"
+    )
+    run(["python3", "-c", program, str(daemon.path(STAGED))], deadline=60)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Scenario files: what they mean, and that a mistake is refused with its line."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from imafs.cli.main import main
+from imafs.control.ops import validate
+from imafs.errors import FormatError, Refused, UsageError
+from imafs.kernel.triggers import Condition
+from imafs.scenarios import library
+from imafs.scenarios.script import Action, Scenario, Step, parse
+
+WHOLE = """\
+summary = "busy for a while"
+
+[[step]]
+when = "before open"
+file = "*_staged"
+writing = true
+nth = 2
+every = 3
+do = [
+    { op = "agent", action = "trim", count = 4 },
+    { op = "tpm", behind = 3 },
+]
+
+[[step]]
+when = "records"
+records = 10
+seconds = 0.5
+do = [{ op = "generate", count = 3 }]
+"""
+
+
+def read(text: str) -> Scenario:
+    return parse(text, "mine", validate)
+
+
+def test_a_whole_file() -> None:
+    assert read(WHOLE) == Scenario(
+        "mine",
+        "busy for a while",
+        (
+            Step(
+                Condition("before open", "*_staged", writing=True, nth=2, every=3),
+                (
+                    Action("agent", {"action": "trim", "count": 4}),
+                    Action("tpm", {"behind": 3}),
+                ),
+            ),
+            Step(
+                Condition("records", records=10, seconds=0.5),
+                (Action("generate", {"count": 3}),),
+            ),
+        ),
+    )
+
+
+STEP = '[[step]]\nwhen = "start"\ndo = [{ op = "repeat" }]\n'
+
+#: text, line that must be named, what must be said
+WRONG: list[tuple[str, int, str]] = [
+    ("", 1, "at least one"),
+    ("step = 3\n", 1, "at least one"),
+    ("step = [3]\n", 1, "expected \\[\\[step\\]\\]"),
+    (f"{STEP}\n[[step]]\ndo = [{{op = 'repeat'}}]\n", 5, "when: missing"),
+    ('sumary = "x"\n' + STEP, 1, "unknown key 'sumary'"),
+    ("summary = 3\n" + STEP, 1, "summary: expected a string"),
+    (STEP + 'files = "x"\n', 4, "unknown key 'files'"),
+    (STEP + STEP + "\n# nth = 1\nevry = 1\n", 9, "unknown key 'evry'"),
+    ('[[step]]\nwhen = "before lunch"\ndo = [{op="repeat"}]\n', 2, "'before lunch' is no event"),
+    ('[[step]]\nwhen = "after open"\n', 1, "do: expected a list"),
+    ('[[step]]\nwhen = "after open"\ndo = []\n', 3, "do: expected a list"),
+    ('[[step]]\nwhen = "after open"\ndo = ["repeat"]\n', 3, "expected { op"),
+    ('[[step]]\nwhen = "after open"\ndo = [{op="fly"}]\n', 3, "unknown operation 'fly'"),
+    ('[[step]]\nwhen = "after open"\ndo = [{op="status"}]\n', 3, "status is not for scenarios"),
+    (
+        '[[step]]\nwhen = "after open"\ndo = [\n {op="repeat"},\n {op="tpm", behnd=3},\n]\n',
+        5,
+        "tpm: unknown option 'behnd'",
+    ),
+    (
+        '[[step]]\nwhen = "after open"\ndo = [{op="generate", count="3"}]\n',
+        3,
+        "generate: count: expected an integer",
+    ),
+    ('[[step]]\nwhen = "after open"\nnth = 0\ndo = [{op="repeat"}]\n', 3, "0 is less than 1"),
+    ('[[step]]\nwhen = "after open"\nnth = true\ndo = [{op="repeat"}]\n', 3, "expected an integer"),
+    (STEP + "seconds = -1\n", 4, "not within 0"),
+    (STEP + "seconds = nan\n", 4, "not within 0"),
+    (STEP + "nth = 2\n", 4, "nth: a start is of no file"),
+    (STEP + "records = 2\n", 4, "records: goes with"),
+    ('[[step]]\nwhen = "records"\ndo = [{op="repeat"}]\n', 2, "needs records"),
+    (
+        '[[step]]\nwhen = "after read"\nwriting = true\ndo = [{op="repeat"}]\n',
+        3,
+        "only an open is for writing",
+    ),
+    ('[[step]]\nwhen = "after open"\nfile = ""\ndo = [{op="repeat"}]\n', 3, "file: expected"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "reason"), WRONG)
+def test_mistakes_are_refused_with_their_line(text: str, line: int, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason) as caught:
+        read(text)
+    assert f"mine: line {line}: " in str(caught.value)
+
+
+def test_what_is_no_toml() -> None:
+    with pytest.raises(FormatError, match=r"mine: no TOML: .*line 2"):
+        read("summary = 'x'\n[[step]\n")
+
+
+def test_ready_ones_are_valid_and_say_what_they_are() -> None:
+    assert len(library.names()) >= 10
+    for name in library.names():
+        scenario = library.ready(name, validate)
+        assert scenario.name == name
+        assert 20 < len(scenario.summary) < 100, name
+
+
+def test_paths_and_names(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(WHOLE)
+    assert library.find(str(file), validate) == read(WHOLE)
+    with pytest.raises(UsageError, match="no ready scenario is called 'mine'; there are: "):
+        library.find("mine", validate)
+    with pytest.raises(Refused, match="No such file") as caught:
+        library.find(str(tmp_path / "other.toml"), validate)
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scenarios"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == library.names()
+    assert main(["scenarios", library.names()[0]]) == 0
+    assert capsys.readouterr().out == library.text_of(library.names()[0])
+    file = tmp_path / "mine.toml"
+    file.write_text(WHOLE)
+    assert main(["scenarios", "--check", str(file)]) == 0
+    assert capsys.readouterr().out == "mine: 2 steps\n"
+    file.write_text(STEP + "x = 1\n")
+    assert main(["scenarios", "--check", str(file)]) == FormatError.exit_code
+    assert capsys.readouterr().err == f"imafs: {file}: line 4: unknown key 'x'\n"
