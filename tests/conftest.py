@@ -21,6 +21,9 @@ from tests.support import DeadlineError, ExpectedLogs, require, run, wait_for
 
 T = TypeVar("T")
 
+#: A project of its own, which tests/testing runs as its users run theirs.
+collect_ignore = ["example_project"]
+
 #: Marker -> what it needs (tests.support.require).
 NEEDS = {
     "root": ("root",),

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""How not to do it: an agent that works on a quiet day and on no other.
+
+    naive_agent.py IMA_DIR STORE EVIDENCE [NONCE]
+
+As agent.py, with the mistakes that docs/scenarios.md names. Do not copy from here.
+"""
+
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign"
+STAGED = "binary_runtime_measurements_sha256_staged"
+
+
+def main() -> int:
+    ima, store, evidence = map(Path, sys.argv[1:4])
+    nonce = sys.argv[4] if len(sys.argv) > 4 else "00"
+    store.mkdir(parents=True, exist_ok=True)
+    evidence.mkdir(parents=True, exist_ok=True)
+
+    # Three opens: anybody may come in between. No errno is looked at.
+    with open(ima / STAGED, "wb", buffering=0) as file:
+        file.write(b"A\n")
+    with open(ima / STAGED, "rb", buffering=0) as file:
+        data = file.read(1 << 30)  # one read(2): a page at most
+    with open(store / "records", "ab") as file:
+        file.write(data)  # not synced; stored again when the deletion fails
+    with open(ima / STAGED, "wb", buffering=0) as file:
+        file.write(b"D\n")
+
+    # Everything of all boots, zeros of violations included, up to the last record.
+    records = (store / "records").read_bytes()
+    value = bytes(32)
+    at = 0
+    while at < len(records):
+        (length,) = struct.unpack_from("=I", records, at + 36)
+        value = hashlib.sha256(value + records[at + 4 : at + 36]).digest()
+        at += 40 + length
+        at += 4 + struct.unpack_from("=I", records, at)[0]
+
+    # The quote comes after the list, without a deadline, and is not compared with it.
+    place = evidence / f"all-{len(list(evidence.iterdir())):06d}"
+    place.mkdir()
+    for command in (
+        "tpm2_flushcontext -t",
+        f"tpm2_createprimary -C e -G ecc256:ecdsa-sha256:null -c key -a {ATTRIBUTES}",
+        "tpm2_readpublic -c key -o public",
+        f"tpm2_quote -c key -l sha256:10 -m message -s signature -q {nonce}",
+        "tpm2_flushcontext -t",
+    ):
+        subprocess.run(command.split(), cwd=place, check=True, stdout=subprocess.DEVNULL)
+    os.remove(place / "key")
+    (place / "records").write_bytes(records)
+    (place / "value").write_text(value.hex())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

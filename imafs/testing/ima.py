@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What a test holds in its hands: one emulated kernel with IMA and a TPM."""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imafs.control.client import ControlClient
+from imafs.errors import Refused
+from imafs.testing.mounted import Place
+
+if TYPE_CHECKING:
+    from imafs.attest.verify import Verdict
+    from imafs.testing.quoting import Quote
+
+Answer = dict[str, object]
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ListRecord:
+    """One record of a measurement list.
+
+    ``template_digest`` is the list's own (SHA-1 unless another bank was asked for),
+    ``data`` the template data, ``fields`` its fields as the ASCII list prints them, by
+    name: ``d-ng``, ``n-ng``, ``sig``.
+    """
+
+    pcr: int
+    template: str
+    template_digest: bytes
+    data: bytes
+    fields: Mapping[str, str]
+    violation: bool
+
+    @property
+    def name(self) -> str:
+        """File name, or name of the event."""
+        return next((self.fields[key] for key in ("n-ng", "n") if key in self.fields), "")
+
+
+class Fault:
+    """A fault that was asked for; :meth:`clear` takes it back."""
+
+    def __init__(self, ima: Ima, number: int) -> None:
+        self._ima = ima
+        self.number = number
+
+    @property
+    def failed(self) -> int:
+        """How many calls have failed by it."""
+        faults = self._ima.call("fault_list")["faults"]
+        assert isinstance(faults, list)
+        return next((row["failed"] for row in faults if row["fault"] == self.number), 0)
+
+    def clear(self) -> None:
+        """No call fails by it any more."""
+        self._ima.call("fault_clear", fault=self.number)
+
+
+class Scenario:
+    """The scenario that is on."""
+
+    def __init__(self, ima: Ima, name: str) -> None:
+        self._ima = ima
+        self.name = name
+
+    def steps(self) -> list[Answer]:
+        """Each step: ``when``, ``do``, how often it was ``due`` and ``done``, ``errors``."""
+        told = self._ima.status()["scenario"]
+        steps = told["steps"] if isinstance(told, dict) else []
+        assert isinstance(steps, list)
+        return steps
+
+    @property
+    def happened(self) -> bool:
+        """Whether every step was done at least once: the bad day has taken place."""
+        return all(step["done"] for step in self.steps())
+
+    def end(self) -> None:
+        """No more of its steps are due."""
+        self._ima.call("scenario_end")
+
+
+class OtherAgent:
+    """Another agent on the same list: subject to the same locks and the same errors.
+
+    Methods raise :class:`imafs.errors.Refused` with the errno that an agent would get.
+    """
+
+    def __init__(self, ima: Ima) -> None:
+        self._ima = ima
+
+    def stage(self) -> None:
+        """``A``."""
+        self._ima.call("agent", action="stage")
+
+    def delete(self) -> int:
+        """``D``: how many records it deleted."""
+        return self._deleted(self._ima.call("agent", action="delete"))
+
+    def trim(self, count: int) -> int:
+        """A number: deletes the first ``count`` records of the current list."""
+        return self._deleted(self._ima.call("agent", action="trim", count=count))
+
+    def read(self) -> tuple[int, int]:
+        """Opens a list for reading and closes it: (current, staged) records."""
+        told = self._ima.call("agent", action="read")
+        current, staged = told["current"], told["staged"]
+        assert isinstance(current, int)
+        assert isinstance(staged, int)
+        return current, staged
+
+    def open(self, *, write: bool = False) -> None:
+        """Opens a list and holds it until :meth:`close`."""
+        self._ima.call("agent", action="open-write" if write else "open-read")
+
+    def close(self) -> None:
+        """Closes everything that it holds."""
+        self._ima.call("agent", action="close")
+
+    @staticmethod
+    def _deleted(answer: Answer) -> int:
+        deleted = answer["deleted"]
+        assert isinstance(deleted, int)
+        return deleted
+
+
+class Ima:
+    """One emulated kernel. See docs/testing.md.
+
+    ``dir`` is the IMA directory, ``control`` the control socket. What the daemon refuses
+    raises :class:`imafs.errors.Refused`, with the ``errno`` that a kernel gives.
+    """
+
+    def __init__(self, place: Place, options: tuple[str, ...]) -> None:
+        self.place = place
+        self.options = options
+        self.other_agent = OtherAgent(self)
+
+    @property
+    def dir(self) -> Path:
+        """The IMA directory: ``/sys/kernel/security/ima`` of the emulated kernel."""
+        return self.place.dir
+
+    @property
+    def control(self) -> str:
+        """Path of the control socket (``imafs ctl --control``)."""
+        return self.place.control
+
+    @property
+    def tcti(self) -> str:
+        """TCTI by which tpm2-tss reaches the TPM; empty without one."""
+        return str(self.status()["tcti"] or "")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables by which tpm2-tools, agents and IBM's TSS find the TPM."""
+        found = self.status()["environment"]
+        assert isinstance(found, dict)
+        return {str(key): str(value) for key, value in found.items()}
+
+    def call(self, op: str, **options: object) -> Answer:
+        """Any operation of the control socket, by its name in ``imafs ctl`` with ``_``."""
+        with ControlClient(self.control) as client:
+            return client.call(op, options)
+
+    def status(self) -> Answer:
+        """What ``imafs ctl status --json`` shows."""
+        return self.call("status")
+
+    def log(self) -> str:
+        """What the daemon has logged (empty inside ``imafs run``)."""
+        return self.place.log()
+
+    def run(
+        self, command: Sequence[str] | Sequence[StrPath], *, timeout: float = 60, **options: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a program to its end with :attr:`environment`; ``options`` are more variables.
+
+        Output is text, captured. Raises :class:`subprocess.TimeoutExpired`.
+        """
+        return subprocess.run(
+            command,
+            env={**os.environ, **self.environment, **options},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            timeout=timeout,
+            check=False,
+        )
+
+    # Measuring
+
+    def measure(
+        self, *paths: StrPath, digest: str | None = None, name: str | None = None
+    ) -> list[Answer]:
+        """Measures files (directories: all below), or ``digest`` (``ALG:HEX``) as ``name``."""
+        with ControlClient(self.control) as client:
+            measured = client.measure(*paths, digest=digest, name=name)["measured"]
+        assert isinstance(measured, list)
+        return measured
+
+    def generate(self, count: int, name: str | None = None) -> None:
+        """``count`` distinct records, extended into the TPM unless that is held up."""
+        self.call("generate", count=count, name=name)
+        if not self._held_up():
+            self.wait()
+
+    def violation(self, name: str) -> None:
+        """A violation of the file ``name``: a record whose digests are zero."""
+        self.call("violation", name=name)
+
+    def critical_data(self, label: str, name: str, data: bytes) -> None:
+        """Critical data as a kernel's subsystem measures it."""
+        self.call("critical_data", label=label, name=name, data=data.hex())
+
+    def wait(self, *, records: int | None = None, extended: bool = True, timeout: int = 30) -> None:
+        """Until ``records`` were added since the boot, and all are in the PCRs.
+
+        Raises :class:`Refused` (ETIMEDOUT).
+        """
+        self.call("wait", records=records, extended=extended, timeout=timeout)
+
+    # Looking
+
+    def read_list(self, bank: str = "sha1", *, staged: bool = False) -> bytes:
+        """A binary list whole, without a reader's lock on it for longer than that."""
+        name = f"binary_runtime_measurements_{bank}{'_staged' if staged else ''}"
+        descriptor = os.open(self.dir / name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pieces = []
+            while piece := os.read(descriptor, 1 << 20):
+                pieces.append(piece)
+        finally:
+            os.close(descriptor)
+        return b"".join(pieces)
+
+    def records(self, bank: str = "sha1", *, staged: bool = False) -> list[ListRecord]:
+        """The records of the current list, or of the staged one."""
+        return parse(self.read_list(bank, staged=staged), bank)
+
+    def pcr(self, index: int = 10, bank: str = "sha256") -> bytes:
+        """A PCR that records go to, as the TPM has it. Raises :class:`LookupError`."""
+        return self._pcrs()[bank][index]
+
+    def _pcrs(self) -> dict[str, dict[int, bytes]]:
+        found: dict[str, dict[int, bytes]] = {}
+        rows = self.status()["pcrs"]
+        assert isinstance(rows, list)
+        for row in rows:
+            if row["value"] is not None:
+                found.setdefault(row["bank"], {})[row["pcr"]] = bytes.fromhex(row["value"])
+        return found
+
+    def verify(self, data: bytes) -> Verdict:
+        """Replays binary records, from the boot's first one on, against the PCRs as they are.
+
+        ``.matched`` is the number of records after which they agree, None: never.
+        Raises :class:`imafs.errors.FormatError` where ``data`` is malformed.
+        """
+        from imafs.attest.verify import verify
+
+        return verify(data, self._pcrs())
+
+    def quote(
+        self, nonce: bytes = b"", *, bank: str = "sha256", pcrs: Sequence[int] = (10,)
+    ) -> Quote:
+        """A quote of the TPM (with tpm2-tools). Raises :class:`imafs.errors.TpmError`."""
+        from imafs.testing.quoting import quote
+
+        return quote(self.environment, nonce, bank, pcrs)
+
+    # Bad days
+
+    def fault(
+        self,
+        operation: str,
+        errno: int | str,
+        files: str = "*",
+        *,
+        next: int | None = None,
+        every: int | None = None,
+        percent: int | None = None,
+        seed: int | None = None,
+        writing: bool | None = None,
+    ) -> Fault:
+        """Lets calls fail: ``ima.fault("open", errno.EBUSY, "*_staged", next=3)``.
+
+        ``operation`` is open, read or write; ``files`` a shell pattern. With none of
+        ``next``, ``every`` and ``percent`` every such call fails.
+        """
+        number = self.call(
+            "fault",
+            operation=operation,
+            errno=errno if isinstance(errno, str) else errnos.errorcode[errno],
+            files=files,
+            next=next,
+            every=every,
+            percent=percent,
+            seed=seed,
+            writing=writing is True or None,
+            reading=writing is False or None,
+        )["fault"]
+        assert isinstance(number, int)
+        return Fault(self, number)
+
+    def tpm(
+        self,
+        *,
+        behind: int | None = None,
+        delay: float | None = None,
+        fail: int | None = None,
+        hang: bool | None = None,
+    ) -> None:
+        """Holds the TPM up: ``behind`` records, ``delay`` seconds, ``fail`` extends, hanging."""
+        milliseconds = None if delay is None else round(delay * 1000)
+        self.call("tpm", behind=behind, delay=milliseconds, fail=fail, hang=hang)
+
+    def tpm_works(self) -> None:
+        """Takes :meth:`tpm` back."""
+        self.call("tpm", work=True)
+
+    def scenario(self, name: StrPath) -> Scenario:
+        """Begins a ready scenario by its name (``imafs scenarios``), or one from a file."""
+        word = os.fspath(name)
+        if "/" in word or word.endswith(".toml"):
+            told = self.call("scenario", file=str(Path(word).absolute()))
+        else:
+            told = self.call("scenario", name=word)
+        return Scenario(self, str(told["scenario"]))
+
+    def suspend(self) -> None:
+        """No more records, A is EACCES, D and numbers ESTALE: the last moments of a kernel."""
+        self.call("suspend")
+
+    def resume(self) -> None:
+        """Back from :meth:`suspend`."""
+        self.call("resume")
+
+    def kexec(
+        self, profile: str | None = None, *, hold: bool = False, carry: bool = True
+    ) -> Answer:
+        """The next kernel, with the lists of this one and the PCRs as they are.
+
+        ``hold`` stays in the window in which measurements are suspended until
+        :meth:`kexec_finish`; without ``carry`` the lists are lost.
+        """
+        return self.call(
+            "kexec_execute", profile=profile, hold=hold or None, no_carry=not carry or None
+        )
+
+    def kexec_finish(self) -> Answer:
+        """Ends a kexec that is held."""
+        return self.call("kexec_finish")
+
+    def reboot(self, profile: str | None = None) -> None:
+        """A new kernel with empty lists, and the TPM reset."""
+        self.call("reboot", profile=profile)
+
+    # Between tests
+
+    def _held_up(self) -> bool:
+        pace = self.status()["pace"]
+        return isinstance(pace, dict) and any(pace.values())
+
+    def complaints(self) -> list[str]:
+        """What a scenario could not do. Raises :class:`imafs.errors.ControlError`."""
+        told = self.status()["scenario"]
+        if not isinstance(told, dict):
+            return []
+        return [
+            f"scenario {told['name']}: {error}"
+            for step in told["steps"]
+            for error in step["errors"]
+        ]
+
+    def boot_anew(self, profile: str | None = None) -> None:
+        """As a fresh mount: no fault, no scenario, TPM reset, boot_aggregate."""
+        self.call("scenario_end")
+        self.call("fault_clear")
+        self.call("tpm", work=True)
+        self.other_agent.close()
+        with suppress(Refused):  # none is held
+            self.kexec_finish()
+        self.resume()
+        if profile is None:
+            self.call("reset")
+        else:
+            self.reboot(profile)
+        self.wait()
+
+
+def parse(data: bytes, bank: str) -> list[ListRecord]:
+    """The records of a binary list. Raises :class:`imafs.errors.FormatError`."""
+    from imafs.formats.algorithms import by_name
+    from imafs.formats.binary import Reader
+
+    found = []
+    for parsed in Reader(data, by_name(bank).digest_size):
+        record = parsed.record
+        template = record.template
+        fields = {
+            field.name: field.text(part) if part else ""
+            for field, part in zip(template.fields, template.split(record.data), strict=True)
+        }
+        found.append(
+            ListRecord(
+                record.pcr, template.label, parsed.digest, record.data, fields, record.violation
+            )
+        )
+    return found

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Two agents on bad days: docs/scenarios.md says what a correct one must do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from imafs.testing import Ima
+
+if TYPE_CHECKING:
+    from tests.example_project.conftest import Agent
+
+GAP = "rejected, the records do not lead to the quote"
+EXCESS = "rejected, there are records behind the quote"
+VALUE = "rejected, the value is not the PCR's"
+
+#: scenario -> what the agents make of its day, and of the quiet day after it.
+DAYS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    # The day after, the burst is longer than the one read that the naive agent makes.
+    "burst-while-reading": (("attested", "attested"), (GAP, GAP)),
+    "busy-reader": (("attested", "attested"), ("dies of EBUSY", "dies of EBUSY")),
+    "extend-fails": (("says 3", "says 3"), (GAP, GAP)),
+    "kexec-before-stage": (("attested", "attested"), ("dies of EACCES", "attested")),
+    # The second time it has stored twice what D was refused for.
+    "kexec-between-read-and-delete": (("attested", "attested"), ("dies of ESTALE", GAP)),
+    "kexec-between-stage-and-delete": (("attested", "attested"), ("dies of ENOENT", "attested")),
+    "other-agent-stages-first": (("attested", "attested"), ("dies of EEXIST", "dies of EEXIST")),
+    "other-agent-trims-first": (("says 3", "says 3"), (GAP, GAP)),
+    "quote-behind-list": (("attested", "attested"), (EXCESS, "attested")),
+    "read-fails": (("attested", "attested"), ("dies of EIO", "dies of EEXIST")),
+    # The new boot's first record is the old one's: boot_aggregate.
+    "reboot": (("attested", "attested"), (EXCESS, GAP)),
+    "short-reads": (("attested", "attested"), (GAP, GAP)),
+    "tpm-hangs": (("says 4", "attested"), ("hangs", "attested")),
+    "violation-in-list": (("attested", "attested"), (VALUE, VALUE)),
+}
+
+
+def days(ima: Ima, agent: Agent, scenario: str, timeout: float) -> tuple[str, str]:
+    """A round on the bad day, and one on the day after it."""
+    ima.generate(20)
+    bad = ima.scenario(scenario)
+    first = agent.round(timeout=timeout)
+    ima.tpm_works()
+    ima.generate(5, "/usr/bin/the-day-after-")
+    second = agent.round()
+    assert bad.steps()[0]["done"], "the bad day did not take place"
+    return first, second
+
+
+@pytest.mark.parametrize("scenario", DAYS)
+def test_the_agent(ima: Ima, agent: Agent, scenario: str) -> None:
+    expected, _ = DAYS[scenario]
+    assert days(ima, agent, scenario, timeout=60) == expected
+    if "says 3" in expected:
+        return
+    # Nothing lost and nothing twice: what is stored, and what is still in the kernel, leads
+    # to the PCR.
+    ima.wait()
+    everything = agent.kept() + ima.read_list("sha256", staged=True) + ima.read_list("sha256")
+    verdict = ima.verify(everything)
+    assert verdict.matched == verdict.records > 0
+
+
+@pytest.mark.parametrize("scenario", DAYS)
+def test_the_naive_agent_fails_for_this_reason(ima: Ima, naive: Agent, scenario: str) -> None:
+    _, expected = DAYS[scenario]
+    assert days(ima, naive, scenario, timeout=4 if expected[0] == "hangs" else 60) == expected
+
+
+def test_quiet_days(ima: Ima, agent: Agent, naive: Agent) -> None:
+    """Both are fine as long as nothing happens: that is why nobody notices."""
+    ima.generate(20)
+    assert [agent.round(), agent.round()] == ["attested", "attested"]
+    ima.reboot()
+    ima.generate(20)
+    assert naive.round() == "attested"
