@@ -267,6 +267,37 @@ class ControlClient:
         """Power off and on."""
         return self.call("reset")
 
+    def fault(self, operation: str, errno_name: str, **chosen: str | int | bool | None) -> Answer:
+        """Let calls fail; ``chosen``: files, next, every, percent, seed, writing, reading."""
+        return self.call("fault", {"operation": operation, "errno": errno_name, **chosen})
+
+    def fault_clear(self, fault: int | None = None) -> Answer:
+        """Drop one fault, or all."""
+        return self.call("fault_clear", {"fault": fault})
+
+    def fault_list(self) -> Answer:
+        """The faults in force."""
+        return self.call("fault_list")
+
+    def tpm(self, **pace: int | bool | None) -> Answer:
+        """Hold the TPM up: behind (records), delay (ms), fail (extends), hang; or work."""
+        return self.call("tpm", pace)
+
+    def agent(self, action: str, count: int | None = None) -> Answer:
+        """Act as another agent on the same list."""
+        return self.call("agent", {"action": action, "count": count})
+
+    def scenario(
+        self, file: str | os.PathLike[str] | None = None, *, name: str | None = None
+    ) -> Answer:
+        """Begin the scenario in ``file``, or the ready one called ``name``."""
+        options = {"file": None if file is None else _absolute(file), "name": name}
+        return self.call("scenario", options)
+
+    def scenario_end(self) -> Answer:
+        """End the scenario."""
+        return self.call("scenario_end")
+
     def stop(self) -> Answer:
         """Unmount and end the daemon."""
         return self.call("stop")

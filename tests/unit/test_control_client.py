@@ -61,6 +61,22 @@ CALLS: list[tuple[str, Callable[[ControlClient], Answer], dict[str, object]]] = 
     ("reboot", lambda c: c.reboot("legacy"), {"profile": "legacy"}),
     ("reset", lambda c: c.reset(), {}),
     ("stop", lambda c: c.stop(), {}),
+    (
+        "fault",
+        lambda c: c.fault("open", "EBUSY", files="*_staged", next=2, writing=True),
+        {
+            **{"operation": "open", "errno": "EBUSY", "files": "*_staged"},
+            **{"next": 2, "writing": True},
+        },
+    ),
+    ("fault_clear", lambda c: c.fault_clear(), {}),
+    ("fault_clear", lambda c: c.fault_clear(3), {"fault": 3}),
+    ("fault_list", lambda c: c.fault_list(), {}),
+    ("tpm", lambda c: c.tpm(behind=3, hang=True), {"behind": 3, "hang": True}),
+    ("agent", lambda c: c.agent("trim", 3), {"action": "trim", "count": 3}),
+    ("scenario", lambda c: c.scenario("/s.toml"), {"file": "/s.toml"}),
+    ("scenario", lambda c: c.scenario(name="reboot"), {"name": "reboot"}),
+    ("scenario_end", lambda c: c.scenario_end(), {}),
 ]
 
 
