@@ -56,7 +56,10 @@ class Store:
         return self.file.read()
 
     def keep(self, staged: bytes) -> None:
-        """Stores what of ``staged`` is not stored yet; it is on the disk when this returns."""
+        """Stores what of ``staged`` is not stored yet; it is on the disk when this returns.
+
+        (Records are alike by accident only where all of them are violations of one file.)
+        """
         known = self.read(self.state["deleted"])
         new = staged[len(known) :] if staged.startswith(known) else staged
         while new:

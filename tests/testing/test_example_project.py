@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""tests/example_project as its users run it, and the documents that speak of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imafs.scenarios import library
+from imafs.testing import Ima
+from tests.support import ROOT, require, run, wait_for
+
+PROJECT = ROOT / "tests" / "example_project"
+AGENT = ROOT / "examples" / "agent.py"
+needs_mount = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
+
+
+def example(*arguments: str, prefix: tuple[str, ...] = (), check: bool = True) -> str:
+    """What pytest prints there."""
+    require("tpm2_quote", "tpm2_checkquote")
+    command = [*prefix, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]
+    done = run([*command, *arguments], cwd=PROJECT, deadline=240, check=check)
+    return done.stdout
+
+
+class TestExample:
+    pytestmark = needs_mount
+
+    def test_both_agents_in_every_scenario(self) -> None:
+        out = example("--ima-require")
+        assert f"{2 * len(library.names()) + 1} passed" in out, out
+
+
+def test_every_scenario_is_played_and_documented() -> None:
+    played = (PROJECT / "test_scenarios.py").read_text()
+    document = (ROOT / "docs" / "scenarios.md").read_text()
+    sections = re.split(r"^### ", document, flags=re.M)[1:]
+    documented = {section.splitlines()[0].strip("`"): section for section in sections}
+    assert list(documented) == library.names()
+    for name, section in documented.items():
+        assert f'"{name}": (' in played
+        text = " ".join(section.split())
+        assert "A correct agent" in text, name
+        assert "The naive agent" in text, name
+
+
+def test_the_agent_is_short() -> None:
+    lines = AGENT.read_text().splitlines()
+    code = [line for line in lines if line.strip() and not line.strip().startswith(("#", '"""'))]
+    assert len(lines) < 250
+    assert len(code) < 200
+
+
+class TestKilled:
+    pytestmark = needs_mount
+
+    def test_an_agent_that_is_killed_at_any_moment_loses_nothing(
+        self, ima: Ima, tmp_path: Path
+    ) -> None:
+        """kill -9 at 15 moments of a round; then what it has stored leads to the PCR."""
+        require("tpm2_quote")
+        seeds = random.Random(15)
+        command = [sys.executable, str(AGENT), str(ima.dir), str(tmp_path / "store")]
+        command.append(str(tmp_path / "sent"))
+        kills = 0
+        for number in range(15):
+            ima.generate(40, f"/usr/bin/{number}-")
+            if number % 4 == 0:
+                ima.violation(f"/var/log/{number}")
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **ima.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            try:
+                process.wait(seeds.uniform(0.05, 0.45))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
+                kills += 1
+            wait_for(lambda: ima.status()["writer"] is None, 10, "its descriptor is closed")
+        assert kills > 3
+        done = ima.run(command)
+        assert done.returncode == 0, done.stderr
+        ima.wait()
+        stored = (next((tmp_path / "store").iterdir()) / "records").read_bytes()
+        verdict = ima.verify(stored + ima.read_list("sha256"))
+        assert verdict.matched == verdict.records == 1 + 15 * 40 + 4
