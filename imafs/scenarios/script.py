@@ -77,7 +77,9 @@ class _Parser:
         ]
         try:
             self._data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except RecursionError:
+            raise FormatError("no TOML: nested too deeply", source=source) from None
+        except ValueError as error:  # TOMLDecodeError, and int() of more than 4300 digits
             raise FormatError(f"no TOML: {error}", source=source) from None
 
     def scenario(self, name: str) -> Scenario:

@@ -17,11 +17,13 @@ with atheris.instrument_imports(include=["imafs"]):
     from imafs.attest import pcrfile
     from imafs.attest.verify import verify
     from imafs.control import wire
+    from imafs.control.ops import validate
     from imafs.errors import FormatError, Refused, UsageError
     from imafs.formats import binary, kexec
     from imafs.formats.templates import TEMPLATES
     from imafs.kernel.profiles import PROFILES
     from imafs.kernel.requests import parse
+    from imafs.scenarios import script
 
 _ZERO = {"sha1": {10: bytes(20)}, "sha256": {10: bytes(32)}}
 
@@ -69,7 +71,11 @@ def _wire(data: bytes) -> None:
     wire.decode(data)
 
 
-_TARGETS = (_lists, _verify, _templates, _requests, _pcrs, _wire, _kexec)
+def _scenario(data: bytes) -> None:
+    script.parse(data.decode("utf-8", "replace"), "fuzz", validate)
+
+
+_TARGETS = (_lists, _verify, _templates, _requests, _pcrs, _wire, _kexec, _scenario)
 
 
 def one_input(data: bytes) -> None:

@@ -227,6 +227,36 @@ def test_another_agent_meets_the_locks_and_holds_them(daemon: Daemon) -> None:
     assert errno_of(daemon, STAGED, os.O_RDWR) == 0
 
 
+#: profile -> what the other agent does there with ten records, one act after the other:
+#: its arguments and the records left in the current and the staged list, None: refused.
+IN_OTHER_WORDS: list[tuple[str, list[tuple[str, tuple[int, int] | None]]]] = [
+    ("v5", [("trim 3", (7, 0)), ("stage", (0, 7)), ("delete", (0, 0))]),
+    ("rfc-v2", [("trim 3", (7, 0)), ("stage", (0, 7)), ("delete", (0, 0))]),
+    ("rfc-v1", [("stage", (0, 10)), ("delete", (0, 0)), ("trim 1", None)]),
+    ("snap", [("stage", (0, 10)), ("delete", (0, 0)), ("trim 1", None)]),
+    ("trim-v1", [("trim 3", (7, 0)), ("stage", None)]),
+    ("trim-v5", [("trim 3", (7, 0)), ("trim 4", (3, 0)), ("delete", None)]),
+    ("legacy", [("stage", None), ("trim 1", None), ("read", (10, 0))]),
+]
+
+
+@pytest.mark.parametrize(("profile", "acts"), IN_OTHER_WORDS)
+def test_another_agent_speaks_as_the_profile_does(
+    start: Starter, profile: str, acts: list[tuple[str, tuple[int, int] | None]]
+) -> None:
+    daemon = start("--profile", profile, "--no-boot-aggregate")
+    daemon.generate(10)
+    for act, left in acts:
+        if left is None:
+            assert refused(daemon, "agent", *act.split())[0] == 7
+            continue
+        ctl(daemon, "agent", *act.split())
+        records = daemon.group("records")
+        added = 1 if profile.startswith("trim") else 0  # a trim's own critical data
+        assert (records["current"], records["staged"]) <= (left[0] + 2 * added, left[1])
+        assert (records["current"], records["staged"]) >= left
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

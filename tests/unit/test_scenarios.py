@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from imafs.cli.main import main
 from imafs.control.ops import validate
@@ -115,6 +118,39 @@ def test_mistakes_are_refused_with_their_line(text: str, line: int, reason: str)
 def test_what_is_no_toml() -> None:
     with pytest.raises(FormatError, match=r"mine: no TOML: .*line 2"):
         read("summary = 'x'\n[[step]\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x = " + "[" * 100_000, "x = " + "9" * 5000, "x = 2026-02-30", "x = 1\nx = 2", "\0"],
+    ids=["deep", "long", "date", "twice", "nul"],
+)
+def test_odd_toml_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(FormatError, match="mine: no TOML"):
+        read(text)
+
+
+def _mutated(draw: st.DrawFn) -> str:
+    text = WHOLE
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(text)))
+        end = at + draw(st.integers(0, 12))
+        text = text[:at] + draw(st.text(max_size=8) | st.sampled_from(PIECES)) + text[end:]
+    return text
+
+
+PIECES = ["[[step]]", "do = []", "{", "}", "when = 'start'", "-1", "1e400", "nan", '"""', "\n"]
+
+
+@given(st.composite(_mutated)())
+@settings(max_examples=400, deadline=None)
+def test_a_damaged_file_is_refused_or_read(text: str) -> None:
+    """Nothing but FormatError, with a line that exists."""
+    try:
+        read(text)
+    except FormatError as error:
+        if (line := re.search(r"mine: line (\d+): ", str(error))) is not None:
+            assert 1 <= int(line[1]) <= max(1, len(text.splitlines()))
 
 
 def test_ready_ones_are_valid_and_say_what_they_are() -> None:
