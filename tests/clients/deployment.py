@@ -205,6 +205,7 @@ class Keylime:
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
         self._started: list[Service] = []
+        self._provisioned = 0
         self._environment = {
             **daemon.environment(),
             "KEYLIME_DIR": str(directory),
@@ -264,7 +265,8 @@ class Keylime:
         ).stdout
 
     def provision(self, command: str) -> None:
-        """``add`` or ``update`` the agent with :data:`POLICY`."""
+        """``add`` or ``update`` the agent with the policy in :attr:`policy`."""
+        self._provisioned = len(self.verifier.log())
         self.tenant(command, "--runtime-policy", str(self.policy), "-f", str(self.payload))
 
     def status(self) -> dict[str, Any]:
@@ -289,8 +291,15 @@ class Keylime:
         return self._status("Get Quote")
 
     def refused(self) -> dict[str, Any]:
-        """The status after a quote that was not good: the verifier has ended its polling."""
-        self._wait(lambda: self.verifier.says("failed, stopping polling"), "a quote is refused")
+        """The status after a quote that was not good: the verifier has ended its polling.
+
+        What it said before the last :meth:`provision` does not count: it gives up an agent
+        that was away for long in the same words.
+        """
+        self._wait(
+            lambda: "failed, stopping polling" in self.verifier.log()[self._provisioned :],
+            "a quote is refused",
+        )
         return self._status("Invalid Quote")
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
