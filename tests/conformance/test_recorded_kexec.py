@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""A recorded kexec, played: Linux 7.3.4 with 12 staged and 10 current records.
+"""Recorded kexecs, played: Linux 7.3.4 with 12 staged and 10 current records, Linux 7.2.13
+with lists that were deleted from, that outgrew their segment, of other templates.
 
-The kernel's next list was staged, current, kexec_execute, and then what the next kernel
+A kernel's next list was staged, current, kexec_execute, and then what the next kernel
 measured from boot_aggregate on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -25,11 +27,11 @@ STAGED, CURRENT = "binary_runtime_measurements_staged", "binary_runtime_measurem
 CROSSED = 23
 
 
-def directory(moment: Moment, path: Path) -> Path:
-    """The moment as a recording that ``--load`` takes."""
+def directory(files: Mapping[str, bytes], path: Path) -> Path:
+    """A moment's files as a recording that ``--load`` takes."""
     folder = path / "moment"
     folder.mkdir()
-    for name, content in moment.files.items():
+    for name, content in files.items():
         (folder / name).write_bytes(content)
     return recordings.pack(folder, path / "moment.tar.xz")
 
@@ -77,7 +79,7 @@ def test_the_state_before_crosses_record_by_record(
     emulators: StartEmulator, tmp_path: Path
 ) -> None:
     """boot_aggregate's own value aside, and only that: it is of another machine's PCRs."""
-    emulator = emulators("--load", str(directory(BEFORE, tmp_path)))
+    emulator = emulators("--load", str(directory(BEFORE.files, tmp_path)))
     same_files(emulator, BEFORE)
     answer = emulator.call("kexec_execute")
     assert (answer["records"], answer["carried"], answer["lost"]) == (CROSSED, CROSSED, 0)
@@ -97,7 +99,7 @@ def test_the_state_before_crosses_record_by_record(
 
 def test_everything_after_it_too_in_every_bank(emulators: StartEmulator, tmp_path: Path) -> None:
     """With the recorded boot_aggregate even the PCRs are equal; then A, then D."""
-    recording = str(directory(BEFORE, tmp_path))
+    recording = str(directory(BEFORE.files, tmp_path))
     emulator = emulators("--no-boot-aggregate", "--load", recording)
     same_pcrs(emulator, BEFORE)
     emulator.call("kexec_execute")
@@ -137,3 +139,96 @@ def test_the_critical_data_is_the_kernels(emulators: StartEmulator, tmp_path: Pa
     assert place == CROSSED - 1
     assert text.endswith(b"ima_binary_runtime_size=2423;ima_runtime_measurements_count=22;")
     assert emulator.read(CURRENT) == slices(AFTER.files[CURRENT], after, 0, CROSSED)
+
+
+# Linux 7.2.13
+
+
+class Case:
+    """One kexec of kexec-7.2.13: the files of its moments."""
+
+    def __init__(self, name: str) -> None:
+        self._recording = recordings.load("kexec-7.2.13")
+        self._name = name
+
+    def moment(self, name: str) -> dict[str, bytes]:
+        """The files of ``before``, ``after`` and the like."""
+        return self._recording.below(f"{self._name}/{name}")
+
+    def same(self, emulator: Emulator, name: str) -> None:
+        """Lists, counters and PCR 10 of every bank."""
+        moment = self.moment(name)
+        for file in (CURRENT, STAGED, "runtime_measurements_count", "violations"):
+            assert emulator.read(file) == moment[file], file
+        for line in moment["pcr10.txt"].decode().splitlines():
+            bank, index, value = line.split()
+            assert emulator.pcr(bank, int(index)).hex().upper() == value, bank
+
+    def restored(self, emulator: Emulator) -> int:
+        """How many records the emulator's list shares with the kernel's ``after``."""
+        ours, theirs = parsed(emulator.read(CURRENT)), parsed(self.moment("after")[CURRENT])
+        assert [r.record for r in ours] == [r.record for r in theirs[: len(ours)]]
+        return len(ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "carried", "lost"),
+    [
+        # One byte of the 84th record still went into the segment; it was not restored.
+        ("grown", [], 83, 28),
+        # The kernel counts each record's custom format as an empty name: it still fits here.
+        ("custom", ["--template-fmt", "d-ng|n-ng|iuid|igid|imode"], 131, 0),
+        ("ima", ["--template", "ima", "--hash", "sha1"], 0, 21),
+    ],
+)
+def test_what_a_kernel_restored(
+    emulators: StartEmulator,
+    tmp_path: Path,
+    name: str,
+    options: list[str],
+    carried: int,
+    lost: int,
+) -> None:
+    """The cut list is the kernel's; the PCRs have what was lost as well."""
+    case = Case(name)
+    recording = str(directory(case.moment("before"), tmp_path))
+    emulator = emulators("--no-boot-aggregate", "--load", recording, *options)
+    emulator.allow("kexec: .* records were not carried over")
+    case.same(emulator, "before")
+    answer = emulator.call("kexec_execute")
+    assert (answer["carried"], answer["lost"]) == (carried, lost)
+    assert case.restored(emulator) == carried
+    content = case.moment("after")[CURRENT]
+    load(emulator, tmp_path / "rest", slices(content, parsed(content), carried))
+    case.same(emulator, "after")
+
+
+def test_what_was_deleted_counts_in_the_critical_data(
+    emulators: StartEmulator, tmp_path: Path
+) -> None:
+    """D and N before another load: the segment is for what is left, the texts for all."""
+    case = Case("deleted")
+    emulator = emulators("--no-boot-aggregate")
+    load(emulator, tmp_path / "first", case.moment("before-D")[STAGED])
+    emulator.write(STAGED, b"A\n")
+    case.same(emulator, "before-D")
+    emulator.write(STAGED, b"D\n")
+    load(emulator, tmp_path / "second", case.moment("before-N")[CURRENT])
+    case.same(emulator, "before-N")
+    emulator.write(CURRENT, b"3\n")
+    emulator.write(STAGED, b"A\n")
+    before = case.moment("before")
+    records = parsed(before[CURRENT])
+    place, _ = named(records, b"kexec_load")
+    load(emulator, tmp_path / "third", slices(before[CURRENT], records, 0, place))
+    emulator.call("kexec_load")
+    load(emulator, tmp_path / "fourth", slices(before[CURRENT], records, place + 1))
+    case.same(emulator, "before")
+    assert before["violations"] == b"1\n"
+    answer = emulator.call("kexec_execute")
+    assert answer["lost"] == 0
+    carried = case.restored(emulator)
+    assert carried == answer["carried"] == answer["records"]
+    content = case.moment("after")[CURRENT]
+    load(emulator, tmp_path / "rest", slices(content, parsed(content), carried))
+    case.same(emulator, "after")
