@@ -37,7 +37,10 @@ def show(
         _measured(answer)
     elif op in _SINGLE:
         name = readable((asked or {}).get("name", "of the newest record"))
-        print(f"{_SINGLE[op]}  {name}{_note(answer)}")
+        if answer.get("measured") is False:
+            print(f"not measured  {name} ({readable(answer.get('why', '-'))})")
+        else:
+            print(f"{_SINGLE[op]}  {name}{_note(answer)}")
     elif op == "status":
         print("\n".join(status_lines(answer)))
     elif op == "hello":
@@ -109,7 +112,12 @@ def _measured(answer: Mapping[str, object]) -> None:
             text = readable(item["error"])
             print(f"imafs: {text if name in text else f'{name}: {text}'}", file=sys.stderr)
             continue
+        if item.get("measured") is False:
+            print(f"not measured  {name} ({readable(item.get('why', '-'))})")
+            continue
         print(f"{readable(item.get('digest', '-'))}  {name}{_note(item)}")
+        if "why" in item:
+            print(f"  {readable(item['why'])}")
 
 
 def status_lines(status: Mapping[str, object]) -> list[str]:
@@ -127,6 +135,8 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
         ("violations", word("violations")),
         ("suspended", word("suspended")),
     ]
+    if "policy" in status:
+        rows.append(("policy", _policy(_group(status, "policy"))))
     if boot := _group(status, "boot"):
         rows.append(("boot", crossings.boot(boot)))
     rows += [("PCR", _pcr(item)) for item in _items(status, "pcrs")]
@@ -161,6 +171,14 @@ def _on_purpose(status: Mapping[str, object]) -> list[tuple[str, str]]:
             done += f", failed: {readable(errors[-1])}"
         rows.append(("  step", f"{readable(item.get('when', '-'))}: {done}"))
     return rows
+
+
+def _policy(group: Mapping[str, object]) -> str:
+    if not group:
+        return "none: what is asked for is measured"
+    text = f"{readable(group.get('rules', '-'))} rules: {readable(group.get('source', '-'))}"
+    dead = group.get("without_effect")
+    return f"{text} ({readable(dead)} of them have no effect here)" if dead else text
 
 
 def _counts(group: Mapping[str, object]) -> str:

@@ -34,7 +34,7 @@ from imafs.fuse import mountinfo, session
 from imafs.fuse.extras import extras
 from imafs.scenarios import library
 from imafs.scenarios.script import Scenario
-from imafs.sources import files, lists
+from imafs.sources import files, judging, lists
 from imafs.tpm import Device, open_device
 
 log = logging.getLogger(__name__)
@@ -163,6 +163,7 @@ async def _main(
     early: EarlySignals,
 ) -> None:
     emulator = Emulator(plan.config, device)
+    emulator.read_policy = partial(judging.read_policy, emulator)
     # The signals are taken before anything exists that they would leave behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         early.check()
@@ -201,15 +202,17 @@ async def _measure(emulator: Emulator, paths_: list[str]) -> None:
     """The files of --measure, hashed in a thread, in order."""
     if not paths_:
         return
-    want_sha1 = emulator.config.template.has("d")
     names = await trio.to_thread.run_sync(lambda: list(files.walk(paths_)))
+    measured = 0
     for name in names:
-        measurement = await trio.to_thread.run_sync(
-            partial(files.examine, name, emulator.config.algorithm, want_sha1=want_sha1)
-        )
-        emulator.append(emulator.record(measurement))
+        decision = await judging.judge(emulator, name, judging.root_read)
+        if not decision.measure:
+            continue
+        measurement = await judging.examine(emulator, name, decision)
+        emulator.append(emulator.record(measurement, decision.template, decision.pcr))
+        measured += 1
     await emulator.wait_extended(emulator.queue.totals.added, 60.0)
-    log.info("measured %d files", len(names))
+    log.info("measured %d files of %d", measured, len(names))
 
 
 def _announce(mountpoint: str, control: Path, device: Device) -> None:

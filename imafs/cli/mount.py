@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imafs.cli import policy
+
 if TYPE_CHECKING:
     from imafs.cli.daemon import Plan
     from imafs.formats.algorithms import HashAlgorithm
@@ -52,6 +54,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         help="begin with a ready scenario (imafs scenarios) or one from a file",
     )
     _kernel_options(parser.add_argument_group("the kernel that is played"))
+    policy.add_options(parser.add_argument_group("the IMA policy"))
     _tpm_options(parser.add_argument_group("the TPM"))
     _list_options(parser.add_argument_group("the measurement list"))
 
@@ -248,6 +251,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise UsageError(f"--pcr {args.pcr}: CONFIG_IMA_MEASURE_PCR_IDX is 8 to 14")
     if not 0 <= args.kexec_extra_memory <= 40:
         raise UsageError(f"--kexec-extra-memory {args.kexec_extra_memory}: 0 to 40")
+    rules = policy.chosen(args, template if args.template_fmt else None)
     config = EmulatorConfig(
         profile=profile,
         staging=not args.no_staging,
@@ -259,6 +263,11 @@ def _plan(args: argparse.Namespace) -> Plan:
         padded_banks=frozenset(a.name for a in _algorithms(args.padded_banks)),
         boot_aggregate=not args.no_boot_aggregate,
         adopt=args.adopt,
+        policy=rules.policy,
+        policy_text=rules.text,
+        policy_source=rules.source,
+        policy_read=rules.read,
+        policy_config=rules.config,
         large_reads=args.large_reads,
         size_zero=args.st_size == "zero",
         cache=size(args.cache),

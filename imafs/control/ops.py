@@ -17,6 +17,7 @@ from imafs.errors import UsageError
 # Keys of a request that are no option of any operation.
 RESERVED = frozenset({"op", "id", "progress"})
 INT_MAX = 2**63 - 1
+_ID_MAX = 2**32 - 2  # one more is INVALID_UID
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})*\Z")
 
 
@@ -84,11 +85,27 @@ class Operation:
 _TABLE = (
     Operation(
         "measure",
-        "measure files, or a digest without its file",
+        "measure files, or a digest without its file, as the policy says",
         (
             Option("paths", Kind.PATHS, "files to measure", "PATH"),
             Option("digest", Kind.STR, "measure this file digest, ALG:HEX; needs name", "--digest"),
             Option("name", Kind.STR, "name in the record instead of the path", "--name"),
+            Option("func", Kind.STR, "hook that the policy judges by (FILE_CHECK)", "--func"),
+            Option(
+                "mask", Kind.STR, "MAY_READ, MAY_EXEC or several with commas (the hook's)", "--mask"
+            ),
+            *(
+                Option(name, Kind.INT, help, f"--{name}", maximum=_ID_MAX)
+                for name, help in (
+                    ("uid", "who uses the file (0)"),
+                    ("euid", "effective user (uid)"),
+                    ("gid", "group of who uses it (0)"),
+                    ("egid", "effective group (gid)"),
+                    ("fowner", "owner of the file (the true one)"),
+                    ("fgroup", "group of the file (the true one)"),
+                )
+            ),
+            Option("explain", Kind.BOOL, "name the rule that decided", "--explain"),
         ),
         exactly_one=("paths", "digest"),
         needs=(("digest", "name"),),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from imafs.control import uses
 from imafs.control.directing import Director
 from imafs.control.faulting import Faulting
 from imafs.control.lifecycle import LifecycleVerbs
@@ -20,7 +21,9 @@ from imafs.engine.status import status
 from imafs.errors import FormatError, Refused
 from imafs.formats.algorithms import by_name
 from imafs.formats.fields import Measurement
-from imafs.sources import files, generate, lists
+from imafs.kernel.policy.match import Access
+from imafs.sources import files, generate, judging, lists
+from imafs.sources.facts import Facts
 
 Options = Mapping[str, object]
 Answer = dict[str, object]
@@ -78,6 +81,7 @@ class Verbs:
         """Files by path, or a digest with a name."""
         if "digest" in options:
             return {"measured": [await self._measure_digest(options)]}
+        how = uses.use(options)
         paths = options["paths"]
         assert isinstance(paths, list)
         name = options.get("name")
@@ -93,7 +97,8 @@ class Verbs:
                 rows.append((None, _refused(given, refused)))
                 continue
             for path in found:
-                rows.append(await self._measure_path(path, name, alone=alone and path == given))
+                alone_here = alone and path == given
+                rows.append(await self._measure_path(path, name, how, alone=alone_here))
                 progress(len(rows), max(len(found), len(rows)))
         return {
             "measured": [
@@ -103,28 +108,23 @@ class Verbs:
         }
 
     async def _measure_path(
-        self, path: str, name: object, *, alone: bool
+        self, path: str, name: object, how: uses.Use, *, alone: bool
     ) -> tuple[Receipt | None, Answer]:
+        emulator = self._emulator
+        given = _raw(name) if isinstance(name, str) else None
         try:
-            measurement = await self._examine(path, name if isinstance(name, str) else None)
+            decision = await judging.judge(emulator, path, how.access)
+            said = {"path": path} | uses.explained(decision, how.explain)
+            if not decision.measure:
+                return None, said
+            measurement = await judging.examine(emulator, path, decision, given)
         except Refused as refused:
             if alone:
                 raise
             return None, _refused(path, refused)
-        receipt = self._emulator.append(self._emulator.record(measurement))
+        receipt = emulator.append(emulator.record(measurement, decision.template, decision.pcr))
         digest = f"{measurement.algorithm.name}:{measurement.digest.hex()}"
-        return receipt, {"path": path, "digest": digest}
-
-    async def _examine(self, path: str, name: str | None) -> Measurement:
-        emulator = self._emulator
-        return await trio.to_thread.run_sync(
-            lambda: files.examine(
-                path,
-                emulator.config.algorithm,
-                name=None if name is None else _raw(name),
-                want_sha1=emulator.config.template.has("d"),
-            )
-        )
+        return receipt, said | {"digest": digest}
 
     async def _measure_digest(self, options: Options) -> Answer:
         algorithm_name, _, digits = _text(options, "digest").partition(":")
@@ -138,11 +138,16 @@ class Verbs:
                 f"a {algorithm.name} digest has {algorithm.digest_size} bytes, not {len(digest)}"
             )
         name = _text(options, "name")
-        record = self._emulator.record(Measurement(_raw(name), algorithm, digest))
-        receipt = self._emulator.append(record)
-        return {"path": name, "digest": f"{algorithm.name}:{digest.hex()}"} | await self._outcome(
-            receipt
-        )
+        how = uses.use(options)
+        # No file, so nothing is known of one but what the request says.
+        decision = self._emulator.judge(how.access(Facts()))
+        said: Answer = {"path": name} | uses.explained(decision, how.explain)
+        if not decision.measure:
+            return said
+        measurement = Measurement(_raw(name), algorithm, digest)
+        record = self._emulator.record(measurement, decision.template, decision.pcr)
+        outcome = await self._outcome(self._emulator.append(record))
+        return said | {"digest": f"{algorithm.name}:{digest.hex()}"} | outcome
 
     async def _outcome(self, receipt: Receipt) -> Answer:
         """The outcome of a measurement, after its own extend or the deadline."""
@@ -157,13 +162,17 @@ class Verbs:
         return await self._outcome(self._emulator.append(record))
 
     async def critical_data(self, options: Options, progress: ProgressCallback) -> Answer:
-        """A buffer in template ima-buf. No policy yet: every label is measured."""
+        """A buffer in template ima-buf, where the policy measures its label."""
         file = options.get("file")
         if isinstance(file, str):
             data = await trio.to_thread.run_sync(_read, file)
         else:
             data = bytes.fromhex(_text(options, "data"))
-        record = self._emulator.critical_data(_raw(_text(options, "name")), data)
+        label = _text(options, "label")
+        decision = self._emulator.judge(Access("CRITICAL_DATA", 0, label=label))
+        if not decision.measure:
+            return uses.explained(decision, False)
+        record = self._emulator.critical_data(_raw(_text(options, "name")), data, decision)
         return await self._outcome(self._emulator.append(record))
 
     async def generate(self, options: Options, progress: ProgressCallback) -> Answer:

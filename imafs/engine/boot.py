@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""boot_aggregate, the first record of a boot.
+"""What a boot makes: boot_aggregate, the first record, and the policy.
 
 Source: Linux 7.3 ima_crypto.c ``ima_calc_boot_aggregate``, ima_init.c
 ``ima_add_boot_aggregate``. The bank is that of the default hash, else SHA-256's, else
@@ -9,11 +9,16 @@ TPM (or such a bank) it is zeros of the default hash (TPM-bypass).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from imafs.attest.replay import PcrValues
+from imafs.engine.config import EmulatorConfig
+from imafs.errors import Refused
 from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm
 from imafs.formats.fields import Measurement
+from imafs.kernel.policy.session import Closed, PolicyFile
 
 NAME = b"boot_aggregate"
 #: PCRs that may be aggregated.
@@ -48,3 +53,20 @@ def boot_aggregate(banks: Sequence[Bank], default: HashAlgorithm, values: PcrVal
     if "sha1" in values:
         sha1 = _aggregate(SHA1, lambda pcr: values["sha1"][pcr])
     return Measurement(NAME, bank.algorithm, digest, sha1=sha1 or bytes(20))
+
+
+def policy_file(config: EmulatorConfig) -> PolicyFile:
+    """The policy file after a boot: ``ima_policy=``, then what a boot script wrote.
+
+    Raises :class:`Refused` where ``config.policy_text`` is no policy.
+    """
+    read = config.policy_read
+    if read is None:
+        read = bool(config.profile.policy_mode & 0o400)
+    file = PolicyFile(replace(config.policy_config, read=read), config.policy)
+    if config.policy_text is not None:
+        file.open_write()
+        file.load(b"", config.policy_text)
+        if file.close_write() is Closed.FAILED:
+            raise Refused(errno.EINVAL, "the policy holds no rule")
+    return file

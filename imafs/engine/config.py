@@ -22,7 +22,9 @@ class EmulatorConfig:
 
     ``pcr`` is CONFIG_IMA_MEASURE_PCR_IDX; ``padded_banks`` names banks whose hash this
     kernel's IMA lacks; ``adopt`` goes on over PCRs that no loaded list explains;
-    ``policy`` is what ``ima_policy=`` made at boot, None without it;
+    ``policy`` is what ``ima_policy=`` made at boot, None without it; ``policy_text`` what a
+    boot script wrote to the policy file; ``policy_source`` tells people which of them;
+    ``policy_read`` is CONFIG_IMA_READ_POLICY, None: as the profile's mode of the file;
     ``large_reads`` fills every read; ``size_zero`` shows st_size 0 as the kernel does.
     ``draft_bugs`` brings back the known bugs of a draft; ``export_root`` is the directory below
     which drafts may write the list, ``export_limit`` CONFIG_IMA_MEASUREMENT_LIST_SIZE.
@@ -40,6 +42,9 @@ class EmulatorConfig:
     boot_aggregate: bool = True
     adopt: bool = False
     policy: Policy | None = None
+    policy_text: bytes | None = None
+    policy_source: str = "none"
+    policy_read: bool | None = None
     policy_config: PolicyConfig = DEFAULT_CONFIG
     large_reads: bool = False
     size_zero: bool = False

@@ -10,14 +10,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import trio
 
 from imafs.attest.replay import PcrValues, Replay
-from imafs.engine.boot import PCRS, boot_aggregate
+from imafs.engine.boot import PCRS, boot_aggregate, policy_file
 from imafs.engine.channel import TpmChannel
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.extender import Extender, Pace
@@ -33,7 +34,7 @@ from imafs.kernel.kexec import loaded_image
 from imafs.kernel.layout import Layout
 from imafs.kernel.policy.match import UNCONDITIONAL, Access, Decision, Policy
 from imafs.kernel.policy.session import PolicyFile
-from imafs.kernel.profiles import Entry, Profile, RequestFile, directory
+from imafs.kernel.profiles import Entry, Kind, Profile, RequestFile, directory
 from imafs.kernel.queue import Queue
 from imafs.kernel.requests import Grammar, Request
 from imafs.tpm import Device
@@ -48,6 +49,11 @@ RESET_WAIT = 5.0
 PCR_WAIT = 2.0
 #: Deleted segments that are freed between two turns of everybody else.
 SLICE = 16
+#: PCRs that locality 0 may extend (TCG PC Client Platform TPM Profile, 4.6).
+EXTENDABLE = frozenset({*range(17), 23})
+
+_KERNEL_INFO = Access("CRITICAL_DATA", 0, label="kernel_info")
+_POLICY = Access("CRITICAL_DATA", 0, label="ima_policy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,11 @@ class Emulator:
         self.layout = Layout(banks, config.algorithm)
         self.channel = TpmChannel(device)
         self.accounting = self._new_accounting()
-        self.policy_file = PolicyFile(config.policy_config, config.policy)
+        self.policy_file: PolicyFile = policy_file(config)
+        self.policy_source = config.policy_source
+        #: Reads the policy file of a path, and measures it where the policy says so; who
+        #: knows files puts it here.
+        self.read_policy: Callable[[bytes], Awaitable[bytes]] = _no_policy_files
         self._requests = self._new_requests()
         self._collect = trio.Event()
         self._resets, self._reset_wanted = trio.open_memory_channel[tuple[trio.Event, trio.Event]](
@@ -121,12 +131,14 @@ class Emulator:
     @property
     def entries(self) -> list[Entry]:
         """The IMA directory in order of creation."""
-        return directory(
+        entries = directory(
             self.config.played,
             self.layout.lists,
             staging=self.config.staging,
             tpm=bool(self.layout.banks),
         )
+        mode = self.policy_file.mode
+        return [replace(e, mode=mode) if e.kind is Kind.POLICY else e for e in entries]
 
     # Starting
 
@@ -168,6 +180,12 @@ class Emulator:
         """The boot_aggregate of the TPM's ``values``."""
         measurement = boot_aggregate(self.layout.banks, self.config.algorithm, values)
         self.append(self.record(measurement))
+        # ima_init, then what a boot script loads.
+        if self.config.policy is not None:
+            version = self.config.policy_config.release.version.encode()
+            self.measure_buffer(_KERNEL_INFO, b"kernel_version", version)
+        if self.config.policy_text is not None:
+            self.measure_policy()
 
     # Ending
 
@@ -191,7 +209,8 @@ class Emulator:
         self.boot = boot
         self.config = replace(self.config, profile=profile)
         self.accounting = self._new_accounting()
-        self.policy_file = PolicyFile(self.config.policy_config, self.config.policy)
+        self.policy_file = policy_file(self.config)
+        self.policy_source = self.config.policy_source
         self._requests = self._new_requests()
 
     async def reset(self, profile: Profile | None = None) -> None:
@@ -249,11 +268,15 @@ class Emulator:
     def record(
         self, measurement: Measurement, template: Template | None = None, pcr: int | None = None
     ) -> Record:
-        """A record in the emulator's template. Raises :class:`FormatError`."""
+        """A record in the emulator's template. Raises :class:`FormatError`, and
+        :class:`Refused` (EINVAL) for a PCR that no TPM lets IMA extend."""
         chosen = template or self.config.template
         if measurement.violation:
             # Violations use the default template whatever a rule says (observed).
             chosen = self.config.template
+        if pcr is not None and pcr not in EXTENDABLE:
+            # A kernel adds the record, and only logs that its extend has failed.
+            raise Refused(errno.EINVAL, f"PCR {pcr} cannot be extended: 0 to 16, or 23")
         return Record(
             self.config.pcr if pcr is None else pcr,
             chosen,
@@ -312,6 +335,26 @@ class Emulator:
         # A rule's pcr=0 is no PCR there, but the default one.
         pcr = decision.pcr or None
         return self.record(measurement, decision.template or TEMPLATES["ima-buf"], pcr)
+
+    def measure_buffer(self, access: Access, name: bytes, buf: bytes) -> None:
+        """A buffer that the kernel itself measures, where the policy says so.
+
+        As there a failure is only logged, and what was about to happen goes on.
+        """
+        if self.policy is None or not buf:
+            return
+        decision = self.judge(access)
+        if not decision.measure:
+            return
+        try:
+            self.append(self.critical_data(name, buf, decision))
+        except Refused as refused:
+            log.info("%s is not in the list: %s", name.decode(), refused)
+
+    def measure_policy(self) -> None:
+        """``ima_measure_loaded_policy``: the text of the policy that became active."""
+        if self.config.policy_config.release.records:
+            self.measure_buffer(_POLICY, b"ima_policy_loaded", self.policy_file.text())
 
     def newest(self) -> Record:
         """The newest record of either list. Raises :class:`Refused` (ENOENT)."""
@@ -391,3 +434,7 @@ class Emulator:
                 await trio.lowlevel.checkpoint()
             if trim is not None:
                 trim(0)
+
+
+async def _no_policy_files(path: bytes) -> bytes:
+    raise Refused(errno.EACCES, f"{os.fsdecode(path)}: nobody reads policy files here")

@@ -53,6 +53,7 @@ async def status(emulator: Emulator) -> dict[str, object]:
             "kexec_held": emulator.boot.held is not None,
         },
         "violations": queue.violations,
+        "policy": _policy(emulator),
         "suspended": queue.suspended,
         "pcrs": _compared(emulator, values),
         "readers": [_who(holder) for holder in emulator.accounting.readers],
@@ -69,6 +70,18 @@ async def status(emulator: Emulator) -> dict[str, object]:
             "delay": emulator.pace.delay,
             "fail": emulator.pace.fail,
         },
+    }
+
+
+def _policy(emulator: Emulator) -> dict[str, object] | None:
+    """Rules of the active policy, how many of them have no effect here, and their source."""
+    active = emulator.policy
+    if active is None:
+        return None
+    return {
+        "rules": len(active.rules),
+        "without_effect": sum(rule.never is not None for rule in active.rules),
+        "source": emulator.policy_source,
     }
 
 

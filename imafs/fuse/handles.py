@@ -9,6 +9,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from imafs.engine.emulator import Emulator
+from imafs.engine.policy import PolicyWriter
 from imafs.errors import Refused
 from imafs.kernel.access import Holder
 from imafs.kernel.packed import PackedList
@@ -180,3 +181,28 @@ class TextHandle(Handle):
 
     def read(self, offset: int, size: int) -> Bytes:
         return self._text()[offset : offset + size]
+
+
+class PolicyHandle(Handle):
+    """The policy file, open for writing. Raises :class:`Refused` (EBUSY)."""
+
+    __slots__ = ("_append", "_position", "_writer")
+
+    def __init__(self, emulator: Emulator, flags: int) -> None:
+        self._append = bool(flags & os.O_APPEND)
+        self._position = Position()
+        self._writer = PolicyWriter(emulator)
+
+    async def store(self, offset: int, data: bytes) -> int:
+        """A write. It may wait for the file of rules that it names.
+
+        The kernel's answer is one too many for a rule without newline; FUSE makes EIO of
+        that, so here it is what was given.
+        """
+        real = self._position.at_write(offset, append=self._append)
+        size = min(await self._writer.write(data, real), len(data))
+        self._position.after_write(offset, real, size)
+        return size
+
+    def release(self) -> None:
+        self._writer.close()

@@ -33,7 +33,14 @@ from imafs.engine.running import Boot
 from imafs.errors import ImafsError
 from imafs.fuse.caller import has_sys_admin
 from imafs.fuse.extras import Extra, ExtraHandle
-from imafs.fuse.handles import Filling, Handle, ListHandle, RequestHandle, TextHandle
+from imafs.fuse.handles import (
+    Filling,
+    Handle,
+    ListHandle,
+    PolicyHandle,
+    RequestHandle,
+    TextHandle,
+)
 from imafs.fuse.tree import Inodes, Node, Tree
 from imafs.kernel.access import Holder, Opening, Role
 from imafs.kernel.profiles import Kind
@@ -117,7 +124,7 @@ class ImaOperations(pyfuse3.Operations):
         attr.generation = 0
         attr.entry_timeout = 0
         attr.attr_timeout = 0
-        attr.st_mode = ModeT(node.mode)
+        attr.st_mode = ModeT(self._mode(node))
         attr.st_nlink = node.nlink
         attr.st_uid = node.uid
         attr.st_gid = node.gid
@@ -129,6 +136,15 @@ class ImaOperations(pyfuse3.Operations):
         attr.st_mtime_ns = node.mtime_ns
         attr.st_ctime_ns = node.ctime_ns
         return attr
+
+    def _mode(self, node: Node) -> int:
+        # CONFIG_IMA_READ_POLICY without _WRITE_POLICY: nobody's to write after the first load.
+        sealed = _is_policy(node) and self._emulator.policy_file.sealed
+        return node.mode & ~stat.S_IWUSR if sealed else node.mode
+
+    def _there(self, node: Node) -> bool:
+        """The policy file is removed where it could be of no use any more."""
+        return not _is_policy(node) or self._emulator.policy_file.present
 
     def _size(self, node: Node) -> int:
         # The true size although a kernel says 0: with 0 every splice client reads an
@@ -148,7 +164,9 @@ class ImaOperations(pyfuse3.Operations):
         queue = self._emulator.queue
         if kind is Kind.COUNT:
             return b"%d\n" % queue.count
-        return b"%d\n" % queue.violations if kind is Kind.VIOLATIONS else b""
+        if kind is Kind.VIOLATIONS:
+            return b"%d\n" % queue.violations
+        return self._emulator.policy_file.text()
 
     @boundary
     async def lookup(
@@ -157,7 +175,7 @@ class ImaOperations(pyfuse3.Operations):
         if len(name) > 255:
             raise FUSEError(errno.ENAMETOOLONG)
         node = self._tree.lookup(parent_inode, os.fsdecode(name))
-        if node is None:
+        if node is None or not self._there(node):
             raise FUSEError(errno.ENOENT)
         return self._attributes(node)
 
@@ -206,7 +224,7 @@ class ImaOperations(pyfuse3.Operations):
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         node = self._tree.node(fh)
         names = [(".", node), ("..", self._tree.node(node.parent))]
-        names += [(child.name, child) for child in node.listed]
+        names += [(child.name, child) for child in node.listed if self._there(child)]
         for number, (name, child) in enumerate(names[start_id:], start_id + 1):
             attr = self._attributes(child)
             if not pyfuse3.readdir_reply(token, FileNameT(os.fsencode(name)), attr, number):
@@ -275,13 +293,13 @@ class ImaOperations(pyfuse3.Operations):
         return self._emulator.accounting.open(tid, write=role is Role.WRITER)
 
     def _open_policy(self, flags: int, tid: int) -> Handle:
-        if flags & os.O_ACCMODE == os.O_RDONLY:
-            if not has_sys_admin(tid):
-                raise FUSEError(errno.EPERM)
-            return TextHandle(lambda: self._text(Kind.POLICY))
-        if flags & os.O_ACCMODE == os.O_WRONLY:
-            log.info("thread %d wanted to write the policy: not there yet, EACCES", tid)
-        raise FUSEError(errno.EACCES)
+        # The kernel's test of the flags, not of the access mode (ima_open_policy).
+        if flags & os.O_WRONLY:
+            return PolicyHandle(self._emulator, flags)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise FUSEError(errno.EACCES)
+        self._emulator.policy_file.open_read(admin=has_sys_admin(tid))
+        return TextHandle(lambda: self._text(Kind.POLICY))
 
     def _handle(self, fh: int) -> Handle:
         """The handle, unless its kernel is gone: no file of a new one shows through it."""
@@ -306,9 +324,14 @@ class ImaOperations(pyfuse3.Operations):
     @boundary
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         trouble = self._emulator.trouble
-        if not trouble.active:
-            return self._handle(fh).write(off, buf)
         names = self._handles[fh].names
+        handle = self._handle(fh)
+        if isinstance(handle, PolicyHandle):
+            if trouble.active:
+                await trouble.around("write", names, lambda: None, data=buf)
+            return await handle.store(off, bytes(buf))
+        if not trouble.active:
+            return handle.write(off, buf)
         return await trouble.around(
             "write", names, lambda: self._handle(fh).write(off, buf), data=buf
         )
@@ -395,3 +418,7 @@ class ImaOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         raise FUSEError(errno.EPERM)
+
+
+def _is_policy(node: Node) -> bool:
+    return node.entry is not None and node.entry.kind is Kind.POLICY

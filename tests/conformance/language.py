@@ -14,7 +14,6 @@ from tests.conformance.measurer import Measurer
 
 BUFFER = 4 << 20
 SLOTS = 64
-OWNER = 1234  # the policy rule of the recordings: fowner=1234
 
 _LETTERS = {
     "t": os.O_TRUNC,

@@ -12,6 +12,8 @@ import json
 import socket
 from collections.abc import Iterator, Sequence
 
+#: The owner of the files that the recordings' policy measures.
+OWNER = 1234
 _AT_ONCE = 256
 _DEADLINE_SECONDS = 60.0
 
@@ -28,7 +30,8 @@ class Measurer:
     def request_for(self, name: str, content: bytes) -> Request:
         """The request that measures ``content`` as the file ``name``."""
         digest = hashlib.new(self._algorithm, content).hexdigest()
-        return {"op": "measure", "digest": f"{self._algorithm}:{digest}", "name": name}
+        request: Request = {"op": "measure", "digest": f"{self._algorithm}:{digest}", "name": name}
+        return request | {"fowner": OWNER}
 
     def ask(self, requests: Sequence[Request]) -> None:
         """Send the requests, some hundred at a time, and insist on every answer being ok.

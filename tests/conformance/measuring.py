@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from tests.conformance.language import OWNER, Call, Player, number
-from tests.conformance.measurer import Request
+from tests.conformance.language import Call, Player, number
+from tests.conformance.measurer import OWNER, Request
 
 
 def _file_work(path: str, content: bytes) -> None:

@@ -186,15 +186,6 @@ def test_random_bytes_change_nothing(daemon: Daemon) -> None:
     assert "Traceback" not in daemon.log()
 
 
-def test_policy_is_refused(daemon: Daemon) -> None:
-    """No policy yet: whatever is written is refused at open and changes nothing."""
-    for flags, expected in ((os.O_WRONLY, errno.EACCES), (os.O_RDWR, errno.EACCES)):
-        with pytest.raises(OSError, match="denied") as caught:
-            os.open(daemon.path("policy"), flags)
-        assert caught.value.errno == expected
-    assert daemon.read("policy") == b""
-
-
 def test_odd_names_and_calls(daemon: Daemon) -> None:
     """Names of any bytes, extended attributes, ioctl, fallocate, odd flags."""
     chance = random.Random(7)

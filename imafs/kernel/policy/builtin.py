@@ -20,17 +20,19 @@ class Release:
 
     ``configfs``: file systems of that type are left out by tcb and appraise_tcb.
     ``records``: writes to the policy file and the policy that became active are
-    measured (``ima_policy_written``, ``ima_policy_loaded``).
+    measured (``ima_policy_written``, ``ima_policy_loaded``). ``version`` is what the
+    critical data ``kernel_version`` holds (UTS_RELEASE).
     """
 
     name: str
+    version: str
     configfs: bool
     records: bool
 
 
 RELEASES = (
-    Release("7.3", configfs=True, records=True),
-    Release("7.2", configfs=False, records=False),
+    Release("7.3", "7.3.4", configfs=True, records=True),
+    Release("7.2", "7.2.13", configfs=False, records=False),
 )
 NEWEST = RELEASES[0]
 

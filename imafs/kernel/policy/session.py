@@ -10,6 +10,7 @@ any error throws the whole session away, and close() succeeds either way.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -26,7 +27,8 @@ class PolicyConfig:
     """Kconfig and release as far as the policy file is concerned.
 
     ``read``, ``write`` and ``appraise`` are CONFIG_IMA_READ_POLICY, _WRITE_POLICY and
-    CONFIG_IMA_APPRAISE.
+    CONFIG_IMA_APPRAISE. Without the last a rule that wants policies signed refuses
+    written rules all the same, but takes any file (observed on 7.2.13).
     """
 
     read: bool = True
@@ -34,11 +36,6 @@ class PolicyConfig:
     appraise: bool = True
     release: Release = NEWEST
     words: Words = DEFAULT_WORDS
-
-    @property
-    def mode(self) -> int:
-        """Mode of the file (POLICY_FILE_FLAGS)."""
-        return 0o600 if self.read else 0o200
 
 
 DEFAULT_CONFIG = PolicyConfig()
@@ -66,11 +63,12 @@ class PolicyFile:
         self._busy = False
         self._valid = True
         self._new: list[Rule] = []
+        self._signed = active is not None and _wants_signature(active.rules)
 
     @property
     def mode(self) -> int:
-        """Mode bits, before any chmod."""
-        return self.config.mode & (0o577 if self.sealed else 0o777)
+        """Mode of the file when it is made (POLICY_FILE_FLAGS)."""
+        return 0o600 if self.config.read else 0o200
 
     def text(self) -> bytes:
         """What a reader sees."""
@@ -112,7 +110,7 @@ class PolicyFile:
 
         Raises :class:`Refused`: EINVAL, ERANGE, EACCES where policies must be signed.
         """
-        if self._signed():
+        if self._signed:
             raise self.refuse(errno.EACCES, "a signed policy file is required, by its path")
         return self._add(data)
 
@@ -120,9 +118,9 @@ class PolicyFile:
         """All rules of the file that ``data`` names; its last line must be complete.
 
         Returns the length of what was written. Raises :class:`Refused` as :meth:`write`;
-        the emulator verifies no signature, so one that is required is missing.
+        no signature is verified here, so one that is required is missing.
         """
-        if self._signed():
+        if self._signed and self.config.appraise:
             raise self.refuse(errno.EACCES, "appraisal is not emulated: nothing counts as signed")
         left = content
         while left:
@@ -131,13 +129,6 @@ class PolicyFile:
                 raise self.refuse(errno.EINVAL, "the last line of the file is not complete")
             left = left[size:]
         return len(data.split(b"\0", 1)[0])
-
-    def _signed(self) -> bool:
-        """Whether ``ima_appraise`` has IMA_APPRAISE_POLICY: any such rule was ever accepted."""
-        rules = (*(self.active.rules if self.active else ()), *self._new)
-        return self.config.appraise and any(
-            rule.action is Action.APPRAISE and rule.func == "POLICY_CHECK" for rule in rules
-        )
 
     def _add(self, data: bytes) -> int:
         try:
@@ -159,6 +150,8 @@ class PolicyFile:
         before = self.active.rules if self.custom and self.active is not None else ()
         self.active = Policy((*before, *new))
         self.custom = True
+        # IMA_APPRAISE_POLICY stays, whatever becomes of the rule that asked for it.
+        self._signed = self._signed or _wants_signature(new)
         if self.config.write:
             self._busy = False
         elif self.config.read:
@@ -166,3 +159,7 @@ class PolicyFile:
         else:
             self.present = False
         return Closed.COMPLETED
+
+
+def _wants_signature(rules: Iterable[Rule]) -> bool:
+    return any(rule.action is Action.APPRAISE and rule.func == "POLICY_CHECK" for rule in rules)

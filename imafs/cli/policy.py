@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The options of ``imafs mount`` about the IMA policy, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imafs.formats.templates import Template
+    from imafs.kernel.policy.match import Policy
+    from imafs.kernel.policy.session import PolicyConfig
+
+#: What --policy-without may name.
+_ABSENT = ("lsm", "modsig", "keys", "appraise")
+
+
+def add_options(group: argparse._ArgumentGroup) -> None:
+    """Adds the options."""
+    group.add_argument(
+        "--policy",
+        metavar="WORDS|FILE",
+        help="ima_policy= (tcb, ima_tcb, critical_data, appraise_tcb, secure_boot, fail_securely, "
+        "several with commas), or a file of rules as a boot script would load it; without it no "
+        "policy is active, and whatever is asked for is measured",
+    )
+    group.add_argument(
+        "--policy-read",
+        action=argparse.BooleanOptionalAction,
+        help="CONFIG_IMA_READ_POLICY (as the profile's kernel has it)",
+    )
+    group.add_argument(
+        "--policy-write",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="CONFIG_IMA_WRITE_POLICY: rules may be written again after the first load (yes)",
+    )
+    group.add_argument(
+        "--policy-release",
+        metavar="RELEASE",
+        default="7.3",
+        help="7.3 or 7.2, which has neither CONFIGFS in tcb nor records of the policy itself (7.3)",
+    )
+    group.add_argument(
+        "--policy-without",
+        metavar="WORD,...",
+        default="",
+        help=f"what this kernel lacks and its rules may not say: {', '.join(_ABSENT)}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the options ask for: a built-in policy, or the text of a file."""
+
+    policy: Policy | None
+    text: bytes | None
+    source: str
+    read: bool | None
+    config: PolicyConfig
+
+
+def chosen(args: argparse.Namespace, template_fmt: Template | None) -> Chosen:
+    """From the command line. Raises UsageError, and Refused with the file and its line."""
+    from imafs.errors import UsageError
+    from imafs.kernel.policy import builtin
+    from imafs.kernel.policy.grammar import Words
+    from imafs.kernel.policy.match import Policy
+    from imafs.kernel.policy.session import PolicyConfig
+
+    absent = {word for word in args.policy_without.split(",") if word}
+    unknown = absent.difference(_ABSENT)
+    if unknown:
+        raise UsageError(f"--policy-without {', '.join(unknown)}: one of {', '.join(_ABSENT)}")
+    config = PolicyConfig(
+        write=args.policy_write,
+        appraise="appraise" not in absent,
+        release=builtin.release(args.policy_release),
+        words=Words(
+            lsm="lsm" not in absent,
+            modsig="modsig" not in absent,
+            keys="keys" not in absent,
+            template_fmt=template_fmt,
+        ),
+    )
+    if args.policy is None:
+        return Chosen(None, None, "none", args.policy_read, config)
+    words = args.policy.replace("|", ",").split(",")
+    if "/" not in args.policy and (set(words) <= set(builtin.WORDS) or len(words) > 1):
+        rules = builtin.rules(words, config.release, write=config.write)
+        return Chosen(Policy(rules), None, args.policy, args.policy_read, config)
+    return Chosen(None, _text(args.policy, config), args.policy, args.policy_read, config)
+
+
+def _text(file: str, config: PolicyConfig) -> bytes:
+    from imafs.errors import Refused, UsageError
+    from imafs.kernel.policy.builtin import WORDS
+    from imafs.kernel.policy.grammar import parse
+
+    try:
+        text = Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"--policy {file}: {error.strerror}; the built-in policies are {', '.join(WORDS)}"
+        ) from None
+    if not text.endswith(b"\n") or b"\0" in text:
+        raise Refused(errno.EINVAL, f"{file}: a policy is lines of text, the last one ended too")
+    rules = 0
+    for number, line in enumerate(text.split(b"\n"), 1):
+        try:
+            rules += parse(line, config.words) is not None
+        except Refused as refused:
+            raise Refused(refused.errno, f"{file}: line {number}: {refused}") from None
+    if not rules:
+        raise Refused(errno.EINVAL, f"{file}: there is no rule in it")
+    return text

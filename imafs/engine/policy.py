@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Writing the policy of a running emulator.
+
+Source: Linux 7.3 ima_fs.c (``ima_write_policy``, ``ima_release_policy``), ima_main.c
+(``ima_measure_raw_policy``).
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from imafs.engine.emulator import Emulator
+from imafs.errors import Refused
+from imafs.kernel.policy.match import Access
+from imafs.kernel.policy.rules import Rule
+from imafs.kernel.policy.session import Closed, PolicyFile
+
+log = logging.getLogger(__name__)
+
+#: Source of a policy that came through the file, for people.
+WRITTEN = "written"
+
+_WRITE = Access("POLICY_CHECK", 0, buffer=True)
+
+
+class PolicyWriter:
+    """The one open for writing. Raises :class:`Refused` (EBUSY) when there is another."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        self._file = emulator.policy_file
+        self._mutex = trio.Lock()  # ima_write_mutex
+        self._file.open_write()
+
+    async def write(self, data: bytes, position: int) -> int:
+        """One write: a rule, or the path of a file of rules.
+
+        Returns what the kernel does: at most one more than the length of ``data``.
+        """
+        async with self._mutex:
+            try:
+                return await self._write(data, position)
+            except Refused as refused:
+                log.info("policy: %s: %s", refused.errno_name, refused)
+                raise
+
+    async def _write(self, data: bytes, position: int) -> int:
+        file = self._file
+        data = file.accept(data, position)
+        path = file.path(data)
+        if path is None:
+            # Before it is parsed: comments and nonsense are measured too.
+            if file.config.release.records:
+                self._emulator.measure_buffer(_WRITE, b"ima_policy_written", data)
+            return file.write(data)
+        try:
+            content = await self._emulator.read_policy(path)
+        except Refused as refused:
+            raise file.refuse(refused.errno, str(refused)) from None
+        return file.load(data, content)
+
+    def close(self) -> None:
+        """The end of the open file: the rules become active, or are gone."""
+        appended = self._file.custom
+        result = self._file.close_write()
+        log.info("policy update %s", result.value)
+        emulator = self._emulator
+        if result is Closed.COMPLETED:
+            _explain(self._file)
+            known = emulator.policy_source
+            if not known.endswith(WRITTEN):
+                emulator.policy_source = f"{known}, {WRITTEN}" if appended else WRITTEN
+            emulator.measure_policy()
+
+
+def _explain(file: PolicyFile) -> None:
+    """Says in the log which rules have no effect here."""
+    for number, rule in enumerate(file.active.rules if file.active else (), 1):
+        if rule.never is not None:
+            log.info("policy rule %d (%s) has no effect: %s", number, _shown(rule), rule.never)
+
+
+def _shown(rule: Rule) -> str:
+    return rule.text().rstrip() or rule.action.value
