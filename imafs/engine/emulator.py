@@ -389,7 +389,8 @@ class Emulator:
     def _measured_pcrs(self) -> Sequence[int]:
         """The PCRs that records go to: the default one, and those of the policy's rules."""
         rules = () if self.policy is None else self.policy.rules
-        return sorted({self.config.pcr, *(rule.pcr for rule in rules if rule.pcr)})
+        named = {rule.pcr for rule in rules if rule.pcr is not None}
+        return sorted({self.config.pcr, *(named & EXTENDABLE)})
 
     # Living
 
