@@ -251,7 +251,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise UsageError(f"--pcr {args.pcr}: CONFIG_IMA_MEASURE_PCR_IDX is 8 to 14")
     if not 0 <= args.kexec_extra_memory <= 40:
         raise UsageError(f"--kexec-extra-memory {args.kexec_extra_memory}: 0 to 40")
-    rules = policy.chosen(args, template if args.template_fmt else None)
+    rules = policy.chosen(args, profile, template if args.template_fmt else None)
     config = EmulatorConfig(
         profile=profile,
         staging=not args.no_staging,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from imafs.formats.templates import Template
     from imafs.kernel.policy.match import Policy
     from imafs.kernel.policy.session import PolicyConfig
+    from imafs.kernel.profiles import Profile
 
 #: What --policy-without may name.
 _ABSENT = ("lsm", "modsig", "keys", "appraise")
@@ -41,8 +42,8 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--policy-release",
         metavar="RELEASE",
-        default="7.3",
-        help="7.3 or 7.2, which has neither CONFIGFS in tcb nor records of the policy itself (7.3)",
+        help="7.3 or 7.2, which has neither CONFIGFS in tcb nor records of the policy itself "
+        "(mainline: 7.3)",
     )
     group.add_argument(
         "--policy-without",
@@ -63,7 +64,7 @@ class Chosen:
     config: PolicyConfig
 
 
-def chosen(args: argparse.Namespace, template_fmt: Template | None) -> Chosen:
+def chosen(args: argparse.Namespace, profile: Profile, template_fmt: Template | None) -> Chosen:
     """From the command line. Raises UsageError, and Refused with the file and its line."""
     from imafs.errors import UsageError
     from imafs.kernel.policy import builtin
@@ -75,10 +76,13 @@ def chosen(args: argparse.Namespace, template_fmt: Template | None) -> Chosen:
     unknown = absent.difference(_ABSENT)
     if unknown:
         raise UsageError(f"--policy-without {', '.join(unknown)}: one of {', '.join(_ABSENT)}")
+    # An alias of mainline may be a release itself: --profile 7.2.
+    releases = {release.name for release in builtin.RELEASES}
+    of_profile = args.profile if args.profile in releases else profile.policy_release
     config = PolicyConfig(
         write=args.policy_write,
         appraise="appraise" not in absent,
-        release=builtin.release(args.policy_release),
+        release=builtin.release(args.policy_release or of_profile),
         words=Words(
             lsm="lsm" not in absent,
             modsig="modsig" not in absent,

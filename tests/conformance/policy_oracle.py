@@ -127,9 +127,14 @@ def ask(oracle: Path, shell: str, command_line: str = "") -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (share / "answers").iterdir()}
 
 
+def ask_all(oracle: Path) -> dict[str, bytes]:
+    """Three boots: name -> content of every answer."""
+    return ask(oracle, _RULES) | ask(oracle, _BUILTIN, WORDS) | ask(oracle, _DECIDE)
+
+
 def record(oracle: Path, target: Path) -> None:
     """Ask everything and store it."""
-    answers = ask(oracle, _RULES) | ask(oracle, _BUILTIN, WORDS) | ask(oracle, _DECIDE)
+    answers = ask_all(oracle)
     with tempfile.TemporaryDirectory(prefix="imafs-oracle-") as name:
         top = Path(name) / NAME
         top.mkdir()

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance import recordings
+from tests.conformance import policy_oracle, recordings
 from tests.conformance.oracle import QUESTIONS, Oracle, questions
 from tests.conformance.playing import Difference, compare
 
 SEVEN = recordings.load("7.2.13")
+POLICY = recordings.load(policy_oracle.NAME)
 STORED = recordings.load("questions-7.2.13")
 CONTENT = "the start script is measured: the first records of a boot are its own"
 
@@ -46,6 +47,19 @@ def test_questions(oracle: Oracle, folder: str) -> None:
         for complaint in [name, *compare(_text(stored[name]), _text(asked[name]))]
     ]
     assert not complaints, "\n".join(complaints)
+
+
+def test_policy(oracle: Oracle) -> None:
+    """Everything about the policy, to the byte; of the list, what was measured by the rules."""
+    asked, stored = policy_oracle.ask_all(oracle.directory), POLICY.files
+    assert asked.keys() == stored.keys()
+    different = {name for name in stored if asked[name] != stored[name]}
+    assert different <= {"decide.ascii"}
+    records = [
+        [line.split() for line in _text(files["decide.ascii"]).splitlines() if "/q/" in line]
+        for files in (asked, stored)
+    ]
+    assert records[0] == records[1]
 
 
 def _text(content: bytes) -> str:

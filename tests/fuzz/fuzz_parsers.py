@@ -21,6 +21,7 @@ with atheris.instrument_imports(include=["imafs"]):
     from imafs.errors import FormatError, Refused, UsageError
     from imafs.formats import binary, kexec
     from imafs.formats.templates import TEMPLATES
+    from imafs.kernel.policy import grammar
     from imafs.kernel.profiles import PROFILES
     from imafs.kernel.requests import parse
     from imafs.scenarios import script
@@ -75,7 +76,13 @@ def _scenario(data: bytes) -> None:
     script.parse(data.decode("utf-8", "replace"), "fuzz", validate)
 
 
-_TARGETS = (_lists, _verify, _templates, _requests, _pcrs, _wire, _kexec, _scenario)
+def _policy(data: bytes) -> None:
+    rule = grammar.parse(data, custom=data[:1] == b"1")
+    if rule is not None:
+        rule.encoded()
+
+
+_TARGETS = (_lists, _verify, _templates, _requests, _pcrs, _wire, _kexec, _scenario, _policy)
 
 
 def one_input(data: bytes) -> None:

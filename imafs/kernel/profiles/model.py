@@ -121,6 +121,7 @@ class Profile:
 
     ``option`` is the Kconfig symbol that ``--no-staging`` sets to n. ``same_writer``: the
     writer's own thread may open more writers; ``reader_limit``: ENFILE exists.
+    ``policy_release``: the :class:`imafs.kernel.policy.builtin.Release` of its policy.
     ``flush_htable``: the kernel knows ``ima_flush_htable``. ``kexec``: how the list
     reaches the next kernel. ``draft_rules`` replace ``rules`` with ``--draft-bugs``.
     """
@@ -134,6 +135,7 @@ class Profile:
     same_writer: bool = False
     reader_limit: bool = False
     policy_mode: int = 0o600
+    policy_release: str = "7.2"
     option: str | None = None
     flush_htable: bool = True
     kexec: KexecRules = CARRIES_BOTH

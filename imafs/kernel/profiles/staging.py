@@ -57,6 +57,7 @@ MAINLINE = Profile(
     ),
     same_writer=True,
     reader_limit=True,
+    policy_release="7.3",
     option="CONFIG_IMA_STAGING",
 )
 
