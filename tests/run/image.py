@@ -1,35 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """Builds the Containerfile without an image registry: its stages are root file systems.
 
-debootstrap makes the one that both stages begin with; RUN is a shell in it.
+debootstrap makes the one that both stages begin with; RUN is a container in it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import tempfile
+import uuid
 from pathlib import Path
 
+from tests.run.containers import DEFAULT_CAPABILITIES
 from tests.support import ROOT, run
 
 SUITE = "bookworm"
+#: This machine's certificate authorities for pip, while a step runs.
+_AUTHORITY = "build-authorities.crt"
 #: Seconds for all the packages of a stage.
 _STEP = 900
-#: A namespace in which the file system at $0 has what a build container has; then $1 in it.
-_ENTER = """set -e
-mount --rbind /dev "$0/dev"
-mount -t proc proc "$0/proc"
-mount --bind /etc/resolv.conf "$0/etc/resolv.conf"
-mkdir -p "$0/etc/ssl/certs"
-mount --bind /etc/ssl/certs "$0/etc/ssl/certs"
-exec chroot "$0" sh -c "$1"
-"""
 
 
 def debootstrap(place: Path) -> None:
     """A minimal Debian, as the slim images have it."""
-    run(["debootstrap", "--variant=minbase", SUITE, place], deadline=_STEP)
+    run(["unshare", "--mount", "debootstrap", "--variant=minbase", SUITE, place], deadline=_STEP)
 
 
 def build(home: Path) -> Path:
@@ -72,17 +69,44 @@ def _below(root: Path, path: str) -> Path:
 
 
 def _run(root: Path, script: str) -> None:
+    """In a container of its own. Nothing of this machine is bound into it: what packages do
+    there (as root: certificates, settings below /proc/sys) must not reach it.
+    """
     environment = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "DEBIAN_FRONTEND": "noninteractive",
         "HOME": "/root",
     }
-    if "PIP_CERT" in os.environ:
-        environment["PIP_CERT"] = os.environ["PIP_CERT"]
-    given = [f"{name}={value}" for name, value in environment.items()]
-    enter: list[str | os.PathLike[str]] = ["unshare", "--mount", "env", "-i", *given]
-    enter += ["sh", "-c", _ENTER, root, script]
-    run(enter, deadline=_STEP)
+    # Copies, not binds.
+    shutil.copyfile("/etc/resolv.conf", root / "etc/resolv.conf")
+    authority = os.environ.get("PIP_CERT")
+    if authority is not None:
+        shutil.copyfile(authority, root / _AUTHORITY)
+        environment["PIP_CERT"] = f"/{_AUTHORITY}"
+    with tempfile.TemporaryDirectory(prefix="bundle-", dir=root.parent) as bundle:
+        run(["runc", "spec", "--bundle", bundle])
+        file = Path(bundle, "config.json")
+        config = json.loads(file.read_text())
+        capabilities = [f"CAP_{name}" for name in DEFAULT_CAPABILITIES]
+        config["process"] |= {
+            "terminal": False,
+            "args": ["sh", "-c", script],
+            "env": [f"{name}={value}" for name, value in environment.items()],
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+        }
+        config["root"] = {"path": str(root), "readonly": False}
+        config["mounts"] = [m for m in config["mounts"] if m["type"] != "cgroup"]
+        # The network is this machine's: packages come from there.
+        config["linux"]["namespaces"] = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]
+        assert all(mount["type"] != "bind" for mount in config["mounts"])
+        file.write_text(json.dumps(config))
+        name = f"imafs-build-{uuid.uuid4().hex[:8]}"
+        runc = ["runc", "--root", str(root.parent / "state")]
+        try:
+            run([*runc, "run", "--bundle", bundle, name], deadline=_STEP)
+        finally:
+            run([*runc, "delete", "--force", name], check=False)
+    (root / _AUTHORITY).unlink(missing_ok=True)
 
 
 def _copy(words: list[str], root: Path, directory: str, stages: dict[str, Path]) -> None:
