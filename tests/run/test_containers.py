@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -24,9 +22,15 @@ ABORTED = "Software caused connection abort"
 NOT_YET = "No such file or directory"
 #: Says what a read of the list gives, whenever that changes.
 WATCH = f"""
-while :; do
+exec 4<{IMA}/ascii_runtime_measurements
+while [ ! -e /tmp/stop ]; do
     if out=$({READ} 2>&1); then now="list $(echo "$out" | wc -l) $out"; else now="error $out"; fi
-    if [ "$now" != "$last" ]; then echo "$now" | tr '\\n' ' '; echo; last=$now; fi
+    if [ "$now" != "$last" ]; then
+        case "$last $now" in
+            error*list*) echo "held $(cat <&4 2>&1 | head -n 1)";;
+        esac
+        echo "$now" | tr '\\n' ' '; echo; last=$now
+    fi
     sleep 0.01
 done
 """
@@ -79,11 +83,15 @@ def test_the_side_car_is_killed_and_comes_back(pod: Pod) -> None:
         while not seen[-1].startswith("list"):
             seen.append(watcher.stdout.readline())
     finally:
-        os.killpg(watcher.pid, signal.SIGKILL)
+        # By itself: whoever is killed out here goes on in there, as a reader.
+        agent.shell("touch /tmp/stop")
         watcher.wait(20)
         watcher.stdout.close()
+    # A descriptor of before is of the dead mount.
+    assert seen[-2].startswith("held "), seen
+    assert GONE in seen[-2]
     # A daemon that starts clears the dead mount before it makes its own.
-    assert all(NOT_YET in line for line in seen[:-1]), seen
+    assert all(NOT_YET in line for line in seen[:-2]), seen
     assert seen[-1].startswith("list 1 10 "), seen
     assert seen[-1].rstrip().endswith("boot_aggregate")
     assert "staged" in agent.shell(STAGE)
@@ -120,6 +128,14 @@ def test_a_writer_needs_it(pod: Pod, key: str) -> None:
     assert "staged" not in said.splitlines()
     if key == "pid":
         assert "outside the daemon's pid namespace" in emulator.output()
+
+
+def test_the_tpm_needs_the_network(pod: Pod) -> None:
+    require("tpm2_pcrread")
+    start_emulator(pod)
+    agent = start_agent(pod, network_mode=None)
+    assert agent.execute("tpm2_pcrread", "sha256:10", check=False).returncode != 0
+    assert "boot_aggregate" in agent.shell(READ)
 
 
 def volume_of(service: Service, propagation: str) -> list[Service]:
