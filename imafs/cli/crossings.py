@@ -36,7 +36,9 @@ def boot(group: Mapping[str, object]) -> str:
     """The line ``boot`` of the status; ``group`` is the status' own."""
     text = f"number {group.get('number', '-')}"
     if group.get("kexecs"):
-        text += f", {group['kexecs']} kexecs, {group.get('carried', '-')} records carried over"
+        plural = "" if group["kexecs"] == 1 else "s"
+        text += f", {group['kexecs']} kexec{plural}, "
+        text += f"{group.get('carried', '-')} records carried over"
     if group.get("lost"):
         text += f", {group['lost']} LOST"
     if group.get("kexec_held"):

@@ -185,9 +185,11 @@ class Lifecycle:
         if profile is not None:
             self._emulator.config.check_next(profile)
         queue = self._emulator.queue
-        before, queue.suspended = queue.suspended, True
+        before = queue.suspended
+        queue.suspended = True
         try:
             await self._emulator.reset(profile)
-        finally:
-            # Of no consequence where that queue is gone with its kernel.
-            queue.suspended = before
+        except TpmError:
+            if not before:
+                queue.suspended = False
+            raise

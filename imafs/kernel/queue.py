@@ -238,6 +238,8 @@ class Queue:
 
     @suspended.setter
     def suspended(self, value: bool) -> None:
+        if value == self._suspended:
+            return
         self._suspended = value
         # Drafts remember which lists were copied for the next kernel instead.
         self._copied = (value and len(self.current) > 0, value and len(self.staged) > 0)

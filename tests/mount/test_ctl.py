@@ -162,7 +162,7 @@ def test_kexec_and_reboot(daemon: Daemon, tmp_path: Path) -> None:
     done = "mainline runs, with 3 of 3 records carried over\n"
     assert ctl(daemon, "kexec-finish") == (0, done, "")
     assert daemon.count() == 4
-    assert "boot        number 1, 1 kexecs, 3 records carried over\n" in ctl(daemon, "status")[1]
+    assert "boot        number 1, 1 kexec, 3 records carried over\n" in ctl(daemon, "status")[1]
     assert ctl(daemon, "kexec-finish")[::2] == (
         *(7, "imafs: no kexec is held: see kexec-execute --hold\n"),
     )

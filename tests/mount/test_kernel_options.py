@@ -242,3 +242,15 @@ def test_boot_aggregate_is_the_first_record(daemon: Daemon) -> None:
     line = daemon.read(ASCII).decode().split()
     expected = hashlib.sha256(bytes(320)).hexdigest()
     assert line[3:] == [f"sha256:{expected}", "boot_aggregate"]
+
+
+def test_kexec_extra_memory(start: Starter) -> None:
+    """CONFIG_IMA_KEXEC_EXTRA_MEMORY_KB: room for what is added between load and execute."""
+    daemon = start("--kexec-extra-memory", "40")
+    assert daemon.call("kexec_load") == {"segment_size": 45056}
+    daemon.generate(200)
+    assert daemon.call("kexec_execute")["lost"] == 0
+    for wrong in ("41", "-1", "x"):
+        status, log = start.refused("--kexec-extra-memory", wrong)
+        assert status == 2
+        assert "--kexec-extra-memory" in log

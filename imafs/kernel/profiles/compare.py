@@ -317,6 +317,8 @@ ROWS: Mapping[str, Callable[[Profile], str]] = {
     "kexec carries the staged list": lambda p: (
         NOTHING if p.staged is None else ("yes" if p.kexec.staged else "no")
     ),
+    "kexec copies the list at": lambda p: "load" if p.kexec.at_load else "execute",
+    "kexec is measured": lambda p: "load, execute" if p.kexec.measured else "no",
     "record of a trim": _event,
     "export": _trigger,
     "target file": _export,
