@@ -143,6 +143,7 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
     rows.append(("readers", ", ".join(map(process, _items(status, "readers"))) or "none"))
     writer = _group(status, "writer")
     rows.append(("writer", process(writer) if writer else "none"))
+    rows += _watched(_group(status, "watch"))
     failures = _group(status, "failures")
     last = failures.get("last")
     suffix = f" (last: {readable(last)})" if last is not None else ""
@@ -179,6 +180,27 @@ def _policy(group: Mapping[str, object]) -> str:
     text = f"{readable(group.get('rules', '-'))} rules: {readable(group.get('source', '-'))}"
     dead = group.get("without_effect")
     return f"{text} ({readable(dead)} of them have no effect here)" if dead else text
+
+
+#: Counters of watched files that are shown always, and those shown when they are not 0.
+_USES = (("watched", "uses"), ("measured", "measured"), ("violations", "violations"))
+_TROUBLES = ("late", "unasked", "lost", "refused", "overflows", "errors", "restarts")
+
+
+def _watched(watch: Mapping[str, object]) -> list[tuple[str, str]]:
+    paths = watch.get("paths")
+    if not isinstance(paths, list) or not paths:
+        return []
+    words = [f"{readable(watch.get(key, '-'))} {word}" for key, word in _USES]
+    words += [f"{readable(watch[key])} {key}" for key in _TROUBLES if watch.get(key)]
+    trouble = watch.get("trouble")
+    suffix = f" (last: {readable(trouble)})" if trouble is not None else ""
+    running = "" if watch.get("listener") is not None else "DOES NOT ANSWER, "
+    names = ", ".join(map(readable, paths))
+    return [
+        ("watched", f"{names}, policy {readable(watch.get('policy', '-'))}"),
+        ("listener", f"{running}{', '.join(words)}{suffix}"),
+    ]
 
 
 def _counts(group: Mapping[str, object]) -> str:

@@ -45,13 +45,14 @@ def _add_option(verb: argparse.ArgumentParser, option: Option) -> None:
     dest = f"option_{option.name}"
     number: Callable[[str], object] = int if option.kind is Kind.INT else str
     if not option.cli.startswith("-"):
-        several = "*" if option.kind is Kind.PATHS else "?"
+        paths = option.kind is Kind.PATHS
+        several = ("+" if paths else None) if option.required else ("*" if paths else "?")
         verb.add_argument(
             dest,
             metavar=option.cli,
             help=option.help,
             type=number,
-            nargs=None if option.required else several,
+            nargs=several,
         )
     elif option.kind is Kind.BOOL:
         verb.add_argument(

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from imafs.control import paths
 from imafs.control.ops import validate
 from imafs.control.server import serve
 from imafs.control.verbs import Verbs
+from imafs.control.watching import WatchVerbs
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.engine.notify import notify
@@ -35,7 +36,9 @@ from imafs.fuse.extras import extras
 from imafs.scenarios import library
 from imafs.scenarios.script import Scenario
 from imafs.sources import files, judging, lists
+from imafs.sources.watch.watcher import DEADLINE, Watcher
 from imafs.tpm import Device, open_device
+from imafs.tpm.swtpm import SwtpmDevice
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class Plan:
     boot_log: bytes | None = None
     tpm_port: int | None = None
     scenario: str | None = None
+    watch: list[str] = field(default_factory=list)
+    watch_deadline: float = DEADLINE
 
 
 def run(plan: Plan) -> int:
@@ -182,14 +187,31 @@ async def _main(
                 about = {"mountpoint": mountpoint, "control": str(control)}
                 verbs = Verbs(emulator, end, about)
                 nursery.start_soon(verbs.director.run)
+                watcher = Watcher(
+                    emulator,
+                    leave=mountpoint,
+                    excused=_own_processes(device),
+                    deadline=plan.watch_deadline,
+                )
+                verbs.parts["watch"] = watcher.status
+                handlers = verbs.handlers() | WatchVerbs(watcher).handlers()
+                nursery.start_soon(watcher.run)
+                if plan.watch:
+                    await watcher.watch(plan.watch)
                 await nursery.start(
-                    partial(serve, control, verbs.handlers(), about={"mountpoint": mountpoint})
+                    partial(serve, control, handlers, about={"mountpoint": mountpoint})
                 )
                 if scenario is not None:
                     await verbs.director.begin(scenario)
                 _announce(mountpoint, control, device)
                 await trio.sleep_forever()
     notify("STOPPING=1")
+
+
+def _own_processes(device: Device) -> tuple[int, ...]:
+    """Those that measure: none of them may wait for a measurement."""
+    swtpm = (device.process.pid,) if isinstance(device, SwtpmDevice) else ()
+    return (os.getpid(), *swtpm)
 
 
 async def _until_signal(signals: AsyncIterator[int], end: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     policy.add_options(parser.add_argument_group("the IMA policy"))
     _tpm_options(parser.add_argument_group("the TPM"))
     _list_options(parser.add_argument_group("the measurement list"))
+    _watch_options(parser.add_argument_group("watched files"))
 
 
 def _kernel_options(group: argparse._ArgumentGroup) -> None:
@@ -180,6 +182,33 @@ def _list_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _watch_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--watch",
+        metavar="PATH",
+        action="append",
+        nargs="+",
+        default=[],
+        help="measure files below PATH by the policy (tcb without one) whenever they are "
+        "really executed or read, before they are; as root only, may be given again; see "
+        "docs/watching.md",
+    )
+    group.add_argument(
+        "--watch-deadline",
+        metavar="SECONDS",
+        type=_seconds,
+        default=5.0,
+        help="let whoever opens a watched file go on after so long without its measurement (5)",
+    )
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 60:  # nor is nan
+        raise argparse.ArgumentTypeError(f"{text}: 0.1 to 60 seconds")
+    return value
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     _settle_directory(args)
@@ -193,12 +222,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settle_directory(args: argparse.Namespace) -> None:
-    """DIR where --measure took it.
+    """DIR where --measure or --watch took it.
 
     ``--measure A B DIR`` can mean nothing else: to measure an empty directory, the only
-    kind of place that is mounted upon, is to measure nothing.
+    kind of place that is mounted upon, is to measure nothing, and so is to watch it.
     """
-    groups: list[list[str]] = args.measure
+    groups: list[list[str]] = [*args.measure, *args.watch]
     if args.dir is None:
         several = next((group for group in reversed(groups) if len(group) > 1), None)
         if several is None:
@@ -293,7 +322,18 @@ def _plan(args: argparse.Namespace) -> Plan:
         boot_log=read_bytes(args.bios_log) if args.bios_log else None,
         tpm_port=args.tpm_port,
         scenario=args.scenario,
+        watch=_watched([path for group in args.watch for path in group]),
+        watch_deadline=args.watch_deadline,
     )
+
+
+def _watched(paths: Sequence[str]) -> list[str]:
+    from imafs.errors import UsageError
+
+    for path in paths:
+        if not os.path.exists(path):
+            raise UsageError(f"--watch {path}: {os.strerror(errno.ENOENT)}")
+    return [os.path.abspath(path) for path in paths]
 
 
 def _refuse_contradictions(args: argparse.Namespace, profile: Profile) -> None:

@@ -161,6 +161,18 @@ _TABLE = (
         lengthy=True,
         abandonable=True,
     ),
+    Operation(
+        "watch",
+        "measure files below these paths when they are really executed or read",
+        (Option("paths", Kind.PATHS, "files and directories to watch", "PATH", required=True),),
+        lengthy=True,
+    ),
+    Operation(
+        "unwatch",
+        "watch these paths no more",
+        (Option("paths", Kind.PATHS, "watched files and directories", "PATH", required=True),),
+        lengthy=True,
+    ),
     Operation("status", "show lists, PCRs, readers and failures"),
     Operation("suspend", "stop adding records, as a kernel before kexec does"),
     Operation("resume", "add records again"),

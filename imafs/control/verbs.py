@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +53,8 @@ class Verbs:
         self._emulator = emulator
         self._stop = stop
         self._about = about
+        #: Parts of the status that others know, by key.
+        self.parts: dict[str, Callable[[], Awaitable[object]]] = {}
         self._generated: dict[str, int] = {}
         # Bulk operations give turns away in between; what would change the queue's
         # rules under them (suspend, kexec, reboot) waits, so that a list is loaded whole.
@@ -259,7 +261,8 @@ class Verbs:
     async def status(self, options: Options, progress: ProgressCallback) -> Answer:
         """Everything that ``imafs ctl status`` shows."""
         told = await status(self._emulator)
-        return {**self._about, **told, "scenario": self.director.describe()}
+        parts = {key: await part() for key, part in self.parts.items()}
+        return {**self._about, **told, "scenario": self.director.describe(), **parts}
 
     async def stop(self, options: Options, progress: ProgressCallback) -> Answer:
         """Ends the daemon once this is answered."""

@@ -84,6 +84,8 @@ class Emulator:
         #: Reads the policy file of a path, and measures it where the policy says so; who
         #: knows files puts it here.
         self.read_policy: Callable[[bytes], Awaitable[bytes]] = _no_policy_files
+        #: Called after another boot and after another policy has become active.
+        self.observers: list[Callable[[], None]] = []
         self._requests = self._new_requests()
         self._collect = trio.Event()
         self._resets, self._reset_wanted = trio.open_memory_channel[tuple[trio.Event, trio.Event]](
@@ -203,6 +205,7 @@ class Emulator:
         queue.take_over(old, held.lists, boot.carried)
         self._extender.queue = queue
         self._collect.set()
+        self.changed()
 
     def _run_kernel(self, boot: Boot, profile: Profile) -> None:
         # The open descriptors of the old kernel's clients count no more, and are dead.
@@ -234,6 +237,7 @@ class Emulator:
             self._extender.failures = failures
             if self.config.boot_aggregate:
                 self.measure_boot(values)
+            self.changed()
         finally:
             resume.set()
 
@@ -249,6 +253,11 @@ class Emulator:
         """
         work = self.channel.call(lambda: self.device.read_pcrs([pcr]), deadline=PCR_WAIT)
         return (await work)[bank][pcr]
+
+    def changed(self) -> None:
+        """Tells the observers that the boot or the policy is another one."""
+        for observer in self.observers:
+            observer()
 
     # Measuring
 

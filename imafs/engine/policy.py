@@ -73,6 +73,7 @@ class PolicyWriter:
             if not known.endswith(WRITTEN):
                 emulator.policy_source = f"{known}, {WRITTEN}" if appended else WRITTEN
             emulator.measure_policy()
+            emulator.changed()
 
 
 def _explain(file: PolicyFile) -> None:

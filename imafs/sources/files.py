@@ -35,7 +35,8 @@ def examine(
         # O_NONBLOCK: opening a fifo without a writer would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            return _examine(descriptor, path, algorithm, name, want_sha1)
+            measured = os.fsencode(path) if name is None else name
+            return describe(descriptor, measured, algorithm, want_sha1=want_sha1)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -43,12 +44,16 @@ def examine(
         raise Refused(code, f"{path}: {os.strerror(code)}") from None
 
 
-def _examine(
-    descriptor: int, path: str, algorithm: HashAlgorithm, name: bytes | None, want_sha1: bool
+def describe(
+    descriptor: int, name: bytes, algorithm: HashAlgorithm, *, want_sha1: bool = False
 ) -> Measurement:
+    """The same of an open file, read from where its descriptor stands.
+
+    Raises :class:`Refused` (EINVAL) for what is no regular file, and OSError.
+    """
     info = os.fstat(descriptor)
     if not stat.S_ISREG(info.st_mode):
-        raise Refused(errno.EINVAL, f"{path} is not a regular file")
+        raise Refused(errno.EINVAL, f"{os.fsdecode(name)} is not a regular file")
     main = algorithm.constructor()()
     sha1 = SHA1.constructor()() if want_sha1 and algorithm is not SHA1 else None
     while chunk := os.read(descriptor, _CHUNK):
@@ -58,7 +63,7 @@ def _examine(
     signature = _xattr(descriptor, "security.ima")
     evm = _xattr(descriptor, "security.evm")
     return Measurement(
-        name=os.fsencode(path) if name is None else name,
+        name=name,
         algorithm=algorithm,
         digest=main.digest(),
         sha1=sha1.digest() if sha1 is not None else None,

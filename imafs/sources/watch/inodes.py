@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What is known of each file: the part of ``struct ima_iint_cache`` that a listener can have.
+
+No I/O. Mirrors ``ima_rdwr_violation_check``, ``ima_check_last_writer`` and the flags of
+``process_measurement`` (Linux 7.2 and 7.3 ima_main.c). A kernel sees the last writer
+close; here that is found out at the next open of the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass, field
+
+#: Files that are remembered; one that is forgotten is hashed again, to no effect.
+MOST = 1 << 16
+#: Processes that are remembered per file before those that ended are looked for.
+_PROCESSES = 64
+
+Key = tuple[int, int]
+"""Device and inode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells one content of a file from another: times in ns, size in bytes."""
+
+    ctime: int
+    mtime: int
+    size: int
+
+    @classmethod
+    def of(cls, info: os.stat_result) -> Identity:
+        """Of a file as fstat() shows it."""
+        return cls(info.st_ctime_ns, info.st_mtime_ns, info.st_size)
+
+    def same_content(self, other: Identity, *, written: bool) -> bool:
+        """Whether nothing was written between these two.
+
+        A rename or a chmod moves the change time too, and a kernel goes by what writers
+        did; but who writes can set the time of modification back.
+        """
+        if written:
+            return self == other
+        return (self.mtime, self.size) == (other.mtime, other.size)
+
+
+Live = Callable[[Iterable[int], bool], Set[int]]
+"""``live(processes, writing)``: those which still have the file open that way."""
+
+
+@dataclass(slots=True)
+class Inode:
+    """``measured`` are PCRs (``measured_pcrs``), of the content with ``identity``; ``digest`` is
+    that of the newest measurement, into ``recorded``. ``dirty``: opened for writing since.
+
+    ``may_emit_tomtou`` and ``emitted_open_writers`` are the kernel's flags of that name.
+    """
+
+    identity: Identity | None = None
+    dirty: bool = False
+    measured: set[int] = field(default_factory=set)
+    digest: bytes = b""
+    recorded: frozenset[int] = frozenset()
+    may_emit_tomtou: bool = False
+    emitted_open_writers: bool = False
+    readers: dict[int, None] = field(default_factory=dict)
+    writers: dict[int, None] = field(default_factory=dict)
+
+    def _changed(self, identity: Identity) -> None:
+        """No writer (any more): what was measured counts for this content only."""
+        self.emitted_open_writers = False
+        self.writers.clear()
+        known = self.identity
+        if known is None or not known.same_content(identity, written=self.dirty):
+            self.measured.clear()
+        self.dirty = False
+
+    def reading(
+        self, process: int, identity: Identity, *, must_measure: bool, written: bool, live: Live
+    ) -> bool:
+        """An open for reading only; True: an open_writers violation.
+
+        ``written``: somebody has the file open for writing. Until the last of them has
+        closed it, what was measured stays measured, as in a kernel.
+        """
+        if not written:
+            self._changed(identity)
+        if not must_measure:
+            return False
+        self.may_emit_tomtou = True
+        if len(self.readers) >= _PROCESSES:
+            self.readers = dict.fromkeys(live(self.readers, False))
+        self.readers[process] = None
+        if not written or self.emitted_open_writers:
+            return False
+        self.emitted_open_writers = True
+        return True
+
+    def writing(self, process: int, identity: Identity, live: Live) -> bool:
+        """An open for writing; True: a ToMToU violation."""
+        self.writers = dict.fromkeys(live(self.writers, True))
+        if not self.writers:
+            self._changed(identity)
+        self.writers[process] = None
+        self.dirty = True
+        if not self.may_emit_tomtou:
+            return False
+        self.readers = dict.fromkeys(live(self.readers, False))
+        if not self.readers:
+            return False
+        self.may_emit_tomtou = False
+        return True
+
+
+class Inodes:
+    """The files that were used last, at most ``most``."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._known: OrderedDict[Key, Inode] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: Key) -> Inode:
+        """The file ``key``, new if need be."""
+        inode = self._known.get(key)
+        if inode is None:
+            inode = self._known[key] = Inode()
+            if len(self._known) > self._most:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(key)
+        return inode
+
+    def find(self, key: Key) -> Inode | None:
+        """The file ``key`` where it is known."""
+        return self._known.get(key)
+
+    def clear(self) -> None:
+        """After a boot nothing is known."""
+        self._known.clear()

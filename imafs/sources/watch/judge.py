@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What an event means: is the file watched, does a rule measure this use, is it a violation?"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterable
+
+from imafs.kernel.policy import grammar
+from imafs.kernel.policy.match import Access, Policy
+from imafs.sources.watch import fanotify, hooks, opener, wire
+from imafs.sources.watch.fanotify import Event
+from imafs.sources.watch.inodes import Identity, Inodes, Key
+from imafs.sources.watch.jobs import DEFAULT_PCR, Job, Jobs
+from imafs.sources.watch.opener import Credentials
+from imafs.sources.watch.places import Places
+
+#: A change time that is newer than this may not move with the next change (a kernel's clock
+#: of file times ticks every 1 to 10 ms), ns.
+_TICK = 20_000_000
+#: What was opened with O_CREAT, is empty and that new was made by this very open, ns.
+_JUST_MADE = 50_000_000
+_MOST_DECISIONS = 1 << 16
+_NOWHERE = wire.FileSystem(0, 0, "", "", b"")
+_DELETED = b" (deleted)"
+
+
+class Judge:
+    """Decides over each event; ``ignorable`` is a directory whose events nobody needs."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.settings = wire.Settings("sha256", False, ())
+        self.ignoring = False
+        #: So many descriptors may be held.
+        self.room = 1
+        self.ignorable: bytes | None = None
+        self._jobs = jobs
+        self._inodes = Inodes()
+        self._places = Places()
+        self._facts: dict[int, wire.FileSystem] = {}
+        self._policy = Policy()
+        self._decisions: dict[Access, int | None] = {}
+        # Threads whose execve has shown its OPEN_EXEC_PERM, and of which file.
+        self._executing: dict[int, Key] = {}
+
+    # What the watcher says
+
+    def rules(self, text: bytes) -> None:
+        """Another policy. What was measured stays measured, as in a kernel."""
+        rules = (grammar.parse(line, custom=True) for line in text.splitlines())
+        self._policy = Policy(tuple(rule for rule in rules if rule is not None))
+        self._decisions.clear()
+
+    def watch(self, message: wire.Watch) -> None:
+        """Other paths."""
+        self._facts = {facts.device: facts for facts in message.file_systems}
+        self._decisions.clear()
+        files = [path for path in message.paths if not os.path.isdir(path)]
+        self._places.update(message.paths, _mountinfo(), files)
+
+    def forget(self) -> None:
+        """A boot."""
+        self._inodes.clear()
+        self._jobs.forget()
+
+    # Events
+
+    def consider(self, event: Event) -> None:
+        """Has measured what must be; ``jobs`` knows then whether the opener waits."""
+        self.ignorable = None
+        counts = self._jobs.counts
+        if event.mask & fanotify.Q_OVERFLOW:
+            counts.overflows += 1
+            return
+        counts.events += 1
+        name = os.readlink(b"/proc/self/fd/%d" % event.fd)
+        info = os.fstat(event.fd)
+        if info.st_nlink == 0:
+            name = name.removesuffix(_DELETED)
+        if not self._places.watched(name):
+            self._elsewhere(event, name)
+            return
+        if not stat.S_ISREG(info.st_mode):
+            return
+        key = (info.st_dev, info.st_ino)
+        executes = bool(event.mask & fanotify.OPEN_EXEC_PERM)
+        if executes:
+            self._executing[event.tid] = key
+        elif self._executing.pop(event.tid, None) == key:
+            return  # the second event of one execve
+        who = opener.credentials(event.tid)
+        if who.process in self.settings.excused:
+            return
+        counts.watched += 1
+        if self._jobs.descriptors < self.room:
+            self._use(event, name, info, who, executes)
+        else:
+            counts.lost += 1
+
+    def _elsewhere(self, event: Event, name: bytes) -> None:
+        """Whether the directory of an unwatched file can be left out from now on."""
+        if not self.ignoring:
+            return
+        with open(f"/proc/self/fdinfo/{event.fd}", "rb", buffering=0) as file:
+            text = file.read(4096)
+        number = int(text[text.index(b"mnt_id:") + 7 :].split(None, 1)[0])
+        directory = os.path.dirname(name)
+        if self._places.may_ignore(directory, number):
+            self.ignorable = directory
+
+    def _use(
+        self, event: Event, name: bytes, info: os.stat_result, who: Credentials, executes: bool
+    ) -> None:
+        way = opener.Way(0, True) if executes else opener.way(event.tid)
+        self._jobs.counts.hidden += way.flags is None
+        inode = self._inodes.get((info.st_dev, info.st_ino))
+        identity = Identity.of(info)
+
+        def live(processes: Iterable[int], writing: bool) -> set[int]:
+            return opener.holders(processes, info.st_dev, info.st_ino, writing=writing)
+
+        writes = hooks.writes(way)
+        if writes and inode.writing(who.process, identity, live):
+            self._jobs.violation(event, name, "ToMToU")
+        elf = hooks.is_elf(os.pread(event.fd, 4, 0))
+        if executes:
+            passed = hooks.executed(elf=elf)
+        else:
+            passed = hooks.opened(way, created=_made(way, info), elf=elf)
+        accesses = self._accesses(info, who, passed)
+        pcrs = self._pcrs(accesses)
+        if not writes:
+            written = not executes and bool(pcrs) and bool(opener.is_written(event.fd))
+            # Of a call that hides its flags the writer may be the opener itself.
+            sure = bool(pcrs) and not (written and way.flags is None)
+            if inode.reading(who.process, identity, must_measure=sure, written=written, live=live):
+                self._jobs.violation(event, name, "open_writers")
+        needed = pcrs - inode.measured
+        if not needed:
+            return
+        job = Job(event, inode, name, info, needed, accesses)
+        # A kernel does not hash what is opened with O_DIRECT: zeros, again and again.
+        job.direct = bool((way.flags or 0) & os.O_DIRECT)
+        job.again = inode.identity is None
+        inode.identity = None if time.time_ns() - info.st_ctime_ns < _TICK else identity
+        self._jobs.add(job)
+
+    def _accesses(
+        self, info: os.stat_result, who: Credentials, passed: tuple[hooks.Hook, ...]
+    ) -> tuple[Access, ...]:
+        """What the hooks of a kernel would know."""
+        # A file system may have several devices (btrfs): the first one's facts do for all.
+        facts = self._facts.get(info.st_dev) or next(iter(self._facts.values()), _NOWHERE)
+        return tuple(
+            Access(
+                func,
+                mask,
+                uid=who.uid,
+                euid=who.euid,
+                gid=who.gid,
+                egid=who.egid,
+                fowner=info.st_uid,
+                fgroup=info.st_gid,
+                fsmagic=facts.magic,
+                fsname=facts.name,
+                fs_subtype=facts.subtype,
+                fsuuid=facts.uuid or None,
+                suid=who.suid,
+                sgid=who.sgid,
+                cap_setuid=who.cap_setuid,
+                cap_setgid=who.cap_setgid,
+            )
+            for func, mask in passed
+        )
+
+    def _pcrs(self, accesses: tuple[Access, ...]) -> set[int]:
+        """The PCRs that rules want this use measured into."""
+        found = set()
+        for access in accesses:
+            if access not in self._decisions:
+                if len(self._decisions) >= _MOST_DECISIONS:
+                    self._decisions.clear()
+                decision = self._policy.decide(access)
+                pcr = DEFAULT_PCR if decision.pcr is None else decision.pcr
+                self._decisions[access] = pcr if decision.measure else None
+            wanted = self._decisions[access]
+            if wanted is not None:
+                found.add(wanted)
+        return found
+
+
+def _made(way: opener.Way, info: os.stat_result) -> bool:
+    """Whether this very open made the file."""
+    if way.flags is None or not way.flags & os.O_CREAT:
+        return False
+    if way.flags & os.O_EXCL:
+        return True
+    age = time.time_ns() - info.st_ctime_ns
+    return info.st_size == 0 and info.st_ctime_ns == info.st_mtime_ns and age < _JUST_MADE
+
+
+def _mountinfo() -> bytes:
+    with open("/proc/self/mountinfo", "rb", buffering=0) as file:
+        return file.readall()

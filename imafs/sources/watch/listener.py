@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The listener: answers every open of the marked file systems, soon.
+
+Two processes, begun by ``python -m imafs.sources.watch.listener DESCRIPTOR DEADLINE
+PATIENCE``. The child listens; the parent does nothing but kill it when it gives no sign of
+life for PATIENCE seconds: its end closes the fanotify group, which lets every waiting opener
+go on. The child dies with the parent, and ends when the watcher's end of the socket closes.
+
+Nothing is opened by path outside of /proc once something is marked: such an open would
+wait for an answer from this very process. So everything is imported at the start, and a
+traceback (which reads source files) is never printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from typing import NoReturn
+
+from imafs.errors import FormatError
+from imafs.sources.watch import wire
+from imafs.sources.watch.fanotify import Event, Moves, Permissions
+from imafs.sources.watch.jobs import Jobs
+from imafs.sources.watch.judge import Judge
+
+#: Exit codes: the listener hung and was killed; it failed; the watcher is gone.
+HUNG, FAILED, ENDED = 3, 4, 0
+#: Seconds between two signs of life.
+_BEAT = 0.25
+#: Descriptors beside those of events; one read may bring 170 of them.
+_SPARE = 512
+_PR_SET_PDEATHSIG = 1
+_BOTH = select.POLLIN | select.POLLOUT
+#: Everybody's opens wait for this process.
+_NICE = -10
+
+
+class Listener:
+    """The child: one loop over the group, the socket and finished hashes."""
+
+    def __init__(self, channel: socket.socket, beat: int, deadline: float) -> None:
+        self._channel = channel
+        self._beat = beat
+        self._signed = 0.0
+        self._writing = False
+        self._jobs = Jobs(channel, deadline, self._allow)
+        self._judge = Judge(self._jobs)
+        self._permissions: Permissions | None = None
+        self._moves: Moves | None = None
+        self._marked: set[bytes] = set()
+        self._poll = select.poll()
+        self._judge.room = _raise_limit() - _SPARE
+
+    def run(self) -> NoReturn:
+        """Until the watcher is gone."""
+        self._poll.register(self._channel, select.POLLIN)
+        self._poll.register(self._jobs.finished, select.POLLIN)
+        while True:
+            self._sign()
+            ready = dict(self._poll.poll(1000 * self._jobs.wait(_BEAT)))
+            # What the watcher says holds for every event that is read after it.
+            if self._channel.fileno() in ready:
+                self._take()
+            self._jobs.proceed()
+            if self._moves is not None and self._moves.moved():
+                self._forget_ignored()
+            if self._permissions is not None and self._permissions.descriptor in ready:
+                for event in self._permissions.read():
+                    self._answer(event)
+            self._jobs.expire()
+            if self._writing is not bool(self._jobs.unsent):
+                self._writing = not self._writing
+                self._poll.modify(self._channel, _BOTH if self._writing else select.POLLIN)
+
+    def _sign(self) -> None:
+        """A sign of life, when it is time for one."""
+        now = time.monotonic()
+        if now < self._signed + _BEAT:
+            return
+        self._signed = now
+        try:
+            os.write(self._beat, b".")
+        except BlockingIOError:
+            return  # the parent is stopped: it does not watch, but neither does it harm
+
+    # Events
+
+    def _answer(self, event: Event) -> None:
+        self._jobs.current = event
+        try:
+            self._judge.consider(event)
+        except Exception as error:
+            self._jobs.trouble(error)
+        if not self._jobs.settle(event):
+            self._allow(event)
+        directory = self._judge.ignorable
+        if directory is not None:
+            self._ignore(directory)
+
+    def _allow(self, event: Event) -> None:
+        if event.fd < 0:
+            return
+        assert self._permissions is not None
+        try:
+            self._permissions.allow(event)
+        finally:
+            os.close(event.fd)
+
+    def _ignore(self, directory: bytes) -> None:
+        assert self._permissions is not None
+        try:
+            self._judge.ignoring = self._permissions.ignore(directory)
+        except OSError:
+            return  # gone, or renamed: its next event asks again
+
+    def _forget_ignored(self) -> None:
+        if self._permissions is not None:
+            self._permissions.forget_ignored()
+
+    # The watcher
+
+    def _take(self) -> None:
+        while True:
+            try:
+                packet = self._channel.recv(wire.LARGEST)
+            except BlockingIOError:
+                return
+            if not packet:
+                os._exit(ENDED)
+            match message := wire.decode(packet):
+                case wire.Done():
+                    self._jobs.done(message.number, measured=message.measured)
+                case wire.Settings():
+                    self._judge.settings = message
+                    self._jobs.settings = message
+                case wire.Rules():
+                    self._judge.rules(message.text)
+                case wire.Watch():
+                    self._jobs.send(self._watch(message))
+                case wire.Forget():
+                    self._judge.forget()
+                case wire.Ask():
+                    self._jobs.report(ignoring=self._judge.ignoring)
+                case _:
+                    raise FormatError(f"not for a listener: {message!r}")
+
+    def _watch(self, message: wire.Watch) -> wire.Watching:
+        """Marks what is new, then unmarks the rest: nothing is unwatched in between."""
+        left_out = []
+        new: list[bytes] = []
+        try:
+            group = self._group()
+            for point in message.points:
+                try:
+                    group.mark(point)
+                except OSError:
+                    if point in message.paths:
+                        raise
+                    left_out.append(point)
+                    continue
+                new.append(point)
+                if self._moves is not None:
+                    self._moves.mark(point)
+        except OSError as error:
+            self._unmark(set(new) - self._marked)
+            return wire.Watching(message.number, error.errno or errno.EIO, ())
+        self._judge.watch(message)
+        gone, self._marked = self._marked - set(new), set(new)
+        self._unmark(gone)
+        self._forget_ignored()
+        return wire.Watching(message.number, 0, tuple(left_out))
+
+    def _group(self) -> Permissions:
+        if self._permissions is None:
+            self._permissions = Permissions()
+            self._moves = _moves()
+            self._judge.ignoring = self._moves is not None
+            self._poll.register(self._permissions.descriptor, select.POLLIN)
+        return self._permissions
+
+    def _unmark(self, points: set[bytes]) -> None:
+        if self._permissions is None:
+            return
+        for point in points:
+            self._permissions.unmark(point)
+        for point in self._marked:
+            self._permissions.mark(point)  # two points may be on one file system
+
+
+def _moves() -> Moves | None:
+    try:
+        return Moves()
+    except OSError:
+        return None  # Linux before 5.9: nothing is ignored then
+
+
+def _raise_limit() -> int:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = min(hard, 1 << 20)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def watchdog(beats: int, child: int, seconds: float) -> int:
+    """The parent: waits for the child, kills it when it is silent; the exit code."""
+    poll = select.poll()
+    poll.register(beats, select.POLLIN)
+    silent_since = time.monotonic()
+    while True:
+        if poll.poll(1000 * seconds / 4):
+            if not os.read(beats, 65536):
+                _, status = os.waitpid(child, 0)
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+            silent_since = time.monotonic()
+        elif time.monotonic() - silent_since > seconds:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return HUNG
+
+
+def _child(channel: socket.socket, beat: int, deadline: float, parent: int) -> NoReturn:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(ENDED)
+    # A lease that is_written() holds for a moment may be broken; that tells nothing.
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    channel.setblocking(False)
+    with contextlib.suppress(PermissionError):  # without CAP_SYS_NICE as everybody else
+        os.nice(_NICE)
+    try:
+        Listener(channel, beat, deadline).run()
+    except ConnectionError:
+        os._exit(ENDED)
+    except (OSError, FormatError, ValueError) as error:
+        os.write(2, f"imafs: ERROR: the listener: {error!r}\n".encode(errors="backslashreplace"))
+        os._exit(FAILED)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs both processes; the exit code of the parent."""
+    channel = socket.socket(fileno=int(arguments[0]))
+    deadline = float(arguments[1])
+    beats, beat = os.pipe()
+    os.set_blocking(beat, False)
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(beats)
+        _child(channel, beat, deadline, parent)
+    os.close(beat)
+    channel.close()
+    return watchdog(beats, child, float(arguments[2]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""One listener's life, seen from the daemon: its process, its socket, its end."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from imafs.errors import FormatError, Refused
+from imafs.sources.watch import wire
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a start (imports, marks) may take.
+START = 15.0
+#: Seconds without a sign of life after which a listener is killed, at least.
+PATIENCE = 1.0
+_MODULE = "imafs.sources.watch.listener"
+_HUNG = 3
+T = TypeVar("T")
+
+
+class Gone(Exception):
+    """The listener has ended; ``str()`` says how."""
+
+
+class Listening:
+    """A running listener. ``take`` is given every use and violation, in their order."""
+
+    def __init__(self, deadline: float, take: Callable[[wire.Use | wire.Violation], None]) -> None:
+        # A listener that is only waiting for its turn on a busy machine is not dead.
+        self._patience = max(deadline, PATIENCE)
+        self._take = take
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wire.BUFFER)
+            ours.setblocking(False)
+            # A session of its own: a Ctrl-C or Ctrl-Z is for the daemon.
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", _MODULE),
+                    *(str(theirs.fileno()), str(deadline), str(self._patience)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                # strerror() would open catalogues of messages.
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        self._raw = ours
+        self._socket = trio.socket.from_stdlib_socket(ours)
+        self._unsent: deque[bytes] = deque()
+        self._more = trio.Event()
+        self._heard = trio.Event()
+        self._answers: dict[int, wire.Watching] = {}
+        self.counters = wire.Counters()
+        self.reports = 0
+
+    def send(self, message: wire.ToListener) -> None:
+        """Sends at once where there is room: it then holds for the next open of anybody."""
+        packet = wire.encode(message)
+        if not self._unsent and self._try(packet):
+            return
+        self._unsent.append(packet)
+        self._more.set()
+
+    def _try(self, packet: bytes) -> bool:
+        try:
+            self._raw.send(packet)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True  # it is gone: run() finds out
+        return True
+
+    async def watch(self, message: wire.Watch) -> None:
+        """Has other paths watched. Raises :class:`Refused`, with nothing changed."""
+        self.send(message)
+        with trio.move_on_after(START):
+            while message.number not in self._answers:
+                await self._heard.wait()
+            answer = self._answers.pop(message.number)
+            if answer.errno:
+                raise Refused(answer.errno, _why(answer.errno, message))
+            for point in answer.left_out:
+                log.info("%s cannot be watched: left out", os.fsdecode(point))
+            return
+        raise Refused(errno.ETIMEDOUT, f"the listener did not answer within {START:g} s")
+
+    async def report(self, seconds: float) -> bool:
+        """Asks for new counters; whether they came within ``seconds``."""
+        before = self.reports
+        self.send(wire.Ask())
+        with trio.move_on_after(seconds):
+            while self.reports == before:
+                await self._heard.wait()
+        return self.reports != before
+
+    async def run(self) -> None:
+        """Until the listener has ended: raises :class:`Gone`."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_rest)
+            nursery.start_soon(self._look_after)
+            try:
+                while packet := await self._socket.recv(wire.LARGEST):
+                    self._hear(wire.decode(packet))
+            except ConnectionResetError:
+                pass  # it was killed with messages unread
+            except (OSError, FormatError) as error:
+                log.error("the listener of watched files: %s", error)
+            nursery.cancel_scope.cancel()
+        raise Gone(await self.end())
+
+    def _hear(self, message: wire.Message) -> None:
+        match message:
+            case wire.Use() | wire.Violation():
+                self._take(message)
+                return
+            case wire.Watching():
+                self._answers[message.number] = message
+            case wire.Counters():
+                self.counters = message
+                self.reports += 1
+            case _:
+                raise FormatError(f"not for a watcher: {message!r}")
+        heard, self._heard = self._heard, trio.Event()
+        heard.set()
+
+    async def _send_rest(self) -> None:
+        while True:
+            if not self._unsent:
+                self._more = trio.Event()
+                await self._more.wait()
+            await trio.lowlevel.wait_writable(self._raw)
+            while self._unsent and self._try(self._unsent[0]):
+                self._unsent.popleft()
+
+    async def _look_after(self) -> None:
+        """The second line of defence, behind the listener's own watchdog (stopped as well?)."""
+        with trio.move_on_after(START):
+            await self._heard.wait()
+        while True:
+            if not await self.report(2 * self._patience):
+                self.kill()
+            await trio.sleep(self._patience)
+
+    def kill(self) -> None:
+        """SIGKILL to both of its processes: every opener goes on."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def end(self) -> str:
+        """Ends it, if it has not ended; how it ended."""
+        self._socket.close()
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(2.0):
+                while self._process.poll() is None:
+                    await trio.sleep(0.01)
+            self.kill()
+            code = await trio.to_thread.run_sync(self._process.wait)
+        if code == _HUNG:
+            return "it hung and was killed"
+        if code < 0 or code > 128:
+            number = -code if code < 0 else code - 128
+            return f"killed by {signal.Signals(number).name}"
+        return f"exit code {code}"
+
+
+def _why(code: int, message: wire.Watch) -> str:
+    names = ", ".join(map(os.fsdecode, message.paths))
+    if code == errno.EPERM:
+        return "watching needs CAP_SYS_ADMIN in the initial user namespace (fanotify)"
+    if code == errno.ENOSYS:
+        return "this kernel has no fanotify permission events"
+    return f"{names}: fanotify cannot watch there: {os.strerror(code)}"

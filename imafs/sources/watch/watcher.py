@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The daemon's side: what is watched, and what becomes of every use that the listener tells.
+
+Differs from a kernel in one place: without any policy, watched files are measured as
+``tcb`` says.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from imafs.engine.emulator import Emulator, Receipt
+from imafs.errors import ImafsError, Refused
+from imafs.formats.fields import Measurement
+from imafs.kernel.policy import builtin
+from imafs.kernel.policy.match import Decision, Policy
+from imafs.sources.watch import wire
+from imafs.sources.watch.listening import Gone, Listening
+from imafs.sources.watch.survey import resolve, survey
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which an opener goes on without its measurement.
+DEADLINE = 5.0
+#: Seconds that an opener waits for its record's extend; the list has it already.
+_EXTEND_WAIT = 1.0
+_RETRY_FIRST, _RETRY_LONGEST = 0.05, 10.0
+#: A listener that lived so long has not died of its start, seconds.
+_HEALTHY = 30.0
+#: Seconds that a status waits for a listener.
+_STATUS = 1.0
+
+
+class Watcher:
+    """Keeps a listener alive while anything is watched; :meth:`run` must be running.
+
+    ``leave`` is the emulator's mountpoint, ``excused`` are processes that must never wait
+    for the daemon: itself and its swtpm.
+    """
+
+    def __init__(
+        self,
+        emulator: Emulator,
+        *,
+        leave: str,
+        excused: Sequence[int],
+        deadline: float = DEADLINE,
+    ) -> None:
+        self._emulator = emulator
+        self._leave = os.fsencode(leave)
+        self._excused = tuple(excused)
+        self._deadline = deadline
+        self._paths: tuple[bytes, ...] = ()
+        self._changing = trio.Lock()
+        self._number = 0
+        self._tcb = Policy(builtin.rules(["tcb"], emulator.config.policy_config.release))
+        # What the listener was last told of.
+        self._policy = self._judging
+        self._queue = emulator.queue
+        # A listener is wanted; it is there; its life, which may be cancelled.
+        self._wanted = trio.Event()
+        self._ready = trio.Event()
+        self._listening: Listening | None = None
+        self._life = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._restarts = 0
+        self._last: str | None = None
+        self._before = wire.Counters()
+        self._counts = dict.fromkeys(("measured", "duplicates", "violations", "refused"), 0)
+        emulator.observers.append(self._changed)
+
+    # What people ask for
+
+    async def watch(self, paths: Iterable[str]) -> None:
+        """Watches more paths. Raises :class:`Refused`, with nothing changed.
+
+        A path that is watched already is looked at again: mounts below it may be new.
+        """
+        async with self._changing:
+            found = [
+                await trio.to_thread.run_sync(resolve, path, self._leave, abandon_on_cancel=True)
+                for path in paths
+            ]
+            wanted = tuple(dict.fromkeys((*self._paths, *found)))
+            self._wanted.set()
+            try:
+                await self._tell(await self._listener(), wanted)
+            except Refused:
+                if not self._paths:
+                    self._rest()
+                raise
+            if not self._paths and self._emulator.policy is None:
+                log.info("no policy is active: watched files are measured as tcb says")
+            self._paths = wanted
+
+    async def unwatch(self, paths: Iterable[str]) -> None:
+        """Watches paths no more. Raises :class:`Refused` (ENOENT) for one that is not."""
+        async with self._changing:
+            left = list(self._paths)
+            for path in paths:
+                name = os.fsencode(os.path.realpath(path))
+                if name not in left:
+                    raise Refused(errno.ENOENT, f"{path} is not watched")
+                left.remove(name)
+            if left:
+                await self._tell(await self._listener(), tuple(left))
+            else:
+                self._rest()
+            self._paths = tuple(left)
+
+    @property
+    def paths(self) -> list[str]:
+        """What is watched, with symbolic links resolved."""
+        return [os.fsdecode(path) for path in self._paths]
+
+    async def status(self) -> dict[str, object]:
+        """What ``imafs ctl status`` shows of it."""
+        listening = self._listening
+        answering = listening is not None and await listening.report(_STATUS)
+        now = listening.counters if listening is not None else wire.Counters()
+        counts = {name: getattr(now, name) + getattr(self._before, name) for name in _SUMMED}
+        return {
+            "paths": self.paths,
+            "policy": "tcb" if self._emulator.policy is None else "active",
+            "listener": now.pid if answering else None,
+            "restarts": self._restarts,
+            **self._counts,
+            **counts,
+            "trouble": now.trouble or self._before.trouble or self._last,
+            "ignoring": now.ignoring,
+        }
+
+    # A listener's life
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        retry = _RETRY_FIRST
+        while True:
+            await self._wanted.wait()
+            began = trio.current_time()
+            how = await self._live()
+            if how is None:
+                continue
+            if not self._paths:
+                # The first one: whoever asked for it is told.
+                self._last = how
+                self._ready.set()
+                self._wanted = trio.Event()
+                continue
+            self._restarts += 1
+            if trio.current_time() - began > _HEALTHY:
+                retry = _RETRY_FIRST
+            if how != self._last:
+                log.error("the listener of watched files has ended (%s): it is restarted", how)
+            self._last = how
+            await trio.sleep(retry)
+            retry = min(2 * retry, _RETRY_LONGEST)
+
+    async def _live(self) -> str | None:
+        """One listener from its start to its end; how it ended, None: not wanted any more."""
+        how = None
+        try:
+            listening = await trio.to_thread.run_sync(Listening, self._deadline, self._take)
+        except OSError as error:
+            return f"it cannot be started: {error.strerror}"
+        with trio.CancelScope() as self._life:
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(listening.run)
+                    await self._greet(listening)
+                    await trio.sleep_forever()
+            except* Gone as group:
+                how = str(group.exceptions[0])
+        self._listening, self._nursery = None, None
+        self._ready = trio.Event()
+        self._before = _sum(self._before, listening.counters)
+        await listening.end()
+        return how
+
+    async def _greet(self, listening: Listening) -> None:
+        self._queue = self._emulator.queue
+        self._send_rules(listening)
+        if self._paths:
+            try:
+                await self._tell(listening, self._paths)
+            except Refused as refused:
+                raise Gone(str(refused)) from None
+            log.info("the listener of watched files is back")
+        self._listening = listening
+        self._ready.set()
+
+    async def _listener(self) -> Listening:
+        await self._ready.wait()
+        if self._listening is None:
+            self._ready = trio.Event()
+            raise Refused(errno.EIO, f"the listener of watched files: {self._last}")
+        return self._listening
+
+    def _rest(self) -> None:
+        self._wanted = trio.Event()
+        self._life.cancel()
+
+    async def _tell(self, listening: Listening, paths: tuple[bytes, ...]) -> None:
+        try:
+            points, systems = await trio.to_thread.run_sync(
+                partial(survey, paths, self._leave), abandon_on_cancel=True
+            )
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, str(error)) from None
+        self._number += 1
+        await listening.watch(wire.Watch(self._number, paths, points, systems))
+
+    def _changed(self) -> None:
+        """Another policy, or another boot: told before anybody else's next open."""
+        listening = self._listening
+        if listening is None:
+            return
+        if self._queue is not self._emulator.queue:
+            self._queue = self._emulator.queue
+            listening.send(wire.Forget())
+        if self._policy is not self._judging:
+            self._send_rules(listening)
+
+    def _send_rules(self, listening: Listening) -> None:
+        config, self._policy = self._emulator.config, self._judging
+        templates = [config.template, *(rule.template for rule in self._policy.rules)]
+        want_sha1 = any(template is not None and template.has("d") for template in templates)
+        listening.send(wire.Settings(config.algorithm.name, want_sha1, self._excused))
+        listening.send(wire.Rules(self._policy.text()))
+
+    # Measuring
+
+    @property
+    def _judging(self) -> Policy:
+        return self._tcb if self._emulator.policy is None else self._emulator.policy
+
+    def _take(self, message: wire.Use | wire.Violation) -> None:
+        """Into the list now; the answer follows the extend."""
+        last, measured = 0, True
+        try:
+            if isinstance(message, wire.Violation):
+                record = self._emulator.violation(message.name)
+                last = self._emulator.append(record).number
+                self._counts["violations"] += 1
+                log.debug("%s: %s", message.cause, os.fsdecode(message.name))
+            else:
+                last = max((receipt.number for receipt in self._measure(message)), default=0)
+        except ImafsError as error:
+            # As in a kernel, what cannot be measured is used all the same.
+            self._counts["refused"] += 1
+            self._last = str(error)
+            measured = False
+        emulator = self._emulator
+        if emulator.queue.totals.extended >= last or emulator.channel.broken:
+            self._answer(message.number, measured)
+        else:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._answer_extended, message.number, last)
+
+    def _measure(self, use: wire.Use) -> list[Receipt]:
+        """One record per PCR that the rules want: ``measured_pcrs`` has a bit of each."""
+        emulator = self._emulator
+        measurement = Measurement(
+            use.name,
+            emulator.config.algorithm,
+            use.digest,
+            sha1=use.sha1 or None,
+            signature=use.signature,
+            evm_signature=use.evm_signature,
+            uid=use.uid,
+            gid=use.gid,
+            mode=use.mode,
+        )
+        decisions: dict[int | None, Decision] = {}
+        for access in use.accesses:
+            decision = self._judging.decide(access)
+            if decision.measure:
+                decisions.setdefault(decision.pcr, decision)
+        receipts = []
+        for pcr, decision in decisions.items():
+            receipt = emulator.append(emulator.record(measurement, decision.template, pcr))
+            self._counts["duplicates" if receipt.duplicate else "measured"] += 1
+            receipts.append(receipt)
+        return receipts
+
+    async def _answer_extended(self, number: int, last: int) -> None:
+        await self._emulator.wait_extended(last, min(_EXTEND_WAIT, self._deadline / 2))
+        self._answer(number, True)
+
+    def _answer(self, number: int, measured: bool) -> None:
+        if self._listening is not None:
+            self._listening.send(wire.Done(number, measured))
+
+
+#: What adds up over the lives of listeners.
+_SUMMED = (
+    "events",
+    "watched",
+    "hashed",
+    "late",
+    "unasked",
+    "lost",
+    "hidden",
+    "overflows",
+    "errors",
+)
+
+
+def _sum(one: wire.Counters, other: wire.Counters) -> wire.Counters:
+    summed = {name: getattr(one, name) + getattr(other, name) for name in _SUMMED}
+    return replace(other, **summed)
