@@ -79,8 +79,11 @@ class Emulator:
     ``log_file`` its stderr
     """
 
-    def __init__(self, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *options: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+    ) -> None:
         self.options = options
+        self._cwd = cwd
         self._environment = dict(env or {})
         self._allowed: list[re.Pattern[str]] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -107,7 +110,7 @@ class Emulator:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                cwd=ROOT,
+                cwd=self._cwd,
                 env={**os.environ, **self._environment},
                 start_new_session=True,
             )

@@ -70,6 +70,7 @@ def test_null_counts_as_left_out() -> None:
 def test_the_operations_are_these() -> None:
     assert set(OPERATIONS) == {
         *("measure", "violation", "critical_data", "generate", "repeat", "load", "wait"),
+        *("watch", "unwatch"),
         *("status", "suspend", "resume", "reset", "stop", "hello"),
         *("fault", "fault_clear", "fault_list", "tpm", "agent", "scenario", "scenario_end"),
         *("kexec_load", "kexec_execute", "kexec_finish", "kexec_buffer", "reboot"),

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Whatever is stopped, hung or killed: who opens a watched file goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.emulator import Emulator, Refused, StartEmulator
+from tests.mount.daemon import children
+from tests.support import run, wait_for
+from tests.watch.disk import Disk
+from tests.watch.looking import measures, names, status
+
+pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
+
+#: Seconds; what is asked for with --watch-deadline.
+DEADLINE = 1.0
+#: What an open may take on a busy machine when nobody makes it wait.
+SOON = 0.6
+#: What it may take at most when somebody does: deadline, watchdog, and a busy machine.
+AT_LAST = 10.0
+
+Start = Callable[..., Emulator]
+
+
+@pytest.fixture
+def start(emulators: StartEmulator, disk: Disk) -> Start:
+    """An emulator that watches ``disk``."""
+
+    def start(*options: str) -> Emulator:
+        return emulators("--watch", str(disk.root), "--watch-deadline", str(DEADLINE), *options)
+
+    return start
+
+
+def read(path: Path, deadline: float = AT_LAST) -> float:
+    """How long another process takes to read a file."""
+    began = time.monotonic()
+    run(["cat", path], deadline=deadline)
+    return time.monotonic() - began
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """SIGSTOP, at the end SIGCONT to those which still live."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                continue
+
+
+def processes(emulator: Emulator) -> tuple[int, int]:
+    """The listener and its watchdog."""
+    listener = status(emulator)["listener"]
+    parent = Path(f"/proc/{listener}/stat").read_text().rsplit(")", 1)[1].split()[1]
+    return listener, int(parent)
+
+
+def restarted(emulator: Emulator) -> dict[str, Any]:
+    """Waits until another listener answers."""
+
+    def look() -> dict[str, Any] | None:
+        part = status(emulator)
+        return part if part["restarts"] and part["listener"] else None
+
+    part = wait_for(look, 20, "the listener is back")
+    assert part is not None
+    return part
+
+
+def test_daemon_stopped(start: Start, disk: Disk) -> None:
+    emulator = start()
+    files = [disk.file(f"f{i}", b"%d" % i) for i in range(4)]
+    with stopped(emulator.pid):
+        # The first one waits for the deadline, nobody after it.
+        assert DEADLINE * 0.9 < read(files[0]) < DEADLINE + SOON
+        assert all(read(file) < SOON for file in files[1:])
+    emulator.call("wait", extended=True)
+    wait_for(lambda: set(map(str, files)) <= set(names(emulator)), 10, "late, but measured")
+    part = status(emulator)
+    assert part["late"] == 1
+    assert part["unasked"] >= 3
+    measures(emulator, disk, "after")
+
+
+def test_daemon_killed(start: Start, disk: Disk) -> None:
+    emulator = start()
+    listener, watchdog = processes(emulator)
+    file = disk.file("file")
+    with stopped(emulator.pid):
+        reader = subprocess.Popen(["cat", file], stdout=subprocess.PIPE)
+        emulator.kill()
+        assert reader.communicate(timeout=SOON + DEADLINE)[0] == b"content\n"
+    wait_for(lambda: not any(map(_there, (listener, watchdog))), 10, "the listener has ended")
+    assert read(file) < SOON
+
+
+def _there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("which", ["listener", "watchdog"])
+def test_listener_killed(start: Start, disk: Disk, which: str) -> None:
+    emulator = start()
+    emulator.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
+    pid = processes(emulator)[which == "watchdog"]
+    os.kill(pid, signal.SIGKILL)
+    assert read(disk.file("file")) < SOON
+    assert restarted(emulator)["restarts"] == 1
+    measures(emulator, disk, "after")
+
+
+def test_listener_stopped(start: Start, disk: Disk) -> None:
+    emulator = start()
+    emulator.allow(r"the listener of watched files has ended \(it hung and was killed\)")
+    file = disk.file("file")
+    with stopped(processes(emulator)[0]):
+        assert read(file) < AT_LAST
+    restarted(emulator)
+    measures(emulator, disk, "after")
+
+
+def test_listener_and_watchdog_stopped(start: Start, disk: Disk) -> None:
+    """Then it is the daemon that kills them."""
+    emulator = start()
+    emulator.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
+    file = disk.file("file")
+    with stopped(*processes(emulator)):
+        assert read(file) < AT_LAST
+    restarted(emulator)
+    measures(emulator, disk, "after")
+
+
+def test_tpm_stopped(start: Start, disk: Disk) -> None:
+    """The list has the record at once; the opener waits for its extend a second at most."""
+    emulator = start()
+    emulator.allow("extending failed")
+    swtpm = next(
+        pid for pid in children(emulator.pid) if "swtpm" in Path(f"/proc/{pid}/comm").read_text()
+    )
+    with stopped(swtpm):
+        assert read(disk.file("file")) < 1 + SOON
+        assert names(emulator)[-1] == str(disk.root / "file")
+        assert status(emulator)["late"] == 0
+    emulator.call("wait", extended=True)
+
+
+def test_hashing_takes_long(emulators: StartEmulator, disk: Disk) -> None:
+    emulator = emulators("--watch", str(disk.root), "--watch-deadline", "0.1")
+    large = disk.file("large")
+    os.truncate(large, 1 << 29)
+    small = disk.file("small", b"small")
+    with ExitStack() as stack:
+        reader = subprocess.Popen(["head", "-c1", large], stdout=subprocess.PIPE)
+        stack.enter_context(reader)
+        # It is hashed in a thread: nobody else waits for that.
+        assert read(small) < SOON
+        assert reader.communicate(timeout=SOON)[0] == b"c"
+    wait_for(lambda: names(emulator)[-1] == str(large), 30, "late, but measured")
+    assert status(emulator)["late"] == 1
+
+
+def test_imafs_itself_below(disk: Disk) -> None:
+    """Every module that the daemon or the listener could still import is below the path."""
+    code = disk.root / "code"
+    shutil.copytree(Path(__file__).parents[2] / "imafs", code / "imafs")
+    emulator = Emulator("--watch", str(disk.root), env={"PYTHONPATH": str(code)}, cwd=code)
+    with emulator:
+        listener = processes(emulator)[0]
+        assert str(code) in Path(f"/proc/{listener}/environ").read_text()
+        measures(emulator, disk, "file")
+        emulator.call("reset")
+        emulator.call("generate", count=10)
+        measures(emulator, disk, "again")
+        assert status(emulator)["late"] == 0
+
+
+def test_swtpm_below(disk: Disk, emulators: StartEmulator) -> None:
+    real = shutil.which("swtpm")
+    assert real is not None
+    disk.file("bin/swtpm", Path(real).read_bytes(), 0o755)
+    state = disk.root / "state"
+    state.mkdir()
+    path = f"{disk.root}/bin:{os.environ['PATH']}"
+    options = ("--watch", str(disk.root), "--tpm-state", str(state))
+    emulator = emulators(*options, env={"PATH": path})
+    swtpm = [Path(f"/proc/{pid}/exe").resolve() for pid in children(emulator.pid)]
+    assert disk.root / "bin/swtpm" in swtpm
+    measures(emulator, disk, "file")
+    emulator.call("reset")
+    measures(emulator, disk, "again")
+    assert status(emulator)["late"] == 0
+    # What it writes and reads there is its own business.
+    assert not [name for name in names(emulator) if "state" in name]
+
+
+def test_mount_below(disk: Disk, emulators: StartEmulator) -> None:
+    """The emulator's own directory below a watched path: reading the list adds nothing."""
+    emulator = emulators()
+    place = disk.root / "mnt"
+    place.mkdir()
+    run(["mount", "--rbind", emulator.home, place])
+    emulator.call("watch", paths=[str(disk.root)])
+    measures(emulator, disk, "file")
+    before = names(emulator)
+    assert read(place / "mnt/ascii_runtime_measurements") < SOON
+    assert names(emulator) == before
+    with pytest.raises(Refused, match="the emulator's own mount"):
+        emulator.call("watch", paths=[str(emulator.dir)])
+    run(["umount", "--lazy", "--recursive", place])

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What /proc tells of a task, and a lease of a file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from imafs.sources.watch import opener
+from tests.support import ROOT, run, wait_for
+
+
+def test_own_credentials() -> None:
+    found = opener.credentials(threading.get_native_id())
+    assert found.process == os.getpid()
+    assert (found.uid, found.euid, found.suid) == os.getresuid()
+    assert (found.gid, found.egid, found.sgid) == os.getresgid()
+
+
+@pytest.mark.root
+def test_credentials_of_another() -> None:
+    code = "import os, sys; os.setresgid(1, 2, 3); os.setresuid(4, 5, 6); print(); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = opener.credentials(process.pid)
+        process.communicate()
+    assert found == opener.Credentials(process.pid, 4, 5, 6, 1, 2, 3, False, False)
+
+
+@pytest.mark.root
+def test_root_may_change_its_ids() -> None:
+    found = opener.credentials(os.getpid())
+    assert found.cap_setuid
+    assert found.cap_setgid
+
+
+def test_nobody() -> None:
+    assert opener.credentials(0) is opener.UNKNOWN
+    assert opener.way(0) == opener.Way()
+    assert opener.UNKNOWN.uid == 0
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)", os.O_WRONLY | os.O_APPEND),
+        ("os.open(sys.argv[1], os.O_RDONLY)", os.O_RDONLY),
+    ],
+)
+def test_way_of_a_task_that_waits(tmp_path: Path, code: str, expected: int) -> None:
+    """An open of a fifo waits for the other end."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with subprocess.Popen([sys.executable, "-c", f"import os, sys; {code}", fifo]) as process:
+        try:
+
+            def waits() -> bool:
+                # Asleep, and not in what Python opens before.
+                state = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+                return state == "S" and opener.way(process.pid).flags is not None
+
+            wait_for(waits, 20, "it waits in the open")
+            flags = opener.way(process.pid).flags
+            assert flags is not None
+            assert flags & ~os.O_CLOEXEC == expected
+        finally:
+            process.kill()
+
+
+@pytest.mark.root
+def test_written(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    with file.open("rb") as reader:
+        assert opener.is_written(reader.fileno()) is False
+        with file.open("ab"):
+            assert opener.is_written(reader.fileno()) is True
+        assert opener.is_written(reader.fileno()) is False
+    with open("/dev/null", "rb") as device:
+        assert opener.is_written(device.fileno()) is None
+
+
+@pytest.mark.root
+def test_holders(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    info = file.stat()
+    me, other = os.getpid(), 1
+    tids = [me, other, 2**22 + 1]
+
+    def holders(writing: bool) -> set[int]:
+        return opener.holders(tids, info.st_dev, info.st_ino, writing=writing)
+
+    assert holders(False) == holders(True) == set()
+    with file.open("rb"):
+        assert holders(False) == {me}
+        assert holders(True) == set()
+    with file.open("ab"):
+        assert holders(False) == set()
+        assert holders(True) == {me}
+    with file.open("r+b"):
+        assert holders(True) == {me}
+    # A thread that has not made the open has the descriptor all the same.
+    with file.open("rb"):
+        found: list[set[int]] = []
+
+        def look() -> None:
+            tids.append(threading.get_native_id())
+            found.append(holders(False))
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        assert len(found[0]) == 2
+
+
+def test_a_lease_is_given_back(tmp_path: Path) -> None:
+    """Nobody finds it afterwards: an open for writing does not wait."""
+    file = tmp_path / "file"
+    file.write_text("x")
+    with file.open("rb") as reader:
+        opener.is_written(reader.fileno())
+        run([sys.executable, "-c", "import sys; open(sys.argv[1], 'ab')", file], deadline=10)
+
+
+def test_the_listener_is_light() -> None:
+    """It starts fast, and what it does not import it cannot wait for."""
+    code = "import sys, imafs.sources.watch.listener; print(*sys.modules)"
+    loaded = run([sys.executable, "-c", code], cwd=ROOT).stdout.split()
+    assert "imafs.sources.watch.jobs" in loaded
+    heavy = {"trio", "pyfuse3", "tpm2_pytss", "logging", "argparse", "imafs.engine.emulator"}
+    assert not heavy & set(loaded)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Messages between watcher and listener."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imafs.errors import FormatError
+from imafs.kernel.policy.match import Access
+from imafs.sources.watch import wire
+from imafs.sources.watch.wire import decode, encode
+
+ACCESS = Access("FILE_CHECK", 4, uid=1, fsuuid=bytes(range(16)), cap_setuid=True)
+MESSAGES: tuple[wire.Message, ...] = (
+    wire.Settings("sha256", True, (1, 2)),
+    wire.Rules(b"measure func=BPRM_CHECK \n"),
+    wire.Watch(
+        3,
+        (b"/a", b"/b\xff\n"),
+        (b"/a", b"/b\xff\n", b"/a/mnt"),
+        (wire.FileSystem(2049, 0xEF53, "ext4", "", bytes(16)),),
+    ),
+    wire.Watch(4, (), (), ()),
+    wire.Done(7),
+    wire.Forget(),
+    wire.Ask(),
+    wire.Watching(3, 22, (b"/a/mnt",)),
+    wire.Use(8, b"/a/x", (ACCESS, Access("MMAP_CHECK", 1)), 0, 5, 0o100644, b"d", b"", b"s", b""),
+    wire.Violation(9, b"/a/x", "ToMToU"),
+    wire.Counters(events=5, pid=12, ignoring=False, trouble="OSError(5)"),
+)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_round_trip(message: wire.Message) -> None:
+    assert decode(encode(message)) == message
+
+
+def test_every_message_is_tested() -> None:
+    kinds = set(wire.ToListener.__args__) | set(wire.ToWatcher.__args__)
+    assert {type(message) for message in MESSAGES} == kinds
+
+
+@given(st.binary(max_size=4200), st.integers(0, 2**63), st.sampled_from(["open_writers", "ToMToU"]))
+def test_any_name(name: bytes, number: int, cause: str) -> None:
+    message = wire.Violation(number, name, cause)
+    assert decode(encode(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_nonsense(packet: bytes) -> None:
+    try:
+        decode(packet)
+    except FormatError:
+        return
+    raise AssertionError("nonsense was taken for a message")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=9,
+)
+
+
+@given(st.sampled_from(["Done", "Use", "Watch", "Settings", "None", ""]), st.lists(_JSON))
+def test_wrong_values(name: str, values: list[object]) -> None:
+    """No error but FormatError, whatever the values are."""
+    try:
+        decode(json.dumps([name, *values]).encode())
+    except FormatError:
+        return

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What is watched: paths, names, mounts, policies, boots."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.emulator import Emulator, Refused, StartEmulator
+from tests.mount.daemon import IMAFS, imafs
+from tests.support import ROOT, run, wait_for
+from tests.watch.disk import Disk
+from tests.watch.looking import measures, names, status
+
+pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
+
+
+@pytest.fixture
+def emulator(emulators: StartEmulator, disk: Disk) -> Emulator:
+    """One that watches ``in`` of the disk."""
+    (disk.root / "in").mkdir()
+    return emulators("--watch", str(disk.root / "in"))
+
+
+def test_before_the_access_goes_on(emulator: Emulator, disk: Disk) -> None:
+    program = disk.program("in/program")
+    run([program])
+    digest = run(["sha256sum", program]).stdout.split()[0]
+    text = emulator.read("ascii_runtime_measurements_sha256").decode()
+    assert text.splitlines()[-1].endswith(f" ima-ng sha256:{digest} {program}")
+    # And it is in the PCR before the program runs.
+    records = emulator.call("status")["records"]
+    assert (records["since_boot"], records["pending"]) == (2, 0)
+
+
+def test_measured_once(emulator: Emulator, disk: Disk) -> None:
+    program = disk.program("in/program")
+    # A change time that is newer than a clock's tick proves nothing about the next change.
+    changed = program.stat().st_ctime
+    wait_for(lambda: time.time() > changed + 0.1, 1, "the file is no longer new")
+    before = status(emulator)
+    for _ in range(5):
+        run([program])
+    after = status(emulator)
+    assert [after[key] - before[key] for key in ("watched", "hashed", "measured")] == [5, 1, 1]
+    assert names(emulator).count(str(program)) == 1
+
+
+def test_many_at_once(emulator: Emulator, disk: Disk) -> None:
+    """Every opener of a large new file waits for the same measurement."""
+    large = disk.file("in/large", b"0123456789abcdef" * (1 << 20))
+
+    def listed(_: int) -> bool:
+        run(["head", "-c1", large])
+        return str(large) in names(emulator)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(listed, range(8)))
+    part = status(emulator)
+    assert part["hashed"] <= 2
+    assert (part["measured"], part["duplicates"]) == (1, 0)
+
+
+def test_outside_is_ignored(emulator: Emulator, disk: Disk) -> None:
+    outside = disk.file("out/file")
+    inside = disk.file("in/file")
+    disk.file("out/other", b"other\n")
+    run(["cat", outside])
+    before = status(emulator)["events"]
+    for _ in range(20):
+        run(["cat", outside])
+        run(["cat", disk.root / "out/other"])
+    assert status(emulator)["events"] == before
+    run(["cat", inside])
+    assert status(emulator)["events"] == before + 1
+    assert names(emulator)[1:] == [str(inside)]
+
+
+def test_moved_in(emulator: Emulator, disk: Disk) -> None:
+    """What was ignored elsewhere and comes into a watched directory, by every way."""
+    for name in ("out/moved", "out/linked", "dir/below/file"):
+        run(["cat", disk.file(name, name.encode())])
+    (disk.root / "out/moved").rename(disk.root / "in/moved")
+    (disk.root / "in/linked").hardlink_to(disk.root / "out/linked")
+    (disk.root / "dir").rename(disk.root / "in/dir")
+    for name in ("in/moved", "in/linked"):
+        run(["cat", disk.root / name])
+        assert names(emulator)[-1] == str(disk.root / name)
+    # The listener hears of a moved directory at the same time as others do.
+    file = disk.root / "in/dir/below/file"
+
+    def seen() -> bool:
+        run(["cat", file])
+        return str(file) in names(emulator)
+
+    wait_for(seen, 5, "the moved directory is watched")
+
+
+def test_moved_out(emulator: Emulator, disk: Disk) -> None:
+    file = disk.file("in/file")
+    file.rename(disk.root / "file")
+    run(["cat", disk.root / "file"])
+    assert len(names(emulator)) == 1
+
+
+def test_bind_mount_of_a_watched_directory(emulator: Emulator, disk: Disk) -> None:
+    """A use through another name is another name's; it must not make the directory ignored."""
+    file = disk.file("in/sub/file")
+    other = disk.root / "other"
+    other.mkdir()
+    run(["mount", "--bind", disk.root / "in/sub", other])
+    for _ in range(2):
+        run(["cat", other / "file"])
+    assert len(names(emulator)) == 1
+    run(["cat", file])
+    assert names(emulator)[1:] == [str(file)]
+    run(["umount", other])
+
+
+def test_other_mount_namespace(emulator: Emulator, disk: Disk) -> None:
+    """``unshare -m`` copies every mount: a mark on a mount would be left behind."""
+    file = disk.file("in/file")
+    run(["unshare", "--mount", "cat", file])
+    assert names(emulator)[1:] == [str(file)]
+
+
+def test_mount_below(disk: Disk, emulators: StartEmulator) -> None:
+    place = disk.root / "mnt"
+    place.mkdir()
+    run(["mount", "-t", "tmpfs", "none", place])
+    emulator = emulators("--watch", str(disk.root))
+    program = disk.program("mnt/program")
+    run([program])
+    assert names(emulator)[-1] == str(program)
+    # tcb leaves reading from tmpfs out.
+    run(["cat", disk.file("mnt/data")])
+    assert names(emulator)[-1] == str(program)
+    run(["umount", place])
+    measures(emulator, disk, "after")
+
+
+def test_watch_and_unwatch(disk: Disk, emulators: StartEmulator) -> None:
+    emulator = emulators()
+    one, two = disk.file("one/file", b"1"), disk.file("two/file", b"2")
+    assert status(emulator)["listener"] is None
+    run(["cat", one])
+    answer = imafs("ctl", "--control", emulator.control, "watch", one.parent)
+    assert answer.stdout == f"watched: {json.dumps([str(one.parent)])}\n"
+    run(["cat", one, two])
+    assert names(emulator)[1:] == [str(one)]
+    emulator.call("watch", paths=[str(two)])
+    emulator.call("watch", paths=[str(two)])
+    run(["cat", two])
+    assert names(emulator)[1:] == [str(one), str(two)]
+    assert emulator.call("unwatch", paths=[str(one.parent)])["watched"] == [str(two)]
+    measured = disk.file("one/more", b"more")
+    run(["cat", measured])
+    assert len(names(emulator)) == 3
+    with pytest.raises(Refused, match=f"ENOENT: {measured} is not watched"):
+        emulator.call("unwatch", paths=[str(measured)])
+    assert emulator.call("unwatch", paths=[str(two)])["watched"] == []
+    two.write_bytes(b"two again")
+    run(["cat", two])
+    assert len(names(emulator)) == 3
+    assert status(emulator)["listener"] is None
+    emulator.call("watch", paths=[str(two)])
+    run(["cat", two])
+    assert len(names(emulator)) == 4
+
+
+def test_a_link_is_resolved(disk: Disk, emulators: StartEmulator) -> None:
+    file = disk.file("real/file")
+    (disk.root / "link").symlink_to("real")
+    emulator = emulators("--watch", str(disk.root / "link"))
+    assert status(emulator)["paths"] == [str(file.parent)]
+    run(["cat", file])
+    assert names(emulator)[-1] == str(file)
+
+
+def test_after_a_reset_everything_is_new(emulator: Emulator, disk: Disk) -> None:
+    program = disk.program("in/program")
+    for _ in range(2):
+        run([program])
+        assert names(emulator) == ["boot_aggregate", str(program)]
+        emulator.call("reset")
+        assert names(emulator) == ["boot_aggregate"]
+
+
+def test_suspended(emulator: Emulator, disk: Disk) -> None:
+    """No record, and nobody is kept from his file; it is measured later."""
+    file = disk.file("in/file")
+    emulator.call("suspend")
+    run(["cat", file])
+    assert status(emulator)["refused"] == 1
+    emulator.call("resume")
+    assert len(names(emulator)) == 1
+    run(["cat", file])
+    assert names(emulator)[1:] == [str(file)]
+
+
+def test_a_file_that_cannot_be_read(emulator: Emulator, disk: Disk) -> None:
+    """Fifos and devices are no files for IMA."""
+    fifo = disk.root / "in/fifo"
+    os.mkfifo(fifo)
+    descriptor = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    os.close(descriptor)
+    run(["ls", disk.root / "in"])
+    assert len(names(emulator)) == 1
+    assert status(emulator)["errors"] == 0
+
+
+def test_status_is_readable(emulator: Emulator, disk: Disk) -> None:
+    run(["cat", disk.file("in/file")])
+    text = imafs("ctl", "--control", emulator.control, "status").stdout
+    assert f"watched     {disk.root}/in, policy tcb\n" in text
+    # To write it was a use as well.
+    assert "listener    2 uses, 1 measured, 0 violations\n" in text
+
+
+def test_paths_that_cannot_be_watched(disk: Disk, emulators: StartEmulator) -> None:
+    emulator = emulators()
+    with pytest.raises(Refused, match=f"ENOENT: {disk.root}/none: No such file"):
+        emulator.call("watch", paths=[f"{disk.root}/none"])
+    with pytest.raises(Refused, match="EINVAL: /proc/self is on proc, which cannot be watched"):
+        emulator.call("watch", paths=["/proc/self"])
+    assert status(emulator)["listener"] is None
+
+
+def test_watch_of_no_path_is_a_usage_error(disk: Disk) -> None:
+    place = disk.root / "mnt"
+    place.mkdir()
+    result = imafs("mount", place, "--watch", disk.root / "none", check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"imafs: --watch {disk.root}/none: No such file or directory\n"
+
+
+def test_the_directory_may_come_last(disk: Disk) -> None:
+    """As with --measure."""
+    watched = disk.file("in/file").parent
+    place = disk.root / "mnt"
+    place.mkdir()
+    control = disk.base / "control"
+    imafs("mount", "--tpm", "none", "--control", control, "--watch", watched, place, "--background")
+    try:
+        run(["cat", watched / "file"])
+        status = imafs("ctl", "--control", control, "status", "--json").stdout
+        assert json.loads(status)["watch"]["measured"] == 1
+    finally:
+        imafs("ctl", "--control", control, "stop")
+
+
+def test_without_the_capability(disk: Disk) -> None:
+    """Root of another user namespace: one line that says what is missing."""
+    place = disk.root / "mnt"
+    place.mkdir()
+    command: list[str | os.PathLike[str]] = ["unshare", "--user", "--map-root-user", "--mount"]
+    command += [
+        *IMAFS,
+        "mount",
+        place,
+        "--tpm",
+        "none",
+        "--watch",
+        disk.root,
+        "--control",
+        disk.base / "control",
+    ]
+    result = run(command, check=False, cwd=ROOT)
+    assert (result.returncode, result.stdout) == (7, "")
+    needed = "watching needs CAP_SYS_ADMIN in the initial user namespace (fanotify)"
+    assert result.stderr == f"imafs: {needed}\n"
