@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.support import DeadlineError, wait_for
@@ -63,20 +64,34 @@ class Service:
             raise DeadlineError(f"{error}\n{self.log()}") from None
 
     def _group_is_gone(self) -> bool:
-        self._process.poll()
-        try:
-            os.killpg(self._process.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
+        """Whether no process of the group lives, the first one reaped.
+
+        Zombies of others do not count: when they go is up to process 1.
+        """
+        return self._process.poll() is not None and not any(_living(self._process.pid))
 
     def stop(self) -> None:
         """SIGTERM to the whole group, as an init system does; SIGKILL to what stays."""
         if self._group_is_gone():
             return
-        os.killpg(self._process.pid, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         try:
             wait_for(self._group_is_gone, PARTING_SECONDS, f"{self.name} has ended")
         except DeadlineError:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
             wait_for(self._group_is_gone, PARTING_SECONDS, f"{self.name} was killed")
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # the last one has ended meanwhile
+            os.killpg(self._process.pid, number)
+
+
+def _living(group: int) -> Iterator[int]:
+    """Processes of a process group, zombies left out."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, member_of = stat.read_text().rsplit(")", 1)[1].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # gone meanwhile
+        if int(member_of) == group and state not in "XZ":
+            yield int(stat.parent.name)
