@@ -9,12 +9,15 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from imafs.scenarios import library
 from imafs.testing import Ima
+from tests.run.runs import imafs_as_user
 from tests.support import ROOT, require, run, wait_for
 
 PROJECT = ROOT / "tests" / "example_project"
@@ -22,20 +25,42 @@ AGENT = ROOT / "examples" / "agent.py"
 needs_mount = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
 
-def example(*arguments: str, prefix: tuple[str, ...] = (), check: bool = True) -> str:
-    """What pytest prints there."""
-    require("tpm2_quote", "tpm2_checkquote")
-    command = [*prefix, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]
-    done = run([*command, *arguments], cwd=PROJECT, deadline=240, check=check)
-    return done.stdout
+#: What is passed: both agents in every scenario, and both on quiet days.
+PASSED = f"{2 * len(library.names()) + 1} passed"
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-q", "--ima-require")
 
 
 class TestExample:
     pytestmark = needs_mount
 
-    def test_both_agents_in_every_scenario(self) -> None:
-        out = example("--ima-require")
-        assert f"{2 * len(library.names()) + 1} passed" in out, out
+    def test_as_root(self) -> None:
+        require("tpm2_quote", "tpm2_checkquote")
+        done = run([sys.executable, *PYTEST], cwd=PROJECT, deadline=240)
+        assert PASSED in done.stdout, done.stdout
+
+    @pytest.mark.parametrize(
+        ("chosen", "passed"),
+        [
+            (["-k", "test_the_agent"], f"{len(library.names())} passed"),
+            pytest.param([], PASSED, marks=pytest.mark.nightly),
+        ],
+        ids=["agent", "all"],
+    )
+    def test_as_anybody_inside_of_imafs_run(self, chosen: list[str], passed: str) -> None:
+        require("tpm2_quote", "tpm2_checkquote")
+        words, environment = imafs_as_user()
+        with tempfile.TemporaryDirectory(prefix="imafs-user-") as home:
+            os.chown(home, 12345, 12345)
+            environment |= {"TMPDIR": home, "PYTHONDONTWRITEBYTECODE": "1"}
+            inside = partial(run, env=environment, cwd=home, deadline=240)
+            # Ours may lie where only root may go.
+            commands = [
+                [*words, "run", "--", python] for python in (sys.executable, "/usr/bin/python3")
+            ]
+            look = ("-c", "import pytest")
+            able = [c for c in commands if inside([*c, *look], check=False).returncode == 0]
+            done = inside([*able[0], *PYTEST, *chosen, str(PROJECT)])
+        assert passed in done.stdout, done.stdout
 
 
 def test_every_scenario_is_played_and_documented() -> None:
