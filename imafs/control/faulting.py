@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from imafs.control.server import Handler, ProgressCallback
 from imafs.engine.emulator import Emulator
 from imafs.errors import Refused, UsageError
-from imafs.kernel.access import Holder, Opening, Role
+from imafs.kernel.access import Accounting, Holder, Opening, Role
 from imafs.kernel.faults import Rule, number_of
 from imafs.kernel.requests import Grammar, Operation, Request, parse
 
@@ -100,7 +100,8 @@ class OtherAgent:
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
-        self._held: list[Holder] = []
+        # Beside each holder whose counter it is in: a kexec or a reboot begins another one.
+        self._held: list[tuple[Accounting, Holder]] = []
 
     def act(self, action: str, count: int | None) -> Answer:
         """Carries out ``action``; raises :class:`Refused` with what a client would get."""
@@ -110,11 +111,13 @@ class OtherAgent:
         if action in _REQUESTS:
             return self._request(action, count)
         if action in ("open-read", "open-write"):
-            self._held.append(accounting.open(_STRANGER, write=action == "open-write"))
+            holder = accounting.open(_STRANGER, write=action == "open-write")
+            self._held = [(its, one) for its, one in self._held if its is accounting]
+            self._held.append((accounting, holder))
             return {"held": len(self._held)}
         if action == "close":
-            for holder in self._held:
-                accounting.release(holder)
+            for its, holder in self._held:
+                its.release(holder)
             self._held.clear()
             return {"held": 0}
         if action == "read":

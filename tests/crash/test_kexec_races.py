@@ -191,7 +191,8 @@ class Worker(threading.Thread):
             raise self._wrong
 
 
-def test_kexecs_while_records_are_added_at_full_speed(daemon: Daemon) -> None:
+@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.nightly)])
+def test_kexecs_while_records_are_added_at_full_speed(daemon: Daemon, seconds: int) -> None:
     """In bulk and one by one, and while an agent stages, reads and deletes in a loop."""
     stop = threading.Event()
     bulk: list[bytes] = []
@@ -208,7 +209,7 @@ def test_kexecs_while_records_are_added_at_full_speed(daemon: Daemon) -> None:
 
     workers = [Worker(work, stop) for work in (generate, violate, lambda turn: agent.cycle())]
     kexecs = 0
-    end = time.monotonic() + 4
+    end = time.monotonic() + seconds
     try:
         while time.monotonic() < end or agent.counts["cycles"] < 3:
             assert daemon.call("kexec_execute")["lost"] == 0
@@ -270,6 +271,17 @@ def test_reboot_with_open_writers(daemon: Daemon) -> None:
     daemon.generate(3)
     assert daemon.count() == 3
     daemon.assert_replays()
+
+
+def test_the_other_agent_does_not_outlive_its_kernel_either(daemon: Daemon) -> None:
+    daemon.generate(3)
+    daemon.call("agent", action="open-write")
+    daemon.call("kexec_execute")
+    assert daemon.call("status")["writer"] is None
+    assert daemon.call("agent", action="open-read") == {"held": 1}
+    daemon.call("reboot")
+    assert daemon.call("agent", action="close") == {"held": 0}
+    assert daemon.count() == 1
 
 
 def test_a_reader_in_the_middle_of_a_list_gets_an_error(daemon: Daemon, tmp_path: Path) -> None:
