@@ -61,6 +61,10 @@ class PolicyWriter:
             raise file.refuse(refused.errno, str(refused)) from None
         return file.load(data, content)
 
+    def spoil(self, refused: Refused) -> None:
+        """A write that failed before anything looked at it."""
+        self._file.refuse(refused.errno, str(refused))
+
     def close(self) -> None:
         """The end of the open file: the rules become active, or are gone."""
         appended = self._file.custom

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 from imafs.engine.emulator import Emulator
@@ -203,6 +204,15 @@ class PolicyHandle(Handle):
         size = min(await self._writer.write(data, real), len(data))
         self._position.after_write(offset, real, size)
         return size
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Whatever is refused inside makes the session invalid, as a kernel's own error."""
+        try:
+            yield
+        except Refused as refused:
+            self._writer.spoil(refused)
+            raise
 
     def release(self) -> None:
         self._writer.close()

@@ -328,7 +328,8 @@ class ImaOperations(pyfuse3.Operations):
         handle = self._handle(fh)
         if isinstance(handle, PolicyHandle):
             if trouble.active:
-                await trouble.around("write", names, lambda: None, data=buf)
+                with handle.failing():
+                    await trouble.around("write", names, lambda: None, data=buf)
             return await handle.store(off, bytes(buf))
         if not trouble.active:
             return handle.write(off, buf)

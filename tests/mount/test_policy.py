@@ -316,3 +316,35 @@ def test_critical_data_is_told_apart(start: Starter) -> None:
     assert said == "not measured  n (no rule matches)\n"
     help_text = imafs("mount", "--help").stdout
     assert "--no-policy-write" in help_text
+
+
+def test_kexec_and_reboot_begin_with_the_policy_of_the_boot(start: Starter) -> None:
+    """The recorded kernels have boot_aggregate and kernel_version behind kexec_execute."""
+    daemon = start("--policy", "tcb,critical_data")
+    daemon.call("kexec_load")
+    write(daemon, b"measure func=CRITICAL_DATA label=none\n")
+    descriptor = os.open(daemon.path("policy"), os.O_WRONLY)
+    daemon.call("kexec_execute")
+    with pytest.raises(OSError, match="No such device"):
+        os.write(descriptor, b"measure\n")
+    os.close(descriptor)
+    first = ["boot_aggregate", "kernel_version"]
+    assert names(daemon) == [*first, "kexec_load", "ima_policy_written", *first]
+    assert daemon.group("policy") == {
+        "rules": 22,
+        "without_effect": 0,
+        "source": "tcb,critical_data",
+    }
+    assert write(daemon, b"measure\n") == ["8"], "the old kernel's writer does not block it"
+    daemon.call("reboot")
+    assert daemon.group("policy")["rules"] == 22
+    assert names(daemon) == first
+
+
+def test_a_fault_on_the_policy(daemon: Daemon) -> None:
+    """A fault that was asked for meets the session as an error of the kernel would."""
+    daemon.call("fault", files="policy", operation="write", errno="ENOMEM", next=1)
+    assert write(daemon, b"measure\n", b"measure fowner=1\n") == ["ENOMEM", "17"]
+    assert daemon.read("policy") == b"", "the session is invalid"
+    assert write(daemon, b"measure fowner=1\n") == ["17"]
+    assert daemon.read("policy") == b"measure fowner=1 \n"
