@@ -76,6 +76,7 @@ def test_what_is_printed_is_parsed_to_the_same_text(line: bytes, words: Words) -
     # What was cut (names of 64 bytes on) and types that hide another are the only losses.
     if not re.search(rb"fs(name|_subtype)=\S{63}", text) and not rule.sigv3:
         assert again == rule
+    assert parse(Policy((rule,)).source(), words) == rule
 
 
 @given(st.lists(_LINES, max_size=4), st.lists(_LINES, max_size=4))

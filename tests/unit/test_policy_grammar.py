@@ -235,6 +235,7 @@ def test_template_of_the_command_line() -> None:
     rule = parse(b"measure template=d-ng|n-ng|iuid\n", words)
     assert rule is not None
     assert rule.text() == "measure template= \n"
+    assert parse(rule.source().encode(), words) == rule
     with pytest.raises(Refused, match="no such template"):
         parse(b"measure template=d-ng|n-ng|iuid\n")
     by_format = parse(b"measure template=d|n\n", words)
@@ -246,6 +247,7 @@ def test_large_ids_are_shown_negative() -> None:
     rule = parse(b"measure uid=4294967294 fowner>2147483648\n")
     assert rule is not None
     assert rule.text() == "measure uid=-2 fowner>-2147483648 \n"
+    assert rule.source() == "measure uid=4294967294 fowner>2147483648 \n"
 
 
 def test_numbers_that_do_not_fit() -> None:

@@ -111,6 +111,10 @@ class Policy:
         """What ``policy`` shows."""
         return b"".join(rule.encoded() for rule in self.rules)
 
+    def source(self) -> bytes:
+        """Text that is parsed to these rules again (see :meth:`Rule.source`)."""
+        return "".join(rule.source() for rule in self.rules).encode("utf-8", "surrogateescape")
+
 
 def matches(rule: Rule, access: Access) -> bool:
     """Whether ``rule`` is about ``access``, whatever its action."""

@@ -71,10 +71,13 @@ class Compare:
             return actual == self.value
         return actual > self.value if self.operator == ">" else actual < self.value
 
-    def text(self, name: str) -> str:
-        """As the kernel prints it: ids through ``%d``, so the upper half is negative."""
-        shown = self.value - (1 << 32) if self.value >> 31 else self.value
-        return f"{name}{self.operator}{shown} "
+    def text(self, name: str, *, exact: bool) -> str:
+        """As the kernel prints it: ids through ``%d``, so the upper half is negative.
+
+        ``exact``: as it was written.
+        """
+        negative = self.value >> 31 and not exact
+        return f"{name}{self.operator}{self.value - (1 << 32) if negative else self.value} "
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +133,25 @@ class Rule:
         """The line that ``policy`` shows, with its blank and newline; "" if inactive."""
         if not self.lsm_active:
             return ""
-        return f"{self.action.value} {self._base()}{self._ids()}{self._options()}\n"
+        return self._line(exact=False)
+
+    def source(self) -> str:
+        """A line that is parsed to this rule again; :meth:`text` may lose something.
+
+        A kernel cuts long names, prints large ids negative and no name of the template of
+        ``ima_template_fmt=`` (whoever parses must know that one).
+        """
+        return self._line(exact=True)
+
+    def _line(self, *, exact: bool) -> str:
+        parts = (self._base(exact), self._ids(exact), self._options(exact))
+        return f"{self.action.value} {''.join(parts)}\n"
 
     def encoded(self) -> bytes:
         """:meth:`text` as the bytes of the file."""
         return self.text().encode("utf-8", "surrogateescape")
 
-    def _base(self) -> str:
+    def _base(self, exact: bool) -> str:
         out = ""
         if self.func is not None:
             out += f"func={self.func} "
@@ -145,9 +160,9 @@ class Rule:
         if self.fsmagic is not None:
             out += f"fsmagic=0x{self.fsmagic:x} "
         if self.fsname is not None:
-            out += f"fsname={_cut(self.fsname)} "
+            out += f"fsname={self.fsname if exact else _cut(self.fsname)} "
         if self.fs_subtype is not None:
-            out += f"fs_subtype={_cut(self.fs_subtype)} "
+            out += f"fs_subtype={self.fs_subtype if exact else _cut(self.fs_subtype)} "
         if self.keyrings:
             out += f"keyrings={'|'.join(self.keyrings)} "
         if self.label:
@@ -160,7 +175,7 @@ class Rule:
             out += f"fsuuid={'-'.join(parts)} "
         return out
 
-    def _ids(self) -> str:
+    def _ids(self, exact: bool) -> str:
         named = (
             ("uid", self.uid),
             ("euid", self.euid),
@@ -169,17 +184,20 @@ class Rule:
             ("fowner", self.fowner),
             ("fgroup", self.fgroup),
         )
-        return "".join(compare.text(name) for name, compare in named if compare is not None)
+        given = [(name, compare) for name, compare in named if compare is not None]
+        return "".join(compare.text(name, exact=exact) for name, compare in given)
 
-    def _options(self) -> str:
+    def _options(self, exact: bool) -> str:
         out = ""
         if self.algorithms:
             out += f"appraise_algos={','.join(self.algorithms)} "
         out += "".join(f"{word}={label} " for word, label in self.lsm)
         if self.template is not None:
-            out += f"template={_template_name(self.template)} "
+            out += f"template={_template_name(self.template, exact=exact)} "
         if self.signature:
             kind = "sigv3" if self.sigv3 else "imasig|modsig" if self.modsig else "imasig"
+            if exact and self.sigv3 and self.modsig:
+                out += "appraise_type=imasig|modsig "
             out += f"appraise_type={kind} "
         if self.verity:
             out += "digest_type=verity "
@@ -193,6 +211,6 @@ def _cut(name: str) -> str:
     return raw[:_SHOWN].decode("utf-8", "surrogateescape")
 
 
-def _template_name(template: Template) -> str:
+def _template_name(template: Template, *, exact: bool) -> str:
     # The template of ima_template_fmt= has an empty name (ima_template.c:21).
-    return template.label if template.label in TEMPLATES else ""
+    return template.label if exact or template.label in TEMPLATES else ""
