@@ -20,7 +20,9 @@ class _Journal(logging.Formatter):
 def configure(log_file: str | None) -> None:
     """Sets up the root logger once, before anything else starts."""
     if log_file is not None:
-        handler: logging.Handler = logging.FileHandler(log_file, encoding="utf-8")
+        handler: logging.Handler = logging.FileHandler(
+            log_file, encoding="utf-8", errors="backslashreplace"
+        )
         handler.setFormatter(logging.Formatter("%(asctime)s imafs: %(levelname)s: %(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)

@@ -43,7 +43,7 @@ class PolicyWriter:
             try:
                 return await self._write(data, position)
             except Refused as refused:
-                log.info("policy: %s: %s", refused.errno_name, refused)
+                log.info("policy: %s: %s", refused.errno_name, _printable(str(refused)))
                 raise
 
     async def _write(self, data: bytes, position: int) -> int:
@@ -88,4 +88,9 @@ def _explain(file: PolicyFile) -> None:
 
 
 def _shown(rule: Rule) -> str:
-    return rule.text().rstrip() or rule.action.value
+    return _printable(rule.text().rstrip()) or rule.action.value
+
+
+def _printable(text: str) -> str:
+    """Whatever bytes somebody wrote, in one line of the log."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c) & 0xFF:02x}" for c in text)

@@ -40,7 +40,6 @@ MASKS: Mapping[str, int] = {
     "POLICY_CHECK": MAY_READ,
     "KEXEC_KERNEL_CHECK": MAY_READ,
     "KEXEC_INITRAMFS_CHECK": MAY_READ,
-    "KEXEC_CMDLINE": 0,
 }
 
 

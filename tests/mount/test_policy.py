@@ -348,3 +348,13 @@ def test_a_fault_on_the_policy(daemon: Daemon) -> None:
     assert daemon.read("policy") == b"", "the session is invalid"
     assert write(daemon, b"measure fowner=1\n") == ["17"]
     assert daemon.read("policy") == b"measure fowner=1 \n"
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+def test_odd_bytes_in_the_log(start: Starter, tmp_path: Path, to_file: bool) -> None:
+    log = tmp_path / "log"
+    daemon = start(*(("--log-file", log) if to_file else ()))
+    assert write(daemon, b"measure func=\xff\x1b[31m\n", b"/\xff\x1b\n") == ["EINVAL", "ENOENT"]
+    text = log.read_text() if to_file else daemon.log()
+    assert "policy: EINVAL: func=\\xff\\x1b[31m: no such hook\n" in text
+    assert "policy: ENOENT: /\\xff\\x1b: No such file or directory\n" in text
