@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -141,6 +142,36 @@ def test_mount_below(disk: Disk, emulators: StartEmulator) -> None:
     assert names(emulator)[-1] == str(program)
     run(["umount", place])
     measures(emulator, disk, "after")
+
+
+def test_mounted_below_later(emulator: Emulator, disk: Disk) -> None:
+    place = disk.root / "in/mnt"
+    place.mkdir()
+    run(["mount", "-t", "tmpfs", "none", place])
+    number = 0
+
+    def seen() -> bool:
+        nonlocal number
+        number += 1
+        program = disk.program(f"in/mnt/program{number}")
+        run([program])
+        return str(program) in names(emulator)
+
+    wait_for(seen, 10, "the new file system is watched")
+    run(["umount", place])
+
+
+def test_a_watched_path_is_removed(emulator: Emulator, disk: Disk) -> None:
+    """The rest stays watched, also by the next listener."""
+    other = disk.file("other/file").parent
+    emulator.call("watch", paths=[str(other)])
+    (disk.root / "in").rmdir()
+    emulator.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
+    os.kill(status(emulator)["listener"], signal.SIGKILL)
+    wait_for(lambda: status(emulator)["listener"], 10, "the listener is back")
+    measures(emulator, disk, "other/new")
+    # And what comes again under its name is watched again.
+    measures(emulator, disk, "in/new")
 
 
 def test_watch_and_unwatch(disk: Disk, emulators: StartEmulator) -> None:

@@ -7,6 +7,7 @@ deadline pass, nobody waits for it any more until it has answered again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import socket
@@ -213,7 +214,7 @@ class Jobs:
         """Sends what the socket has room for, and what threads have hashed."""
         while self._unsent and self._try(self._unsent[0]):
             self._unsent.popleft()
-        if self._hashed:
+        with contextlib.suppress(BlockingIOError):  # nothing was hashed
             os.eventfd_read(self.finished)
         while self._hashed:
             self._hashing -= 1

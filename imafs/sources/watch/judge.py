@@ -38,7 +38,10 @@ class Judge:
         self.ignorable: bytes | None = None
         self._jobs = jobs
         self._inodes = Inodes()
+        self._paths: tuple[bytes, ...] = ()
         self._places = Places()
+        #: Descriptor of the table of mounts; poll() tells when it has changed.
+        self.mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._facts: dict[int, wire.FileSystem] = {}
         self._policy = Policy()
         self._decisions: dict[Access, int | None] = {}
@@ -57,8 +60,15 @@ class Judge:
         """Other paths."""
         self._facts = {facts.device: facts for facts in message.file_systems}
         self._decisions.clear()
-        files = [path for path in message.paths if not os.path.isdir(path)]
-        self._places.update(message.paths, _mountinfo(), files)
+        self._paths = message.paths
+        self.look_at_mounts()
+
+    def look_at_mounts(self) -> None:
+        """Reads the table of mounts anew."""
+        files = [path for path in self._paths if not os.path.isdir(path)]
+        os.lseek(self.mounts, 0, os.SEEK_SET)
+        table = b"".join(iter(lambda: os.read(self.mounts, 1 << 16), b""))
+        self._places.update(self._paths, table, files)
 
     def forget(self) -> None:
         """A boot."""
@@ -199,8 +209,3 @@ def _made(way: opener.Way, info: os.stat_result) -> bool:
         return True
     age = time.time_ns() - info.st_ctime_ns
     return info.st_size == 0 and info.st_ctime_ns == info.st_mtime_ns and age < _JUST_MADE
-
-
-def _mountinfo() -> bytes:
-    with open("/proc/self/mountinfo", "rb", buffering=0) as file:
-        return file.readall()

@@ -63,6 +63,8 @@ class Listener:
         """Until the watcher is gone."""
         self._poll.register(self._channel, select.POLLIN)
         self._poll.register(self._jobs.finished, select.POLLIN)
+        # Of /proc/self/mountinfo the kernel tells changes by these.
+        self._poll.register(self._judge.mounts, select.POLLPRI | select.POLLERR)
         while True:
             self._sign()
             ready = dict(self._poll.poll(1000 * self._jobs.wait(_BEAT)))
@@ -70,6 +72,10 @@ class Listener:
             if self._channel.fileno() in ready:
                 self._take()
             self._jobs.proceed()
+            if self._judge.mounts in ready:
+                self._judge.look_at_mounts()
+                self._forget_ignored()
+                self._jobs.send(wire.Mounted())
             if self._moves is not None and self._moves.moved():
                 self._forget_ignored()
             if self._permissions is not None and self._permissions.descriptor in ready:
@@ -192,7 +198,8 @@ class Listener:
         for point in points:
             self._permissions.unmark(point)
         for point in self._marked:
-            self._permissions.mark(point)  # two points may be on one file system
+            with contextlib.suppress(FileNotFoundError):  # removed since
+                self._permissions.mark(point)  # two points may be on one file system
 
 
 def _moves() -> Moves | None:
@@ -241,7 +248,7 @@ def _child(channel: socket.socket, beat: int, deadline: float, parent: int) -> N
         Listener(channel, beat, deadline).run()
     except ConnectionError:
         os._exit(ENDED)
-    except (OSError, FormatError, ValueError) as error:
+    except Exception as error:
         os.write(2, f"imafs: ERROR: the listener: {error!r}\n".encode(errors="backslashreplace"))
         os._exit(FAILED)
 

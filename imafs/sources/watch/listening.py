@@ -35,12 +35,20 @@ class Gone(Exception):
 
 
 class Listening:
-    """A running listener. ``take`` is given every use and violation, in their order."""
+    """A running listener. ``take`` is given every use and violation, in their order;
+    ``mounted`` is called when the table of mounts has changed."""
 
-    def __init__(self, deadline: float, take: Callable[[wire.Use | wire.Violation], None]) -> None:
+    def __init__(
+        self,
+        deadline: float,
+        take: Callable[[wire.Use | wire.Violation], None],
+        mounted: Callable[[], None],
+    ) -> None:
         # A listener that is only waiting for its turn on a busy machine is not dead.
         self._patience = max(deadline, PATIENCE)
         self._take = take
+        self._mounted = mounted
+        self._ended = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             for end in (ours, theirs):
@@ -90,6 +98,8 @@ class Listening:
         self.send(message)
         with trio.move_on_after(START):
             while message.number not in self._answers:
+                if self._ended:
+                    raise Refused(errno.EIO, "the listener of watched files has ended")
                 await self._heard.wait()
             answer = self._answers.pop(message.number)
             if answer.errno:
@@ -104,7 +114,7 @@ class Listening:
         before = self.reports
         self.send(wire.Ask())
         with trio.move_on_after(seconds):
-            while self.reports == before:
+            while self.reports == before and not self._ended:
                 await self._heard.wait()
         return self.reports != before
 
@@ -121,6 +131,8 @@ class Listening:
             except (OSError, FormatError) as error:
                 log.error("the listener of watched files: %s", error)
             nursery.cancel_scope.cancel()
+        self._ended = True
+        self._wake()
         raise Gone(await self.end())
 
     def _hear(self, message: wire.Message) -> None:
@@ -128,6 +140,8 @@ class Listening:
             case wire.Use() | wire.Violation():
                 self._take(message)
                 return
+            case wire.Mounted():
+                self._mounted()
             case wire.Watching():
                 self._answers[message.number] = message
             case wire.Counters():
@@ -135,6 +149,9 @@ class Listening:
                 self.reports += 1
             case _:
                 raise FormatError(f"not for a watcher: {message!r}")
+        self._wake()
+
+    def _wake(self) -> None:
         heard, self._heard = self._heard, trio.Event()
         heard.set()
 

@@ -34,6 +34,8 @@ _EXTEND_WAIT = 1.0
 _RETRY_FIRST, _RETRY_LONGEST = 0.05, 10.0
 #: A listener that lived so long has not died of its start, seconds.
 _HEALTHY = 30.0
+#: Seconds after a change of the table of mounts.
+_SETTLE = 0.02
 #: Seconds that a status waits for a listener.
 _STATUS = 1.0
 
@@ -70,6 +72,7 @@ class Watcher:
         self._listening: Listening | None = None
         self._life = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
+        self._remounted = trio.Event()
         self._restarts = 0
         self._last: str | None = None
         self._before = wire.Counters()
@@ -167,23 +170,46 @@ class Watcher:
         """One listener from its start to its end; how it ended, None: not wanted any more."""
         how = None
         try:
-            listening = await trio.to_thread.run_sync(Listening, self._deadline, self._take)
+            listening = await trio.to_thread.run_sync(
+                Listening, self._deadline, self._take, self._mounted
+            )
         except OSError as error:
             return f"it cannot be started: {error.strerror}"
-        with trio.CancelScope() as self._life:
-            try:
+        try:
+            with trio.CancelScope() as self._life:
+                if not self._wanted.is_set():
+                    return None
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
                     nursery.start_soon(listening.run)
+                    nursery.start_soon(self._look_again, listening)
                     await self._greet(listening)
                     await trio.sleep_forever()
-            except* Gone as group:
-                how = str(group.exceptions[0])
-        self._listening, self._nursery = None, None
-        self._ready = trio.Event()
-        self._before = _sum(self._before, listening.counters)
-        await listening.end()
+        except* Gone as group:
+            how = str(group.exceptions[0])
+        finally:
+            self._listening, self._nursery = None, None
+            self._ready = trio.Event()
+            self._before = _sum(self._before, listening.counters)
+            await listening.end()
         return how
+
+    def _mounted(self) -> None:
+        self._remounted.set()
+
+    async def _look_again(self, listening: Listening) -> None:
+        """Marks file systems that were mounted below a path."""
+        while True:
+            await self._remounted.wait()
+            # Many mounts in a row are one reason.
+            await trio.sleep(_SETTLE)
+            self._remounted = trio.Event()
+            async with self._changing:
+                if self._listening is listening and self._paths:
+                    try:
+                        await self._tell(listening, self._paths)
+                    except Refused as refused:
+                        log.warning("after a mount: %s", refused)
 
     async def _greet(self, listening: Listening) -> None:
         self._queue = self._emulator.queue

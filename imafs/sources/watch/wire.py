@@ -141,15 +141,20 @@ class Counters:
     trouble: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """The table of mounts has changed: there may be another file system below a path."""
+
+
 ToListener = Settings | Rules | Watch | Done | Forget | Ask
-ToWatcher = Watching | Use | Violation | Counters
+ToWatcher = Watching | Use | Violation | Counters | Mounted
 Message = ToListener | ToWatcher
 
 _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         *(Settings, Rules, Watch, Done, Forget, Ask),
-        *(Watching, Use, Violation, Counters),
+        *(Watching, Use, Violation, Counters, Mounted),
     )
 }
 _PARTS: dict[str, Any] = {kind.__name__: kind for kind in (FileSystem, Access)}
