@@ -209,7 +209,8 @@ class Watcher:
                     try:
                         await self._tell(listening, self._paths)
                     except Refused as refused:
-                        log.warning("after a mount: %s", refused)
+                        # Its end is told elsewhere, and the next one looks for itself.
+                        log.info("after a mount: %s", refused)
 
     async def _greet(self, listening: Listening) -> None:
         self._queue = self._emulator.queue
