@@ -76,19 +76,26 @@ class Faulting:
         if options.get("work"):
             if len(options) > 1:
                 raise UsageError("tpm: work stands alone")
-            pace.behind, pace.delay, pace.fail = 0, 0.0, 0
-            emulator.device.go_on()
-        if options.get("hang"):
-            emulator.device.hang()
-        elif options.get("hang") is False:
-            emulator.device.go_on()
+            options = {"behind": 0, "delay": 0, "fail": 0, "hang": False}
+        hang = options.get("hang")
+        if hang is not None:
+            if hang:
+                emulator.device.hang()
+            else:
+                emulator.device.go_on()
+            pace.hang = bool(hang)
         behind, delay = _number(options, "behind"), _number(options, "delay")
         fail = _number(options, "fail")
         pace.behind = pace.behind if behind is None else behind
         pace.delay = pace.delay if delay is None else delay / 1000
         pace.fail = pace.fail if fail is None else fail
         emulator.extender.hurry()
-        return {"behind": pace.behind, "delay": round(pace.delay * 1000), "fail": pace.fail}
+        return {
+            "behind": pace.behind,
+            "delay": round(pace.delay * 1000),
+            "fail": pace.fail,
+            "hang": pace.hang,
+        }
 
     async def agent(self, options: Options, progress: ProgressCallback) -> Answer:
         """One act of the other agent."""

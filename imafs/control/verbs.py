@@ -241,7 +241,8 @@ class Verbs:
     async def wait(self, options: Options, progress: ProgressCallback) -> Answer:
         """Until so many records were added since boot, and are extended if asked.
 
-        ETIMEDOUT after ``timeout`` seconds (default: never).
+        Those that are held back on purpose (``tpm --behind``) are not waited for. ETIMEDOUT
+        after ``timeout`` seconds (default: never).
         """
         records = options.get("records")
         seconds = options.get("timeout")
@@ -251,7 +252,8 @@ class Verbs:
             wanted = records if isinstance(records, int) else emulator.queue.totals.added
             await emulator.wait_added(wanted)
             if options.get("extended"):
-                await emulator.extender.wait_extended(emulator.queue.totals.added)
+                behind = emulator.pace.behind
+                await emulator.extender.wait_extended(emulator.queue.totals.added - behind)
             return {
                 "records": emulator.queue.totals.added,
                 "extended": emulator.queue.totals.extended,

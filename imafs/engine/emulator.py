@@ -234,7 +234,7 @@ class Emulator:
             self._extender = Extender(
                 self._new_queue(), self.channel, Replay(self.layout.banks), self.pace
             )
-            self._extender.failures = failures
+            self._extender.failures = replace(failures, skipped=0)
             if self.config.boot_aggregate:
                 self.measure_boot(values)
             self.changed()

@@ -43,12 +43,14 @@ class Pace:
     ``behind``: so many of the newest records are never extended. ``delay``: seconds between
     a record and its extend, at least. ``fail``: so many extends from now on fail, for good:
     a kernel logs that and keeps the record, and its PCR never gets it
-    (Linux 7.3 ima_queue.c, ``ima_pcr_extend``).
+    (Linux 7.3 ima_queue.c, ``ima_pcr_extend``). ``hang``: the TPM was told to hang; this is
+    for the status alone.
     """
 
     behind: int = 0
     delay: float = 0.0
     fail: int = 0
+    hang: bool = False
 
 
 class Extender:

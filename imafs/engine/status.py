@@ -69,6 +69,7 @@ async def status(emulator: Emulator) -> dict[str, object]:
             "behind": emulator.pace.behind,
             "delay": emulator.pace.delay,
             "fail": emulator.pace.fail,
+            "hang": emulator.pace.hang,
         },
     }
 

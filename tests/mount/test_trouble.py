@@ -140,8 +140,8 @@ def test_the_list_ahead_of_the_tpm(daemon: Daemon) -> None:
     daemon.call("wait", extended=True)
     before = daemon.group("records")["since_boot"]
     ctl(daemon, "tpm", "--behind", "3")
-    daemon.call("generate", count=10)
-    wait_for(lambda: daemon.group("records")["pending"] == 3, 10, "three records are pending")
+    daemon.generate(10)
+    assert daemon.group("records")["pending"] == 3
     assert before == 1
     saved = daemon.place.base / "list"
     saved.write_bytes(daemon.read())
@@ -170,6 +170,10 @@ def test_extends_that_fail(daemon: Daemon) -> None:
     saved = daemon.place.base / "list"
     saved.write_bytes(daemon.read())
     assert imafs("verify", saved, "--tcti", daemon.tcti, check=False).returncode == 8
+    assert "skipped 1" in ctl(daemon, "status")
+    ctl(daemon, "reboot")
+    assert "skipped" not in ctl(daemon, "status")
+    daemon.assert_replays()
 
 
 def test_a_tpm_that_hangs_and_works_again(daemon: Daemon) -> None:
@@ -186,6 +190,7 @@ def test_a_tpm_that_hangs_and_works_again(daemon: Daemon) -> None:
     daemon.call("generate", count=5)
     assert daemon.count() == 6
     assert daemon.group("records")["pending"] == 5
+    assert "on purpose: hang yes" in ctl(daemon, "status")
     ctl(daemon, "tpm", "--work")
     daemon.assert_replays()
 
