@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -26,8 +27,8 @@ from typing import Any
 
 PCR, SIZE = 10, 32  # of the SHA-256 bank
 STAGED = "binary_runtime_measurements_sha256_staged"
-PATIENCE = float(os.environ.get("AGENT_PATIENCE", "20"))  # seconds for the list
 ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign"
+PATIENCE = float(os.environ.get("AGENT_PATIENCE", "20"))  # seconds for the list
 TPM_PATIENCE = float(os.environ.get("AGENT_TPM_PATIENCE", "10"))  # seconds per TPM command
 
 #: What passes: another program has a list open; measurements are suspended before a kexec
@@ -38,22 +39,23 @@ PASSING = {errno.EBUSY, errno.EACCES, errno.ESTALE, errno.EIO, errno.ENODEV, err
 class Store:
     """The records of one boot: a file that only grows, and what is known about it.
 
-    ``deleted``: bytes whose deletion the kernel has confirmed. What stands behind them was
-    stored and may come again: D was refused because of a kexec, or we died before D.
-    ``attested`` bytes lead to ``value``, the PCR of the last quote.
+    ``stored`` bytes are on the disk. ``deleted``: bytes whose deletion the kernel has
+    confirmed; those between the two may come again, for D was refused because of a kexec,
+    or we died before D. ``attested`` bytes lead to ``value``, the PCR of the last quote.
     """
 
     def __init__(self, root: Path, boot: int) -> None:
         self.dir = root / f"boot-{boot}"
         self.dir.mkdir(parents=True, exist_ok=True)
         self.file = (self.dir / "records").open("ab+", buffering=0)
-        self.state: dict[str, Any] = {"deleted": 0, "attested": 0, "value": bytes(SIZE).hex()}
+        self.state: dict[str, Any] = {"stored": 0, "deleted": 0, "attested": 0}
+        self.state["value"] = bytes(SIZE).hex()
         if (self.dir / "state").exists():
             self.state = json.loads((self.dir / "state").read_text())
 
     def read(self, start: int) -> bytes:
         self.file.seek(start)
-        return self.file.read()
+        return self.file.read(self.state["stored"] - start)
 
     def keep(self, staged: bytes) -> None:
         """Stores what of ``staged`` is not stored yet; it is on the disk when this returns.
@@ -62,10 +64,11 @@ class Store:
         """
         known = self.read(self.state["deleted"])
         new = staged[len(known) :] if staged.startswith(known) else staged
+        self.file.truncate(self.state["stored"])  # half of a write that we died in
         while new:
             new = new[self.file.write(new) :]
         os.fsync(self.file.fileno())
-        sync(self.dir)
+        self.note(stored=self.file.seek(0, os.SEEK_END))
 
     def note(self, **changes: object) -> None:
         """All of the state or none of it is on the disk, whenever we die."""
@@ -110,7 +113,7 @@ def drain(path: Path, store: Store) -> bool:
             return True
         store.keep(read_all(descriptor))
         os.write(descriptor, b"D\n")
-        store.note(deleted=store.file.seek(0, os.SEEK_END))
+        store.note(deleted=store.state["stored"])
         return fresh
     finally:
         os.close(descriptor)
@@ -219,8 +222,10 @@ def attest(ima: Path, root: Path, evidence: Path, nonce: str) -> bool:
             return False
         length, value = found
         (Path(new) / "records").write_bytes(store.read(start)[:length])
-        place = evidence / f"boot-{boot}-{start:012d}-{time.time_ns()}"
-        os.mkdir(place)
+        # The same place again when we died between here and the note: sent anew.
+        place = evidence / f"boot-{boot}-{start:012d}"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
         for name in ("message", "signature", "public", "records"):
             os.rename(Path(new) / name, place / name)
         store.note(attested=start + length, value=value.hex())

