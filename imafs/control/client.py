@@ -227,6 +227,14 @@ class ControlClient:
         """Lists, PCRs, readers, failures."""
         return self.call("status")
 
+    def watch(self, *paths: str | os.PathLike[str]) -> Answer:
+        """Measure what is used below ``paths`` (relative to this process)."""
+        return self.call("watch", {"paths": [_absolute(path) for path in paths]})
+
+    def unwatch(self, *paths: str | os.PathLike[str]) -> Answer:
+        """Watch ``paths`` no more."""
+        return self.call("unwatch", {"paths": [_absolute(path) for path in paths]})
+
     def suspend(self) -> Answer:
         """Stop adding records."""
         return self.call("suspend")

@@ -145,6 +145,19 @@ def test_suspend_resume_reset_hello_stop(daemon: Daemon) -> None:
     assert ctl(daemon, "status")[0] == 6
 
 
+@pytest.mark.root
+def test_watch_and_unwatch(daemon: Daemon, tmp_path: Path) -> None:
+    used = tmp_path / "used"
+    used.write_text("used")
+    status, out, err = ctl(daemon, "watch", str(tmp_path))
+    assert (status, out, err) == (0, f'watched: ["{tmp_path}"]\n', "")
+    assert used.read_text() == "used"
+    # tcb says nothing of a tmpfs: whichever it is, a use was seen.
+    assert "listener    1 uses" in ctl(daemon, "status")[1]
+    assert ctl(daemon, "unwatch", str(tmp_path))[0] == 0
+    assert ctl(daemon, "unwatch", str(tmp_path))[0] == 7
+
+
 def test_kexec_and_reboot(daemon: Daemon, tmp_path: Path) -> None:
     buffer = tmp_path / "buffer"
     assert ctl(daemon, "kexec-buffer", "-o", str(buffer)) == (0, "125 bytes, 1 records\n", "")

@@ -46,6 +46,8 @@ CALLS: list[tuple[str, Callable[[ControlClient], Answer], dict[str, object]]] = 
     ("wait", lambda c: c.wait(records=4, extended=True), {"records": 4, "extended": True}),
     ("wait", lambda c: c.wait(timeout=2), {"timeout": 2}),
     ("status", lambda c: c.status(), {}),
+    ("watch", lambda c: c.watch("/a", Path("/b")), {"paths": ["/a", "/b"]}),
+    ("unwatch", lambda c: c.unwatch("/a"), {"paths": ["/a"]}),
     ("suspend", lambda c: c.suspend(), {}),
     ("resume", lambda c: c.resume(), {}),
     ("kexec_load", lambda c: c.kexec_load(), {}),
