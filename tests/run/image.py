@@ -24,44 +24,58 @@ _AUTHORITY = "build-authorities.crt"
 _STEP = 900
 
 
-def debootstrap(place: Path) -> None:
-    """A minimal Debian, as the slim images have it."""
-    run(["unshare", "--mount", "debootstrap", "--variant=minbase", SUITE, place], deadline=_STEP)
+class Builder:
+    """Makes the stages below ``home``, each when it is asked for."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._stages: dict[str, Path] = {}
+        self._done = 0
+
+    def base(self) -> Path:
+        """A minimal Debian, as the slim images have it."""
+        place = self._home / "base"
+        if not place.exists():
+            minimal = ("debootstrap", "--variant=minbase", SUITE, str(place))
+            run(["unshare", "--mount", *minimal], deadline=_STEP)
+        return place
+
+    def stage(self, name: str) -> Path:
+        """The root file system of a stage: ``build``, ``last``."""
+        stages = re.split(r"^(?=FROM )", _instructions(), flags=re.M)[1:]
+        while name not in self._stages:
+            self._make(stages[self._done].splitlines())
+            self._done += 1
+        return self._stages[name]
+
+    def _make(self, lines: list[str]) -> None:
+        """Raises where an instruction is not known."""
+        source, _, name = lines[0].removeprefix("FROM ").partition(" AS ")
+        assert source == f"docker.io/library/debian:{SUITE}-slim"
+        root, directory = self._home / (name or "last"), "/"
+        run(["cp", "-a", self.base(), root], deadline=_STEP)
+        for line in lines[1:]:
+            verb, _, rest = line.partition(" ")
+            match verb:
+                case "RUN":
+                    _run(root, f"cd {directory} && {rest}")
+                case "WORKDIR":
+                    directory = rest
+                    _below(root, directory).mkdir(parents=True, exist_ok=True)
+                case "COPY":
+                    _copy(rest.split(), root, directory, self._stages)
+                case "LABEL" | "ENTRYPOINT" | "HEALTHCHECK" | "STOPSIGNAL":
+                    continue  # of the image's configuration: tests/run/containers.py
+                case _:
+                    raise AssertionError(f"an instruction that the tests do not know: {line}")
+        self._stages[name or "last"] = root
 
 
-def build(home: Path) -> Path:
-    """The root file system of the last stage. Raises where an instruction is not known."""
-    base = home / "base"
-    debootstrap(base)
-    stages: dict[str, Path] = {}
-    root, directory = base, "/"
+def _instructions() -> str:
+    """The Containerfile, an instruction per line."""
     text = re.sub(r"^#.*\n", "", (ROOT / "Containerfile").read_text(), flags=re.M)
-    for line in text.replace("\\\n", " ").splitlines():
-        verb, _, rest = line.strip().partition(" ")
-        match verb:
-            case "":
-                continue
-            case "FROM":
-                words = rest.split()
-                assert words[0] == f"docker.io/library/debian:{SUITE}-slim"
-                name = words[2] if len(words) > 1 else "last"
-                root, directory = home / name, "/"
-                run(["cp", "-a", base, root], deadline=_STEP)
-                stages[name] = root
-            case "RUN":
-                _run(root, f"cd {directory} && {rest.strip()}")
-            case "WORKDIR":
-                directory = rest.strip()
-                _below(root, directory).mkdir(parents=True, exist_ok=True)
-            case "COPY":
-                _copy(rest.split(), root, directory, stages)
-            case "LABEL" | "ENTRYPOINT" | "HEALTHCHECK" | "STOPSIGNAL":
-                continue  # of the image's configuration: tests/run/containers.py
-            case "CMD" if line.startswith(" "):
-                continue  # HEALTHCHECK's second line
-            case _:
-                raise AssertionError(f"an instruction that the tests do not know: {line}")
-    return stages["last"]
+    lines = text.replace("\\\n", " ").splitlines()
+    return "".join(f"{line.strip()}\n" for line in lines if line.strip())
 
 
 def _below(root: Path, path: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.run.containers import Pod, services
-from tests.run.image import build
+from tests.run.image import Builder
 from tests.support import require, run, wait_for
 
 pytestmark = [
@@ -22,25 +22,39 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[Path]:
+def builder() -> Iterator[Builder]:
     require("root", "runc", "debootstrap", "/dev/fuse")
     home = Path(tempfile.mkdtemp(prefix="image-"))
     try:
-        yield build(home)
+        yield Builder(home)
     finally:
         shutil.rmtree(home)
 
 
-def test_imafs_is_in_it_and_no_compiler(image: Path) -> None:
+# A stage in each test: some minutes, and no test may take more than five.
+
+
+def test_the_base(builder: Builder) -> None:
+    assert "bookworm" in (builder.base() / "etc/os-release").read_text()
+
+
+def test_the_wheels(builder: Builder) -> None:
+    names = [path.name for path in (builder.stage("build") / "wheels").iterdir()]
+    for package in ("imafs", "pyfuse3", "tpm2_pytss", "trio"):
+        assert any(name.startswith(f"{package}-") for name in names), names
+
+
+def test_imafs_is_in_the_image_and_no_compiler(builder: Builder) -> None:
+    image = builder.stage("last")
     said = run(["chroot", image, "imafs", "--version"]).stdout
     assert said.startswith("imafs ")
     assert not (image / "usr/bin/gcc").exists()
     assert not (image / "wheels").exists()
 
 
-def test_compose_with_the_image(image: Path) -> None:
+def test_compose_with_the_image(builder: Builder) -> None:
     """The emulator becomes healthy, the agent prints a record and the PCR."""
-    pod = Pod(image)
+    pod = Pod(builder.stage("last"))
     try:
         pod.start("pod", services()["pod"])
         emulator = pod.start("emulator", services()["emulator"])

@@ -168,12 +168,17 @@ def test_the_terminal_goes_back_to_a_script(terminal: Terminal) -> None:
     terminal.expect("got word")
 
 
-def test_size(terminal: Terminal) -> None:
-    terminal.type(
-        f"{RUN} -- bash -c 'trap \"stty size\" WINCH; echo u''p; while :; do sleep 0.05; done'\n"
+def test_size(terminal: Terminal, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text(
+        "import os, signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})\n"
+        "print('up', flush=True)\n"
+        "signal.sigwait({signal.SIGWINCH})\n"
+        "print(*os.get_terminal_size())\n"
     )
+    terminal.type(f"{RUN} -- {sys.executable} {script}\n")
     terminal.expect("up\r")
     terminal.resize(33, 77)
-    terminal.expect("33 77")
-    terminal.type("\x03")
+    terminal.expect("77 33")
     terminal.expect(PROMPT)
