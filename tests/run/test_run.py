@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,6 +47,27 @@ def test_a_measured_file_and_the_tpm(who: str) -> None:
     assert lines.splitlines()[-1].split()[3:] == [f"sha256:{hash_of('/usr/bin/ls')}", "/usr/bin/ls"]
     value = replay(lines.encode(), "sha256").hex().upper()
     assert f"0x{value}" in pcr
+
+
+def test_a_watched_file(tmp_path: Path) -> None:
+    """What the command executes is measured by itself, and the PCR is what the list replays to."""
+    tool = tmp_path / "ls"
+    shutil.copy("/usr/bin/ls", tool)
+    out = in_shell(
+        f"{tool} / >&2; cat {LIST}_sha256; imafs verify {IMA}/binary_runtime_measurements",
+        *("--watch", str(tmp_path)),
+    )
+    assert f"sha256:{hash_of(str(tool))} {tool}\n" in out
+    assert "match after record 2" in out
+
+
+def test_watching_needs_the_initial_user_namespace(tmp_path: Path) -> None:
+    traces = Traces()
+    done = imafs_run("--watch", tmp_path, "--", "true", who="namespace", check=False)
+    assert done.returncode != 0
+    assert "CAP_SYS_ADMIN" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    traces.assert_none(set())
 
 
 @WHO
