@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -203,6 +204,15 @@ def test_watch_and_unwatch(disk: Disk, emulators: StartEmulator) -> None:
     assert len(names(emulator)) == 4
 
 
+def test_two_emulators(disk: Disk, emulators: StartEmulator) -> None:
+    """Each has its own listener; an open waits for both."""
+    first, second = (emulators("--watch", str(disk.root)) for _ in range(2))
+    for name in ("one", "two"):
+        measures(first, disk, name)
+        assert names(second)[-1] == str(disk.root / name)
+    assert all(status(emulator)["late"] == 0 for emulator in (first, second))
+
+
 def test_a_link_is_resolved(disk: Disk, emulators: StartEmulator) -> None:
     file = disk.file("real/file")
     (disk.root / "link").symlink_to("real")
@@ -219,6 +229,29 @@ def test_after_a_reset_everything_is_new(emulator: Emulator, disk: Disk) -> None
         assert names(emulator) == ["boot_aggregate", str(program)]
         emulator.call("reset")
         assert names(emulator) == ["boot_aggregate"]
+
+
+def test_after_a_kexec_everything_is_new(emulator: Emulator, disk: Disk) -> None:
+    """Carried records are not in the next kernel's hash table."""
+    program = disk.program("in/program")
+    run([program])
+    emulator.call("kexec_load")
+    emulator.call("kexec_execute")
+    run([program])
+    run([program])
+    assert names(emulator).count(str(program)) == 2
+    assert names(emulator)[-1] == str(program)
+
+
+def test_in_imafs_run(disk: Disk) -> None:
+    """The command's own uses, in the list where it looks for it, and in the PCR."""
+    program = disk.program("in/program")
+    script = f"{program}; cd /sys/kernel/security/ima; cat ascii_runtime_measurements_sha256; "
+    script += f"{sys.executable} -m imafs verify binary_runtime_measurements >&2"
+    result = imafs("run", "--watch", program.parent, "--", "sh", "-c", script)
+    digest = run(["sha256sum", program]).stdout.split()[0]
+    assert result.stdout.splitlines()[-1].endswith(f" ima-ng sha256:{digest} {program}")
+    assert "PCR" in result.stderr
 
 
 def test_suspended(emulator: Emulator, disk: Disk) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import trio
 
@@ -62,7 +62,6 @@ class Watcher:
         self._paths: tuple[bytes, ...] = ()
         self._changing = trio.Lock()
         self._number = 0
-        self._tcb = Policy(builtin.rules(["tcb"], emulator.config.policy_config.release))
         # What the listener was last told of.
         self._policy = self._judging
         self._queue = emulator.queue
@@ -267,7 +266,8 @@ class Watcher:
 
     @property
     def _judging(self) -> Policy:
-        return self._tcb if self._emulator.policy is None else self._emulator.policy
+        emulator = self._emulator
+        return emulator.policy or _tcb(emulator.policy_file.config.release)
 
     def _take(self, message: wire.Use | wire.Violation) -> None:
         """Into the list now; the answer follows the extend."""
@@ -325,6 +325,11 @@ class Watcher:
     def _answer(self, number: int, measured: bool) -> None:
         if self._listening is not None:
             self._listening.send(wire.Done(number, measured))
+
+
+@cache
+def _tcb(release: builtin.Release) -> Policy:
+    return Policy(builtin.rules(["tcb"], release))
 
 
 #: What adds up over the lives of listeners.

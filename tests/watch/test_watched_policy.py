@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The policy decides over watched files: given at the start, or written through its file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.emulator import Emulator, StartEmulator
+from tests.support import run
+from tests.watch.disk import Disk
+from tests.watch.looking import names, status
+
+pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
+
+Start = Callable[..., Emulator]
+
+
+@pytest.fixture
+def start(emulators: StartEmulator, disk: Disk) -> Start:
+    """An emulator that watches ``disk``, with these rules."""
+
+    def start(*rules: str) -> Emulator:
+        file = disk.base / "policy"
+        file.write_text("".join(f"{rule}\n" for rule in rules))
+        return emulators("--watch", str(disk.root), "--policy", str(file))
+
+    return start
+
+
+def as_user(uid: int, *command: str | Path) -> None:
+    """Run it with this real and effective uid and gid."""
+    run(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *command])
+
+
+def records(emulator: Emulator) -> list[list[str]]:
+    """The words of every record of the SHA-256 list, without boot_aggregate's."""
+    text = emulator.read("ascii_runtime_measurements_sha256").decode()
+    return [line.split(" ") for line in text.splitlines()][1:]
+
+
+def write_policy(emulator: Emulator, *rules: str) -> None:
+    """Load rules as a boot script does."""
+    with (emulator.dir / "policy").open("wb", buffering=0) as file:
+        for rule in rules:
+            file.write(f"{rule}\n".encode())
+
+
+def test_who_reads(start: Start, disk: Disk) -> None:
+    emulator = start("measure func=FILE_CHECK mask=MAY_READ uid=1000")
+    file, other = disk.file("file", b"1"), disk.file("other", b"2")
+    run(["cat", file, other])
+    assert len(names(emulator)) == 1
+    as_user(1000, "cat", file)
+    as_user(1001, "cat", other)
+    assert names(emulator)[1:] == [str(file)]
+
+
+def test_whose_file(start: Start, disk: Disk) -> None:
+    emulator = start("measure func=FILE_CHECK mask=MAY_READ fowner=1234 fgroup>5")
+    mine, his = disk.file("mine", b"1"), disk.file("his", b"2")
+    os.chown(his, 1234, 6)
+    run(["cat", mine, his])
+    assert names(emulator)[1:] == [str(his)]
+
+
+@pytest.mark.parametrize("condition", ["fsname=ext4", "fsmagic=0xef53", "fsuuid={}"])
+def test_which_file_system(start: Start, disk: Disk, condition: str) -> None:
+    uuid = run(["findmnt", "--noheadings", "--output", "UUID", disk.root]).stdout.strip()
+    if not uuid:  # without udev
+        uuid = run(["dumpe2fs", "-h", disk.base / "image"]).stdout
+        uuid = uuid.partition("Filesystem UUID:")[2].split()[0]
+    place = disk.root / "mnt"
+    place.mkdir()
+    run(["mount", "-t", "tmpfs", "none", place])
+    emulator = start(f"measure func=FILE_CHECK mask=MAY_READ {condition.format(uuid)}")
+    file = disk.file("file")
+    run(["cat", disk.file("mnt/file"), file])
+    assert names(emulator)[1:] == [str(file)]
+    run(["umount", place])
+
+
+def test_pcr_and_template_of_a_rule(start: Start, disk: Disk) -> None:
+    emulator = start(
+        "measure func=BPRM_CHECK mask=MAY_EXEC template=ima-sigv2",
+        "measure func=FILE_CHECK mask=MAY_READ pcr=11 template=ima-sig",
+    )
+    program = disk.program("program")
+    run([program])
+    # By another hook into another PCR: the kernel has a bit of each.
+    run(["cat", program])
+    run(["cat", program])
+    found = [(words[0], words[2], words[4]) for words in records(emulator)]
+    assert found == [("10", "ima-sigv2", str(program)), ("11", "ima-sig", str(program))]
+    emulator.call("wait", extended=True)
+    pcrs = emulator.call("status")["pcrs"]
+    assert {pcr["pcr"] for pcr in pcrs} == {10, 11}
+    assert all(pcr["equal"] for pcr in pcrs)
+
+
+def test_the_first_match_counts(start: Start, disk: Disk) -> None:
+    emulator = start("dont_measure euid=1000", "measure func=BPRM_CHECK")
+    one, two = disk.program("one"), disk.program("two")
+    as_user(1000, one)
+    run([two])
+    assert names(emulator)[1:] == [str(two)]
+
+
+def test_no_rule_for_files(emulators: StartEmulator, disk: Disk) -> None:
+    """An active policy is the policy: no tcb beside it."""
+    emulator = emulators("--watch", str(disk.root), "--policy", "critical_data")
+    before = names(emulator)
+    run([disk.program("program")])
+    assert names(emulator) == before
+    assert status(emulator)["policy"] == "active"
+
+
+def test_written_policy_holds_at_once(emulators: StartEmulator, disk: Disk) -> None:
+    emulator = emulators("--watch", str(disk.root), "--template", "ima")
+    file, data = disk.file("file", b"1"), disk.file("data", b"2")
+    run(["cat", file])
+    assert status(emulator)["policy"] == "tcb"
+    for number in range(5):
+        write_policy(emulator, f"measure func=FILE_CHECK mask=MAY_READ uid={number + 1}")
+        as_user(number + 1, "cat", data)
+        assert status(emulator)["policy"] == "active"
+        listed = run(["cat", emulator.dir / "ascii_runtime_measurements"]).stdout
+        assert listed.endswith(f"{data}\n")
+        data = disk.file(f"data{number}", b"more %d" % number)
+    # Root is nobody of them.
+    run(["cat", data])
+    listed = run(["cat", emulator.dir / "ascii_runtime_measurements"]).stdout
+    assert not listed.endswith(f"{data}\n")
