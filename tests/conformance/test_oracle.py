@@ -8,6 +8,7 @@ import pytest
 from tests.conformance import policy_oracle, recordings
 from tests.conformance.oracle import QUESTIONS, Oracle, questions
 from tests.conformance.playing import Difference, compare
+from tests.watch import uses
 
 SEVEN = recordings.load("7.2.13")
 POLICY = recordings.load(policy_oracle.NAME)
@@ -64,3 +65,8 @@ def test_policy(oracle: Oracle) -> None:
 
 def _text(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
+
+
+def test_uses(oracle: Oracle) -> None:
+    """The records of tests/watch/uses.sh, with this machine's compiler."""
+    assert uses.ask(oracle.directory) == uses.LIST.read_text().splitlines()

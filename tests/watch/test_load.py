@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 
 PROCESSES = 4
 Sizes = pytest.mark.parametrize(
-    "number", [1000, pytest.param(10_000, marks=pytest.mark.nightly)], ids=str
+    "number", [2000, pytest.param(10_000, marks=pytest.mark.nightly)], ids=str
 )
 
 

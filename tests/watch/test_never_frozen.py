@@ -24,11 +24,11 @@ from tests.watch.looking import measures, names, status
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 
 #: Seconds; what is asked for with --watch-deadline.
-DEADLINE = 1.0
+DEADLINE = 2.0
 #: What an open may take on a busy machine when nobody makes it wait.
-SOON = 0.6
+SOON = 1.5
 #: What it may take at most when somebody does: deadline, watchdog, and a busy machine.
-AT_LAST = 10.0
+AT_LAST = 20.0
 
 Start = Callable[..., Emulator]
 
