@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Around a client's call: what is told, in which order, and what scenarios do of it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+
+import pytest
+import trio
+from trio.testing import MockClock, assert_no_checkpoints
+
+from imafs.control.directing import LONGEST, Director
+from imafs.control.ops import validate
+from imafs.control.server import Handler, ProgressCallback
+from imafs.engine.trouble import Trouble
+from imafs.errors import Refused
+from imafs.kernel.faults import Rule
+from imafs.scenarios.script import parse
+from tests.support import ExpectedLogs
+
+NAMES = ["file", "link"]
+
+
+class Ear:
+    """A listener that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    async def happened(
+        self, event: str, names: Sequence[str], *, writing: bool | None = None
+    ) -> None:
+        assert event == "after close" or names == NAMES
+        self.heard.append(event if writing is None else f"{event} {writing}")
+
+    def added(self, total: int) -> None:
+        self.heard.append(f"{total} records")
+
+
+def listened() -> tuple[Trouble, Ear]:
+    trouble, ear = Trouble(), Ear()
+    assert not trouble.active
+    trouble.listener = ear
+    assert trouble.active
+    return trouble, ear
+
+
+async def test_events_around_a_call() -> None:
+    trouble, ear = listened()
+
+    def act() -> bytes:
+        ear.heard.append("act")
+        return b"data"
+
+    assert await trouble.around("read", NAMES, act) == b"data"
+    assert ear.heard == ["before read", "act", "after read"]
+    ear.heard.clear()
+    assert await trouble.around("read", NAMES, lambda: b"") == b""
+    assert ear.heard == ["before read", "after read", "after end"]
+    ear.heard.clear()
+    assert await trouble.around("write", NAMES, lambda: 2, data=b"A\n") == 2
+    assert ear.heard == ["before write", "before stage", "after write", "after stage"]
+    ear.heard.clear()
+    await trouble.around("open", NAMES, lambda: 1, writing=True)
+    assert ear.heard == ["before open True", "after open True"]
+    ear.heard.clear()
+    await trouble.closed(["any"])
+    assert ear.heard == ["after close"]
+
+
+async def test_a_call_that_fails_by_itself_or_by_a_fault() -> None:
+    trouble, ear = listened()
+
+    def fail() -> int:
+        raise Refused(errno.ENOENT, "nothing is staged")
+
+    with pytest.raises(Refused, match="nothing is staged"):
+        await trouble.around("write", NAMES, fail, data=b"D\n")
+    assert ear.heard == ["before write", "before delete", "refused write", "refused delete"]
+    ear.heard.clear()
+    trouble.faults.add(Rule("write", errno.EIO, next=1))
+    with pytest.raises(Refused, match="asked for"):
+        await trouble.around("write", NAMES, lambda: ear.heard.append("act"), data=b"D\n")
+    assert "act" not in ear.heard
+    assert ear.heard[-1] == "refused delete"
+
+
+async def test_nothing_due_gives_no_turn_away() -> None:
+    """Else opens and releases would change the counts in another order than they came."""
+    trouble = Trouble()
+    director = Director(trouble, lambda: {})
+    await director.begin(parse(STEPS, "quiet", validate))
+    with assert_no_checkpoints():
+        await trouble.around("open", NAMES, lambda: 1, writing=False)
+        await trouble.closed(NAMES)
+
+
+STEPS = """
+[[step]]
+when = "before write"
+do = [{ op = "repeat" }, { op = "violation", name = "/v" }]
+[[step]]
+when = "records"
+records = 3
+seconds = 7
+do = [{ op = "suspend" }]
+"""
+
+
+class Stage:
+    """Handlers that write down what they are asked, and fail or hang where told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, object]]] = []
+        self.failing = self.hanging = ""
+
+    def handlers(self) -> dict[str, Handler]:
+        return {name: self._handler(name) for name in ("repeat", "violation", "suspend")}
+
+    def _handler(self, name: str) -> Handler:
+        async def handle(
+            options: Mapping[str, object], progress: ProgressCallback
+        ) -> Mapping[str, object]:
+            self.asked.append((name, dict(options)))
+            if name == self.failing:
+                raise Refused(errno.ENOENT, "no record")
+            if name == self.hanging:
+                await trio.sleep_forever()
+            return {}
+
+        return handle
+
+
+def steps(director: Director) -> list[dict[str, object]]:
+    told = director.describe()
+    assert told is not None
+    found = told["steps"]
+    assert isinstance(found, list)
+    return found
+
+
+async def test_steps_are_done_in_order_and_told() -> None:
+    stage = Stage()
+    director = Director(Trouble(), stage.handlers)
+    assert director.describe() is None
+    await director.begin(parse(STEPS, "mine", validate))
+    assert steps(director)[0]["due"] == 0
+    await director.happened("before write", NAMES)
+    assert stage.asked == [("repeat", {}), ("violation", {"name": "/v"})]
+    assert steps(director)[0] == {
+        **{"when": "before write", "do": ["repeat", "violation"]},
+        **{"due": 1, "done": 1, "errors": []},
+    }
+    await director.happened("before write", NAMES)
+    assert len(stage.asked) == 2
+
+
+async def test_a_step_ends_at_what_is_refused(expected_logs: ExpectedLogs) -> None:
+    expected_logs.expect("scenario mine, step 1: repeat: ENOENT: no record")
+    stage = Stage()
+    stage.failing = "repeat"
+    director = Director(Trouble(), stage.handlers)
+    await director.begin(parse(STEPS, "mine", validate))
+    await director.happened("before write", NAMES)
+    assert stage.asked == [("repeat", {})]
+    assert steps(director)[0]["errors"] == ["repeat: ENOENT: no record"]
+    assert steps(director)[0]["done"] == 0
+
+
+async def test_a_client_waits_so_long_and_not_longer(
+    autojump_clock: MockClock, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.expect("violation: not done within 20 s")
+    stage = Stage()
+    stage.hanging = "violation"
+    director = Director(Trouble(), stage.handlers)
+    await director.begin(parse(STEPS, "mine", validate))
+    begin = trio.current_time()
+    await director.happened("before write", NAMES)
+    assert trio.current_time() - begin == pytest.approx(LONGEST)
+
+
+async def test_what_this_daemon_does_not_offer(expected_logs: ExpectedLogs) -> None:
+    expected_logs.expect("repeat: not offered by this daemon")
+    director = Director(Trouble(), lambda: {})
+    await director.begin(parse(STEPS, "mine", validate))
+    await director.happened("before write", NAMES)
+    assert steps(director)[0]["errors"] == ["repeat: not offered by this daemon"]
+
+
+async def test_steps_by_records_and_time_are_done_in_the_background(
+    autojump_clock: MockClock,
+) -> None:
+    stage = Stage()
+    trouble = Trouble()
+    director = Director(trouble, stage.handlers)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(director.run)
+        await director.begin(parse(STEPS, "mine", validate))
+        for total in (1, 2, 3, 4):
+            director.added(total)
+        await trio.sleep(6.9)
+        assert stage.asked == []
+        await trio.sleep(0.2)
+        assert stage.asked == [("suspend", {})]
+        # Of a scenario that has ended nothing is due any more.
+        await director.begin(parse(STEPS, "again", validate))
+        director.added(3)
+        await director.scenario_end({}, lambda done, total: None)
+        assert not trouble.active
+        await trio.sleep(10)
+        assert len(stage.asked) == 1
+        nursery.cancel_scope.cancel()
