@@ -134,3 +134,21 @@ def test_written_policy_holds_at_once(emulators: StartEmulator, disk: Disk) -> N
     run(["cat", data])
     listed = run(["cat", emulator.dir / "ascii_runtime_measurements"]).stdout
     assert not listed.endswith(f"{data}\n")
+
+
+def test_rules_that_are_not_shown_as_they_were_written(
+    emulators: StartEmulator, disk: Disk
+) -> None:
+    """Large ids are shown negative, a template format without name: the listener knows better."""
+    rules = disk.base / "policy"
+    fmt = "d-ng|n-ng|iuid"
+    rules.write_bytes(
+        b"dont_measure uid=4294967294\n"
+        b"dont_measure fsname=a\rb\n"
+        b"measure func=FILE_CHECK mask=MAY_READ template=%b\n" % fmt.encode()
+    )
+    emulator = emulators("--watch", str(disk.root), "--policy", str(rules), "--template-fmt", fmt)
+    file = disk.file("file", b"1")
+    run(["cat", file])
+    assert names(emulator)[1:] == [f"{file} 0"]  # its iuid
+    assert status(emulator)["restarts"] == 0

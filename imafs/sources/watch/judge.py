@@ -52,7 +52,7 @@ class Judge:
 
     def rules(self, text: bytes) -> None:
         """Another policy. What was measured stays measured, as in a kernel."""
-        rules = (grammar.parse(line, custom=True) for line in text.splitlines())
+        rules = (grammar.parse(line, custom=True) for line in text.split(b"\n"))
         self._policy = Policy(tuple(rule for rule in rules if rule is not None))
         self._decisions.clear()
 

@@ -260,7 +260,10 @@ class Watcher:
         templates = [config.template, *(rule.template for rule in self._policy.rules)]
         want_sha1 = any(template is not None and template.has("d") for template in templates)
         listening.send(wire.Settings(config.algorithm.name, want_sha1, self._excused))
-        listening.send(wire.Rules(self._policy.text()))
+        # As they are parsed to the same again, and without templates, which the daemon sees to:
+        # what a kernel prints is shortened, and a format of ours is unknown over there.
+        rules = tuple(replace(rule, template=None) for rule in self._policy.rules)
+        listening.send(wire.Rules(Policy(rules).source()))
 
     # Measuring
 

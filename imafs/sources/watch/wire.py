@@ -44,7 +44,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The active policy, as ``policy`` shows it."""
+    """The active policy (:meth:`imafs.kernel.policy.match.Policy.source`), no templates."""
 
     text: bytes
 
