@@ -90,7 +90,8 @@ async def test_unknown_numbers_are_eio_not_the_end(expected_logs: ExpectedLogs) 
     ops = await make()
     number: Any = 99_999
     expected_logs.expect("EIO for this call")
-    assert await code(lambda: ops.getattr(number, CTX)) == errno.EIO
+    # An inode may be of a kernel that is gone.
+    assert await code(lambda: ops.getattr(number, CTX)) == errno.ENOENT
     assert await code(lambda: ops.read(number, 0, 1)) == errno.EIO
     assert await code(lambda: ops.release(number)) == errno.EIO
 
