@@ -148,7 +148,9 @@ def test_a_mistake_shows_the_usage_of_its_own_command(
     needed = [
         word
         for action in parser._actions
-        if action.required and not isinstance(action, argparse._SubParsersAction)
+        if action.required
+        and not isinstance(action, argparse._SubParsersAction)
+        and action.nargs != argparse.REMAINDER  # a command, which would be run
         for word in (*action.option_strings[-1:], "1")
     ]
     if any(isinstance(action, argparse._SubParsersAction) for action in parser._actions):
