@@ -110,6 +110,8 @@ class Director:
         scenario = self._scenario
         assert scenario is not None
         for number in self._triggers.happened(event, names, writing=writing):
+            if scenario is not self._scenario:  # another one was begun while a step was done
+                return
             if scenario.steps[number].condition.seconds:
                 self._later(number)
             else:

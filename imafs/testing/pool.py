@@ -14,12 +14,12 @@ from imafs.testing.mounted import Mounted, Place, Surrounding, missing
 #: Emulators that are kept mounted for the next test, each with its swtpm.
 KEPT = 3
 
-#: Arguments of the marker -> the option of ``imafs mount``, the key of its status.
+#: Arguments of the marker -> the option of ``imafs mount``.
 _MARKED = {
-    "profile": ("--profile", "profile"),
-    "hash": ("--hash", "hash"),
-    "template": ("--template", "template"),
-    "policy": ("--policy", None),
+    "profile": "--profile",
+    "hash": "--hash",
+    "template": "--template",
+    "policy": "--policy",
 }
 
 
@@ -78,8 +78,10 @@ class Pool:
         try:
             found.boot_anew(_text(chosen, "profile"))
             status = found.status()
-            for name, (option, key) in _MARKED.items():
-                if name in chosen and (key is None or status[key] != chosen[name]):
+            policy = status["policy"]
+            status["policy"] = policy["source"] if isinstance(policy, dict) else None
+            for name, option in _MARKED.items():
+                if name in chosen and status[name] != chosen[name]:
                     raise Unavailable(
                         f"this test wants {option} {chosen[name]}: give it to imafs run"
                     )
@@ -140,9 +142,9 @@ def _text(chosen: Mapping[str, object], key: str) -> str | None:
 
 def _options(chosen: Mapping[str, object]) -> list[str]:
     words: list[str] = []
-    for name, (option, _) in _MARKED.items():
+    for name, option in _MARKED.items():
         if chosen.get(name) is not None:
-            words += [option, os.fspath(str(chosen[name]))]
+            words += [option, str(chosen[name])]
     more = chosen.get("options", ())
     if not isinstance(more, list | tuple) or not all(isinstance(word, str) for word in more):
         raise UsageError("the marker ima: options is a list of strings")

@@ -230,6 +230,12 @@ def test_another_agent_meets_the_locks_and_holds_them(daemon: Daemon) -> None:
     assert errno_of(daemon, ASCII) == errno.EBUSY
     ctl(daemon, "agent", "close")
     assert errno_of(daemon, STAGED, os.O_RDWR) == 0
+    # What it holds under one kernel is nothing to the next one.
+    for end in ("kexec-execute", "reboot"):
+        ctl(daemon, "agent", "open-read")
+        ctl(daemon, end)
+        assert errno_of(daemon, STAGED, os.O_RDWR) == 0
+        assert ctl(daemon, "agent", "close") == "held: 0"
 
 
 #: profile -> what the other agent does there with ten records, one act after the other:

@@ -168,6 +168,10 @@ class TestMounted:
                 assert not list(ima.dir.glob("*_staged"))
                 assert ima.status()["banks"] == ["sha1", "sha256"]
 
+            @pytest.mark.ima(policy="tcb")
+            def test_policy(ima):
+                assert ima.status()["policy"]["source"] == "tcb"
+
             @pytest.mark.ima(options=["--layout", "securityfs", "--no-boot-aggregate"])
             def test_options(ima):
                 assert ima.dir.name == "ima"
@@ -178,7 +182,7 @@ class TestMounted:
             """
         )
         result = pytester.runpytest_subprocess(REQUIRE)
-        assert outcome(result) == {"passed": 4, "errors": 1}
+        assert outcome(result) == {"passed": 5, "errors": 1}
         result.stdout.fnmatch_lines(["imafs: imafs mount did not start: *'none'*"])
 
     def test_one_for_the_session(self, pytester: pytest.Pytester) -> None:
@@ -252,7 +256,7 @@ class TestMounted:
         self, pytester: pytest.Pytester, start: Starter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What imafs run tells by its environment: the emulator around pytest is used."""
-        daemon = start("--layout", "securityfs")
+        daemon = start("--layout", "securityfs", "--policy", "tcb")
         monkeypatch.setenv("IMAFS_CONTROL", str(daemon.control))
         pytester.makepyfile(
             f"""
@@ -272,6 +276,13 @@ class TestMounted:
             def test_and_back(ima):
                 assert ima.status()["profile"] == "mainline"
 
+            @pytest.mark.ima(policy="tcb", hash="sha256")
+            def test_what_it_is(ima):
+                assert ima.status()["policy"]["source"] == "tcb"
+
+            @pytest.mark.ima(policy="critical_data")
+            def test_other_policy(ima): pass
+
             @pytest.mark.ima(hash="sha512")
             def test_other_hash(ima): pass
 
@@ -282,10 +293,11 @@ class TestMounted:
             """
         )
         result = pytester.runpytest_subprocess("-rs")
-        assert outcome(result) == {"passed": 4, "skipped": 3}
+        assert outcome(result) == {"passed": 5, "skipped": 4}
         result.stdout.fnmatch_lines_random(
             [
                 "*this test wants --hash sha512: give it to imafs run*",
+                "*this test wants --policy critical_data: give it to imafs run*",
                 "*this test wants *--banks*: give it to imafs run*",
                 "*there is one emulator: use ima or ima_session, not both*",
             ]

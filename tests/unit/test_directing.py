@@ -212,3 +212,29 @@ async def test_steps_by_records_and_time_are_done_in_the_background(
         await trio.sleep(10)
         assert len(stage.asked) == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_another_scenario_begins_while_a_step_is_done() -> None:
+    """Of the first one no further step is done, and none is put down to the second."""
+    begun = trio.Event()
+    go_on = trio.Event()
+    done: list[str] = []
+
+    async def repeat(
+        options: Mapping[str, object], progress: ProgressCallback
+    ) -> Mapping[str, object]:
+        done.append("repeat")
+        begun.set()
+        await go_on.wait()
+        return {}
+
+    director = Director(Trouble(), lambda: {"repeat": repeat})
+    step = '[[step]]\nwhen = "after open"\ndo = [{ op = "repeat" }]\n'
+    await director.begin(parse(2 * step, "first", validate))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(director.happened, "after open", NAMES)
+        await begun.wait()
+        await director.begin(parse(step, "second", validate))
+        go_on.set()
+    assert done == ["repeat"]
+    assert steps(director)[0]["due"] == 0
