@@ -181,15 +181,15 @@ class Ima:
         return self.place.log()
 
     def run(
-        self, command: Sequence[str] | Sequence[StrPath], *, timeout: float = 60, **options: str
+        self, command: Sequence[str] | Sequence[StrPath], *, timeout: float = 60, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a program to its end with :attr:`environment`; ``options`` are more variables.
+        """Runs a program to its end with :attr:`environment` and more ``variables``.
 
         Output is text, captured. Raises :class:`subprocess.TimeoutExpired`.
         """
         return subprocess.run(
             command,
-            env={**os.environ, **self.environment, **options},
+            env={**os.environ, **self.environment, **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
