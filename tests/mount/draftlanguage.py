@@ -171,7 +171,7 @@ class Speaker:
             try:
                 answer = _answer(lambda: os.open(self.path(name), _FLAGS[mode]))
                 os.write(child_end, answer.encode())
-            finally:  # never back into the test
+            finally:
                 os._exit(0)
         os.close(child_end)
         os.waitpid(child, 0)
