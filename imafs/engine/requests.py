@@ -93,7 +93,7 @@ class Requests:
         try:
             self._measure(event.label, event.name, text)
         except Refused as refused:
-            log.warning("the record of a trim of %d was not added: %s", deleted, refused)
+            log.info("the record of a trim of %d was not added: %s", deleted, refused)
 
     def shown(self, queue: Queue, file: RequestFile) -> bytes:
         """The text of a request file. Raises :class:`Refused` (EINVAL): no read method."""

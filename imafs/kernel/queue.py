@@ -84,6 +84,8 @@ class Queue:
         self._suspended = False
         self._copied = (False, False)
         self._counted_twice = 0
+        # Records at the head of the current list that are not in the table: restored ones.
+        self._unhashed = 0
         self.violations = 0
         self.totals = Totals()
         # Deleted from the current list: since this kernel's start, and at once lately.
@@ -246,19 +248,20 @@ class Queue:
 
     def _unlink(self, number: int) -> None:
         """Forgets the first ``number`` records of the current list, where the rules say so."""
+        known = min(number, self._unhashed)
+        self._unhashed -= known
         if self._forget is not Forget.REMOVED or self._seen is None:
             return
         if number >= len(self.current):
             # What left before was forgotten then: nothing else is in the table.
             self._forget_all()
             return
-        for digest, pcr in self._keys(number):
+        for digest, pcr in self._keys(known, number):
             self._seen.discard(digest, pcr)
 
-    def _keys(self, number: int) -> Iterator[tuple[bytes, int]]:
-        """Digest and PCR in the hash table of the first records of the current list."""
+    def _keys(self, at: int, number: int) -> Iterator[tuple[bytes, int]]:
+        """Digest and PCR in the hash table of the current list's records ``at`` to ``number``."""
         view = self.sha1_view
-        at = 0
         while at < number:
             found = self.current.run(view, at)
             assert found is not None
@@ -310,6 +313,7 @@ class Queue:
         its segments are used here, or freed from here in slices.
         """
         self.current = PackedList.joined(self.layout, self._cache, lists, number)
+        self._unhashed = number
         self.odd = old.odd
         self.full = Full(
             len(self.current), kexec.counted(self.current, self.sha1_view, frozenset(self.odd))

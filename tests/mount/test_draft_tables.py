@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import random
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from imafs.control.client import ControlClient
-from imafs.kernel.profiles import PROFILES, lookup
+from imafs.kernel.profiles import PROFILES, Profile, lookup
 from tests.mount.draftlanguage import Speaker
 from tests.mount.draftrows import TABLES
 from tests.mount.fixtures import Starter
+from tests.property.draftmodel import Draft
+from tests.property.reference import ng
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
@@ -77,3 +82,59 @@ def test_rows(speaker: Speaker, request: pytest.FixtureRequest, tmp_path: Path) 
         if problem:
             wrong.append(f"{title}\n    {problem}")
     assert not wrong, "\n".join(wrong)
+
+
+#: What random requests are made of, beside any bytes.
+ALPHABETS = (bytes(range(256)), b"AD01\n", b"0123456789+-:x \n\0", b"pcr10:sha1:\n/")
+
+
+@pytest.mark.swtpm
+@pytest.mark.parametrize("name", [p.name for p in PROFILES if not p.name.startswith("legacy")])
+def test_random_bytes_do_what_the_reference_says(start: Starter, tmp_path: Path, name: str) -> None:
+    """To every writable file: the reference's answers and lengths, and the daemon lives."""
+    profile = lookup(name)
+    options = ["--export-root", str(tmp_path)] if profile.export is not None else []
+    daemon = start("--profile", name, "--no-boot-aggregate", "--banks", "sha1,sha256", *options)
+    daemon.generate(9)
+    model = Draft(name, bugs=False, flush=False, table=False, default="sha256")
+    model.start = {"sha1": bytes(20), "sha256": bytes(32)}
+    model.current = [ng(10, b"/%d" % number) for number in range(9)]
+    files = [("request", f"{f.directory}/{f.name}") for f in profile.requests]
+    files.append(("original", profile.current.name.format(form="ascii", bank="sha256")))
+    if profile.staged is not None:
+        files.append(("staged", profile.staged.name.format(form="binary", bank="sha1")))
+    chance = random.Random(20261126)
+    for word, file in files:
+        path = daemon.path(file.lstrip("/"))
+        for _ in range(100):
+            size = chance.choice((1, 2, 2, 3, 5, 21, 33))
+            data = bytes(chance.choices(chance.choice(ALPHABETS), k=size))
+            data = data[:-1] + b"\n" if chance.random() < 0.6 else data
+            if profile.export is not None and data.startswith(b"/"):
+                continue  # its answer depends on the path, see test_exports.py
+            expected = model.write(word, data, 0) if writable(profile, word, file) else "EINVAL"
+            assert tried(path, data) == expected, (file, data)
+    records = daemon.group("records")
+    assert (records["current"], records["staged"]) == (len(model.current), len(model.staged))
+    assert "Traceback" not in daemon.log()
+    daemon.assert_replays()
+
+
+def writable(profile: Profile, word: str, file: str) -> bool:
+    """Whether the file has a write method."""
+    if word == "request":
+        return any(f.grammar is not None and file.endswith(f.name) for f in profile.requests)
+    files = profile.current if word == "original" else profile.staged
+    return files is not None and files.grammar is not None
+
+
+def tried(path: Path, data: bytes) -> str:
+    """A write of root, who may open what is read-only: ok or the errno."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, data)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    finally:
+        os.close(descriptor)
+    return "ok"
