@@ -7,7 +7,6 @@ a call without await is the critical section. Only waiting for the TPM awaits.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
@@ -18,8 +17,10 @@ from dataclasses import dataclass, replace
 import trio
 
 from imafs.attest.replay import PcrValues, Replay
+from imafs.engine import records
 from imafs.engine.boot import PCRS, boot_aggregate, policy_file
 from imafs.engine.channel import TpmChannel
+from imafs.engine.collector import Collector
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.extender import Extender, Pace
 from imafs.engine.requests import Requests
@@ -28,7 +29,7 @@ from imafs.engine.trouble import Trouble
 from imafs.errors import Refused, TpmError
 from imafs.formats.binary import Reader, Record
 from imafs.formats.fields import Measurement
-from imafs.formats.templates import TEMPLATES, Template
+from imafs.formats.templates import Template
 from imafs.kernel.access import Accounting
 from imafs.kernel.kexec import loaded_image
 from imafs.kernel.layout import Layout
@@ -47,10 +48,6 @@ EXTEND_WAIT = 5.0
 RESET_WAIT = 5.0
 #: Seconds that a reader of a PCR waits for the TPM.
 PCR_WAIT = 2.0
-#: Deleted segments that are freed between two turns of everybody else.
-SLICE = 16
-#: PCRs that locality 0 may extend (TCG PC Client Platform TPM Profile, 4.6).
-EXTENDABLE = frozenset({*range(17), 23})
 
 _KERNEL_INFO = Access("CRITICAL_DATA", 0, label="kernel_info")
 _POLICY = Access("CRITICAL_DATA", 0, label="ima_policy")
@@ -87,7 +84,7 @@ class Emulator:
         #: Called after another boot and after another policy has become active.
         self.observers: list[Callable[[], None]] = []
         self._requests = self._new_requests()
-        self._collect = trio.Event()
+        self._collector = Collector(lambda: self.queue)
         self._resets, self._reset_wanted = trio.open_memory_channel[tuple[trio.Event, trio.Event]](
             0
         )
@@ -204,7 +201,7 @@ class Emulator:
         queue = self._new_queue()
         queue.take_over(old, held.lists, boot.carried)
         self._extender.queue = queue
-        self._collect.set()
+        self._collector.wake()
         self.changed()
 
     def _run_kernel(self, boot: Boot, profile: Profile) -> None:
@@ -277,21 +274,16 @@ class Emulator:
     def record(
         self, measurement: Measurement, template: Template | None = None, pcr: int | None = None
     ) -> Record:
-        """A record in the emulator's template. Raises :class:`FormatError`, and
-        :class:`Refused` (EINVAL) for a PCR that no TPM lets IMA extend."""
-        chosen = template or self.config.template
-        if measurement.violation:
-            # Violations use the default template whatever a rule says (observed).
-            chosen = self.config.template
-        if pcr is not None and pcr not in EXTENDABLE:
-            # A kernel adds the record, and only logs that its extend has failed.
-            raise Refused(errno.EINVAL, f"PCR {pcr} cannot be extended: 0 to 16, or 23")
-        return Record(
-            self.config.pcr if pcr is None else pcr,
-            chosen,
-            chosen.build(measurement),
-            measurement.violation,
-        )
+        """See :func:`imafs.engine.records.record`."""
+        return records.record(self.config, measurement, template, pcr)
+
+    def violation(self, name: bytes) -> Record:
+        """A violation of the file ``name`` (ToMToU, open_writers)."""
+        return records.violation(self.config, name)
+
+    def critical_data(self, name: bytes, buf: bytes, decision: Decision = UNCONDITIONAL) -> Record:
+        """Critical data, as the rule of ``decision`` wants it."""
+        return records.critical_data(self.config, name, buf, decision)
 
     def append(self, record: Record, *, loaded: bool = False) -> Receipt:
         """Into the list and the extend queue. A duplicate is no error: the receipt says so.
@@ -331,20 +323,6 @@ class Emulator:
         while self.queue.totals.added < number:
             await self._added.wait()
 
-    def violation(self, name: bytes) -> Record:
-        """A violation of the file ``name`` (ToMToU, open_writers)."""
-        algorithm = self.config.algorithm
-        measurement = Measurement(name, algorithm, bytes(algorithm.digest_size), violation=True)
-        return self.record(measurement, pcr=self.config.pcr)
-
-    def critical_data(self, name: bytes, buf: bytes, decision: Decision = UNCONDITIONAL) -> Record:
-        """Critical data: template ima-buf over the raw buffer (ima_main.c:1098-1258)."""
-        algorithm = self.config.algorithm
-        measurement = Measurement(name, algorithm, algorithm.digest(buf), buf=buf)
-        # A rule's pcr=0 is no PCR there, but the default one.
-        pcr = decision.pcr or None
-        return self.record(measurement, decision.template or TEMPLATES["ima-buf"], pcr)
-
     def measure_buffer(self, access: Access, name: bytes, buf: bytes) -> None:
         """A buffer that the kernel itself measures, where the policy says so.
 
@@ -377,13 +355,13 @@ class Emulator:
     def write(self, grammar: Grammar, data: bytes, position: int) -> int:
         """A write to a file with this grammar: the bytes taken. Raises :class:`Refused`."""
         taken = self._requests.write(self.queue, grammar, data, position)
-        self._collect.set()
+        self._collector.wake()
         return taken
 
     def request(self, request: Request) -> None:
         """Carries out a parsed request. Raises :class:`Refused` with the kernel's errno."""
         self._requests.carry_out(self.queue, request)
-        self._collect.set()
+        self._collector.wake()
 
     def shown(self, file: RequestFile) -> bytes:
         """The text of a request file. Raises :class:`Refused` (EINVAL): no read method."""
@@ -399,14 +377,14 @@ class Emulator:
         """The PCRs that records go to: the default one, and those of the policy's rules."""
         rules = () if self.policy is None else self.policy.rules
         named = {rule.pcr for rule in rules if rule.pcr is not None}
-        return sorted({self.config.pcr, *(named & EXTENDABLE)})
+        return sorted({self.config.pcr, *(named & records.EXTENDABLE)})
 
     # Living
 
     async def run(self) -> None:
         """The emulator's tasks: extending and freeing. Runs until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._collector)
+            nursery.start_soon(self._collector.run)
             while True:
                 # A reset boots a new queue: nothing of the old one may be extended
                 # after it, so its extender ends first (a hung one is abandoned).
@@ -426,24 +404,6 @@ class Emulator:
     async def _extend(self, extender: Extender, ended: trio.Event) -> None:
         await extender.run()
         ended.set()
-
-    async def _collector(self) -> None:
-        """Frees deleted records a few segments at a time, between requests.
-
-        Freed memory is given back as it goes: one malloc_trim after a million records
-        holds everybody for 13 ms, one per 16 segments for 0.7 ms at most (measured).
-        """
-        libc = ctypes.CDLL(None)
-        trim = getattr(libc, "malloc_trim", None)  # glibc only
-        while True:
-            await self._collect.wait()
-            self._collect = trio.Event()
-            while self.queue.collect(SLICE):
-                if trim is not None:
-                    trim(0)
-                await trio.lowlevel.checkpoint()
-            if trim is not None:
-                trim(0)
 
 
 async def _no_policy_files(path: bytes) -> bytes:

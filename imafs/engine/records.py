@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Records as the kernel that runs makes them of measurements."""
+
+from __future__ import annotations
+
+import errno
+
+from imafs.engine.config import EmulatorConfig
+from imafs.errors import Refused
+from imafs.formats.binary import Record
+from imafs.formats.fields import Measurement
+from imafs.formats.templates import TEMPLATES, Template
+from imafs.kernel.policy.match import UNCONDITIONAL, Decision
+
+#: PCRs that locality 0 may extend (TCG PC Client Platform TPM Profile, 4.6).
+EXTENDABLE = frozenset({*range(17), 23})
+
+
+def record(
+    config: EmulatorConfig,
+    measurement: Measurement,
+    template: Template | None = None,
+    pcr: int | None = None,
+) -> Record:
+    """A record in the default template and PCR, unless others are given.
+
+    Raises :class:`FormatError`, and :class:`Refused` (EINVAL) for a PCR that no TPM lets
+    IMA extend.
+    """
+    chosen = template or config.template
+    if measurement.violation:
+        # Violations use the default template whatever a rule says (observed).
+        chosen = config.template
+    if pcr is not None and pcr not in EXTENDABLE:
+        # A kernel adds the record, and only logs that its extend has failed.
+        raise Refused(errno.EINVAL, f"PCR {pcr} cannot be extended: 0 to 16, or 23")
+    return Record(
+        config.pcr if pcr is None else pcr,
+        chosen,
+        chosen.build(measurement),
+        measurement.violation,
+    )
+
+
+def violation(config: EmulatorConfig, name: bytes) -> Record:
+    """A violation of the file ``name`` (ToMToU, open_writers)."""
+    algorithm = config.algorithm
+    zeros = bytes(algorithm.digest_size)
+    return record(config, Measurement(name, algorithm, zeros, violation=True))
+
+
+def critical_data(
+    config: EmulatorConfig, name: bytes, buf: bytes, decision: Decision = UNCONDITIONAL
+) -> Record:
+    """Critical data: template ima-buf over the raw buffer (ima_main.c:1098-1258)."""
+    algorithm = config.algorithm
+    measurement = Measurement(name, algorithm, algorithm.digest(buf), buf=buf)
+    # A rule's pcr=0 is no PCR there, but the default one.
+    pcr = decision.pcr or None
+    return record(config, measurement, decision.template or TEMPLATES["ima-buf"], pcr)
