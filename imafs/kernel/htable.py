@@ -19,7 +19,7 @@ _CHUNK = 4096
 #: Slots moved per insertion while growing: the new table is full long after the move ends.
 _MOVE = 16
 _SMALLEST = 1024
-#: In the place of a removed entry's PCR: no PCR has this number.
+#: In the place of a removed entry's PCR: PCRs are below 24.
 _GONE = b"\xff"
 
 

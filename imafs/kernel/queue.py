@@ -261,17 +261,34 @@ class Queue:
 
     def _keys(self, at: int, number: int) -> Iterator[tuple[bytes, int]]:
         """Digest and PCR in the hash table of the current list's records ``at`` to ``number``."""
-        view = self.sha1_view
+        own = self._default_view
+        view, width = own or (self.sha1_view, 20)
         while at < number:
             found = self.current.run(view, at)
             assert found is not None
             run, first = found
             last = min(len(run.offsets) - 1, first + number - at)
             data = bytes(run.data[run.offsets[first] : run.offsets[last]])
-            for parsed in Reader(data, 20):
-                if not parsed.record.violation:
-                    yield self._hasher.digests(parsed.record).default, parsed.record.pcr
             at += last - first
+            if own is None:
+                for parsed in Reader(data, 20):
+                    if not parsed.record.violation:
+                        yield self._hasher.digests(parsed.record).default, parsed.record.pcr
+                continue
+            base = run.offsets[first]
+            for start in run.offsets[first:last]:
+                digest = data[start - base + 4 : start - base + 4 + width]
+                if any(digest):
+                    yield digest, int.from_bytes(data[start - base : start - base + 4], "little")
+
+    @property
+    def _default_view(self) -> tuple[View, int] | None:
+        """The binary list that shows the table's digests, and their width, if there is one."""
+        default = self.layout.default
+        for number, bank in enumerate(self.layout.lists):
+            if bank.algorithm is default and not bank.is_padded:
+                return View(False, number), default.digest_size
+        return None
 
     def _forget_all(self) -> None:
         if self._seen is not None:

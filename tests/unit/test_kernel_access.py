@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from imafs.errors import Refused
-from imafs.kernel.access import Accounting, Holder
+from imafs.kernel.access import COUNTED, FREE, Accounting, Holder, Opening, Role
 
 
 def refused(accounting: Accounting, tid: int, *, write: bool) -> int:
@@ -132,3 +132,23 @@ def test_against_the_kernels_counter() -> None:
             assert refused(accounting, tid, write=write) == code
         else:
             held.append(accounting.open(tid, write=write))
+
+
+def test_before_7_2_the_writers_thread_gets_ebusy_and_nobody_enfile() -> None:
+    # Recorded of v5 and the trim series: w2 EBUSY.
+    accounting = Accounting(None, same_writer=False)
+    writer = accounting.open(7, write=True)
+    assert refused(accounting, 7, write=True) == errno.EBUSY
+    accounting.release(writer)
+    for _ in range(9):
+        accounting.open(1, write=False)
+
+
+def test_openings_are_data() -> None:
+    trim_log = Opening(None, Role.WRITER, reading_needs_admin=True, writing_needs_admin=True)
+    assert trim_log.role(write=False) is None
+    assert trim_log.role(write=True) is Role.WRITER
+    assert trim_log.needs_admin(write=False)
+    assert COUNTED.role(write=False) is Role.READER
+    assert (COUNTED.needs_admin(write=False), COUNTED.needs_admin(write=True)) == (False, True)
+    assert FREE.role(write=True) is None

@@ -12,6 +12,7 @@ from imafs.errors import Refused
 from imafs.formats.algorithms import by_name
 from imafs.kernel.layout import Layout, View
 from imafs.kernel.packed import PackedList
+from imafs.kernel.profiles import lookup
 from imafs.kernel.queue import Queue
 from imafs.kernel.rules import MAINLINE
 from tests.property.builders import banks, record
@@ -335,3 +336,19 @@ def test_without_a_tpm_no_bound_applies() -> None:
     for rec in (A, B, C):
         made.append(record(rec))
     assert len(made.current) == 3
+
+
+def test_a_restored_record_that_is_trimmed_does_not_unlink_its_twin() -> None:
+    """Kexec restores records without the hash table, so the same may be measured once more."""
+    rules = lookup("trim-v1").rules
+    layout = Layout(banks("sha1", "sha256"))
+    old, new = Queue(layout, rules), Queue(layout, rules)
+    for rec in (A, B):
+        old.append(record(rec))
+    new.take_over(old, [old.current], 2)
+    new.append(record(A))
+    assert code(lambda: new.append(record(A))) == errno.EEXIST
+    assert new.delete_first(1) == 1
+    assert code(lambda: new.append(record(A))) == errno.EEXIST, "the second A is in the table"
+    assert new.delete_first(2) == 2
+    assert code(lambda: new.append(record(A))) == 0

@@ -57,6 +57,10 @@ def _link(p: Profile) -> str:
     return f"{p.staged.link.format(form='ascii')} -> {target}"
 
 
+def _option(p: Profile) -> str:
+    return NOTHING if p.option is None else f"{p.option} (default {'ny'[p.option_default]})"
+
+
 def _requests(p: Profile) -> str:
     parts = []
     if p.current.grammar is not None:
@@ -281,7 +285,7 @@ ROWS: Mapping[str, Callable[[Profile], str]] = {
     "their mode": _modes,
     "mode of the originals": lambda p: _mode(p.current.mode),
     "link": _link,
-    "option": lambda p: p.option or NOTHING,
+    "option": _option,
     "requests": _requests,
     "N": _means,
     "-N": _minus,

@@ -119,7 +119,8 @@ class Bug:
 class Profile:
     """One interface.
 
-    ``option`` is the Kconfig symbol that ``--no-staging`` sets to n. ``same_writer``: the
+    ``option`` is the Kconfig symbol that ``--no-staging`` sets to n (``option_default`` what it
+    is by itself). ``same_writer``: the
     writer's own thread may open more writers; ``reader_limit``: ENFILE exists.
     ``policy_release``: the :class:`imafs.kernel.policy.builtin.Release` of its policy.
     ``flush_htable``: the kernel knows ``ima_flush_htable``. ``kexec``: how the list
@@ -137,6 +138,7 @@ class Profile:
     policy_mode: int = 0o600
     policy_release: str = "7.2"
     option: str | None = None
+    option_default: bool = False
     flush_htable: bool = True
     kexec: KexecRules = CARRIES_BOTH
     export: Export | None = None

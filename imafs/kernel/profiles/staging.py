@@ -79,6 +79,7 @@ V5 = Profile(
     staged=replace(_STAGED_FILES, grammar=Staging("D", letters=((b"D", DELETE_STAGED),))),
     rules=Rules(checks=_V5_CHECKS),
     option="CONFIG_IMA_STAGING",
+    option_default=True,
 )
 
 V4 = Profile(
@@ -100,6 +101,7 @@ V4 = Profile(
         }
     ),
     option="CONFIG_IMA_STAGING",
+    option_default=True,
 )
 
 _V3_RULES = Rules(
