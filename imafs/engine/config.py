@@ -63,9 +63,14 @@ class EmulatorConfig:
         """Raises :class:`UsageError` where the profile and the options do not fit."""
         profile = self.profile
         self.check_next(profile)
-        if profile.export is None and self.export_root is not None:
-            raise UsageError(f"profile {profile.name} exports nothing: --export-root is idle")
-        if self.export_limit is not None and (profile.export is None or not profile.export.limit):
+        # --export-root may be for the profile of a later kernel.
+        if self.export_limit is not None and self.export_root is None:
+            raise UsageError("--export-limit is about --export-root, which is not given")
+        if (
+            profile.export is not None
+            and self.export_limit is not None
+            and not profile.export.limit
+        ):
             raise UsageError(f"profile {profile.name} has no limit to set with --export-limit")
         if not self.staging and profile.option is None:
             raise UsageError(

@@ -138,3 +138,15 @@ def tried(path: Path, data: bytes) -> str:
     finally:
         os.close(descriptor)
     return "ok"
+
+
+@pytest.mark.parametrize(("policy", "told"), [(None, 1), ("critical_data", 1), ("tcb", 0)])
+def test_the_policy_decides_on_the_record_of_a_trim(
+    start: Starter, policy: str | None, told: int
+) -> None:
+    options = [] if policy is None else ["--policy", policy]
+    daemon = start("--profile", "trim-v2", "--tpm", "none", *options)
+    daemon.call("generate", count=9)
+    before = daemon.count()
+    assert tried(daemon.path("ima_trim_log"), b"03") == "ok"
+    assert daemon.count() == before - 3 + told

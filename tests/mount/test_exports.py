@@ -172,7 +172,7 @@ def test_the_rfc_keeps_its_first_name_and_wants_a_new_file(start: Starter, tmp_p
     [
         (["--profile", "export-2020"], "--export-root"),
         (["--profile", "export-2020", "--export-root", "/nowhere"], "not a directory"),
-        (["--export-root", "/tmp"], "exports nothing"),
+        (["--export-limit", "5"], "--export-root, which is not given"),
         (["--profile", "v4", "--draft-bugs"], "no bug of profile v4"),
         (["--profile", "rfc-v2", "--no-staging"], "no staged files to leave out"),
         (["--profile", "export-2020", "--export-root", "/tmp", "--export-limit", "3"], "no limit"),
@@ -192,6 +192,16 @@ def test_the_root_may_not_be_inside_of_the_mount(start: Starter) -> None:
         "--profile", "export-2020", "--export-root", place.dir, "--tpm", "none", place=place
     )
     assert (status, "inside of the mount" in said) == (2, True)
+
+
+def test_a_later_kernel_may_be_the_one_that_exports(start: Starter, tmp_path: Path) -> None:
+    daemon = start("--export-root", tmp_path, "--export-limit", "5", "--tpm", "none")
+    daemon.call("generate", count=9)
+    daemon.call("kexec_execute", profile="export-2019")
+    carried = daemon.read(SHA1)
+    assert name(daemon, tmp_path / "list") == "ok"
+    assert (tmp_path / "list").read_bytes() == carried
+    assert daemon.count() == 0
 
 
 # PCR values

@@ -223,7 +223,7 @@ def _shown(rec: Rec) -> bytes:
 
 
 #: What one machine over all of them would try, shared among them.
-SHARE = settings(max_examples=settings().max_examples // 3)
+SHARE = settings(max_examples=settings().max_examples // 5)
 
 for _profile in WRITABLE:
     _name = _profile.name.replace("-", "_")
