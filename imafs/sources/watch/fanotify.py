@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """fanotify(7): a group for permission events, and one that tells of moved directories.
 
-Through ctypes, because it takes two system calls: the bindings on PyPI are either
-unmaintained or a C extension with an event loop and processes of its own, and none
-knows marks that may be evicted. Numbers: include/uapi/linux/fanotify.h, Linux 6.18.
+Through ctypes, because it takes two system calls: pyfanotify 0.3 is a C extension
+with processes of its own and knows no marks that may be evicted. Numbers:
+include/uapi/linux/fanotify.h, Linux 6.18.
 """
 
 from __future__ import annotations
