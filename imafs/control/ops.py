@@ -2,7 +2,7 @@
 """The one table of operations of the control socket.
 
 The server validates requests with it, ``imafs ctl`` builds its command line from
-it, and ``python -m imafs.control.ops`` prints it as Markdown for the README.
+it, and ``python -m imafs.control.ops`` prints it as Markdown for docs/ctl.md.
 """
 
 from __future__ import annotations
@@ -370,7 +370,7 @@ def metavar(option: Option) -> str:
 
 
 def markdown() -> str:
-    """The table of operations for the README."""
+    """The table of operations for docs/ctl.md."""
     lines = ["| `imafs ctl` | request keys | what it does |", "|---|---|---|"]
     for operation in OPERATIONS.values():
         keys = [
