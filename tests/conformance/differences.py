@@ -18,6 +18,7 @@ COPIED = "FUSE copies the caller's bytes before the daemon sees how many they ar
 GATHERED = "FUSE hands the parts of a writev over as one write"
 PRIVATE_MAP = "FUSE with direct_io allows private maps"
 FILLED = "a page at a page's boundary is what splice reads, and is filled: a part means end of file"
+LEASE = "FUSE lets a descriptor that reads take a lease (securityfs: simple_nosetlease)"
 EPOLL = "FUSE has a poll operation for every file"
 SPLICE = "FUSE reads for splice clients, who would get nothing else on a mount (a kernel refuses)"
 SEEK_END = "FUSE answers SEEK_END, SEEK_DATA and SEEK_HOLE from st_size"

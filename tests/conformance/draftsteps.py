@@ -77,6 +77,8 @@ class Fuse:
             yield from _of_write(row)
         elif suite == "offsets":
             yield from self._of_offset(row)
+        elif suite == "fileops" and "open_rd" in row:
+            yield from _of_file(row)
 
     def _of_offset(self, row: Row) -> Iterator[tuple[str, Row]]:
         op = row["op"]
@@ -99,3 +101,16 @@ def _of_write(row: Row) -> Iterator[tuple[str, Row]]:
         yield differences.COPIED, {"write": "EFAULT"}
     elif row["write"].isdigit():
         yield differences.POSITION, {"pos": int(row["write"])}
+
+
+def _of_file(row: Row) -> Iterator[tuple[str, Row]]:
+    """With --st-size zero: splice clients get nothing, as in a kernel, but no error."""
+    yield differences.SPLICE, {"splice": "0", "sendfile": "0"}
+    yield differences.LEASE, {"setlease": "0"}
+    if row["lseek_end"] == "EINVAL":
+        yield differences.SEEK_END, {"lseek_end": "0", "lseek_hole": "ENXIO"}
+    else:
+        big = str(1 << 40)
+        yield differences.SEEK_END, {"lseek_big": big, "read_after_big": "0", "lseek_cur0": big}
+    if row["read_null"] == "0":
+        yield differences.COPIED, {"read_null": "EFAULT"}

@@ -20,7 +20,17 @@ from pathlib import Path
 import pytest
 
 from imafs.control.client import ControlClient
-from tests.conformance.differences import COPIED, EMPTY_WRITE, GATHERED, POSITION, PWRITE
+from tests.conformance import draftfileops
+from tests.conformance.differences import (
+    COPIED,
+    EMPTY_WRITE,
+    GATHERED,
+    LEASE,
+    POSITION,
+    PWRITE,
+    SEEK_END,
+    SPLICE,
+)
 from tests.conformance.draftplayer import Player
 from tests.conformance.draftsteps import Fuse, Row, answers, steps
 from tests.mount.daemon import Daemon
@@ -39,16 +49,20 @@ DRAFTS = {
 }
 #: Steps of the suites below, counted: none gets lost on the way.
 STEPS = {
-    "v5": {"ls": 12, "openmodes": 110, "writes": 996, "offsets": 102, "conc": 48, "flow": 44},
+    "v5": {
+        **{"ls": 12, "fileops": 8, "openmodes": 110, "writes": 996, "offsets": 102},
+        **{"conc": 48, "flow": 44},
+    },
     "trim": {
-        **{"ls": 9, "openmodes": 77, "writes": 362, "offsets": 102, "conc": 39, "flow": 9},
-        "trimlog": 41,
+        **{"ls": 9, "fileops": 8, "openmodes": 77, "writes": 362, "offsets": 102},
+        **{"conc": 39, "flow": 9, "trimlog": 41},
     },
 }
 #: Steps that FUSE answers otherwise, by reason: the closed list.
-_TRIM = {EMPTY_WRITE: 7, COPIED: 5, PWRITE: 30}
+_FILES = {SPLICE: 5, LEASE: 5, SEEK_END: 5}
+_TRIM = {EMPTY_WRITE: 7, COPIED: 5, PWRITE: 30, **_FILES}
 DIFFERENT = {
-    "v5": {POSITION: 64, EMPTY_WRITE: 20, COPIED: 8, PWRITE: 30, GATHERED: 6},
+    "v5": {POSITION: 64, EMPTY_WRITE: 20, COPIED: 9, PWRITE: 30, GATHERED: 6, **_FILES},
     "trimv2": {**_TRIM, POSITION: 4},
     "trimv3": {**_TRIM, POSITION: 16, GATHERED: 2},
     "trimtn": {**_TRIM, POSITION: 1},
@@ -188,6 +202,27 @@ def test_who_may_open_what(draft: Draft) -> None:
         assert found == [answers(row) for row in rows], caller
 
 
+def test_other_calls(draft: Draft) -> None:
+    """truncate, xattrs, mmap, poll, seeks, locks, what a directory refuses."""
+    draft.player.prepare(5, 0, None)
+    wrong = []
+    for row in draft.steps("fileops"):
+        step = row["step"]
+        path = draft.daemon.path(step)
+        if step == "dirops":
+            found = draftfileops.in_directory(draft.daemon.dir, "violations")
+        elif step == "chmod-chown-restore":
+            found = draftfileops.modes(draft.daemon.path("violations"))
+        elif step == "unlink-nothing":
+            continue
+        else:
+            found = draftfileops.on_path(path) | draftfileops.on_descriptor(path)
+        for key, value in draft.fuse.answers(row).items():
+            if found.get(key) != value:
+                wrong.append(f"{step} {key}: {found.get(key)}, not {value}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_writes(draft: Draft) -> None:
     play(draft, "writes", prepare=True)
 
@@ -225,7 +260,7 @@ def test_trim_log(draft: Draft) -> None:
 def test_the_differences_are_these(draft: Draft) -> None:
     """How many steps FUSE answers otherwise, and why; the rest is equal."""
     fuse = Fuse(draft.recording)
-    for suite in ("writes", "offsets", "conc", "flow", "trimlog"):
+    for suite in STEPS[draft.profile.split("-")[0]]:
         for row in steps(draft.recording, suite):
             fuse.answers(row)
     assert fuse.counts == Counter(DIFFERENT[draft.recording]), fuse.counts
