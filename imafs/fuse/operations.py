@@ -269,7 +269,8 @@ class ImaOperations(pyfuse3.Operations):
             return ExtraHandle(node.extra.read)
         entry = node.entry
         assert entry is not None
-        write = flags & os.O_ACCMODE != os.O_RDONLY
+        # As OPEN_FMODE: of the access mode 3, which may neither read nor write, no writer comes.
+        write = bool(flags + 1 & 2)
         if entry.kind is Kind.POLICY:
             return self._open_policy(flags, tid)
         if entry.request is not None:

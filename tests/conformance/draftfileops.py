@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""The calls of the suite ``fileops`` on one file: what is no read, write or open."""
+"""The calls of the suites ``fileops`` and ``reads`` on one file."""
 
 from __future__ import annotations
 
@@ -130,4 +130,69 @@ def modes(path: Path) -> dict[str, object]:
     found["chmod_back"] = _answer(lambda: os.chmod(path, before))
     found["chown"] = _answer(lambda: os.chown(path, 1, 1))
     found["chown_back"] = _answer(lambda: os.chown(path, 0, 0))
+    return found
+
+
+#: Sizes of reads that must all give the same bytes.
+SIZES = (1, 7, 16, 100, 511, 4095, 4096, 4097, 65536, 1 << 20)
+
+
+def _whole(descriptor: int, size: int = 65536) -> bytes:
+    pieces = []
+    while piece := os.read(descriptor, size):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def reads(path: Path, add: Callable[[], None] | None) -> dict[str, object]:
+    """Reads of all sizes, at positions, after seeks; ``add`` adds a record to the list."""
+    held = os.open(path, os.O_RDONLY)
+    try:
+        return _reads(held, path, add)
+    finally:
+        os.close(held)
+
+
+def _reads(held: int, path: Path, add: Callable[[], None] | None) -> dict[str, object]:
+    whole = _whole(held)
+    size = len(whole)
+
+    def seek(offset: int, whence: int = os.SEEK_SET) -> str:
+        return _answer(lambda: os.lseek(held, offset, whence))
+
+    def again(pieces: int) -> str:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return "same" if _whole(descriptor, pieces) == whole else "different"
+        finally:
+            os.close(descriptor)
+
+    found: dict[str, object] = {"same_for_bs": {str(each): again(each) for each in SIZES}}
+    offsets = {0, 1, 3, 10, size // 2, size - 1}
+    found["pread_ok"] = int(all(os.pread(held, 20, at) == whole[at : at + 20] for at in offsets))
+    found["pread_at_eof"] = str(len(os.pread(held, 10, size)))
+    found["pread_past_eof"] = str(len(os.pread(held, 10, size + 100)))
+    os.lseek(held, 2, os.SEEK_SET)
+    found["lseek_set_ok"] = int(_whole(held) == whole[2:])
+    os.lseek(held, 4, os.SEEK_SET)
+    os.read(held, 2)
+    found["tell_after_4+2"] = seek(0, os.SEEK_CUR)
+    found["lseek_cur+3"] = seek(3, os.SEEK_CUR)
+    found["lseek_end"] = seek(0, os.SEEK_END)
+    found["lseek_end-4"] = seek(-4, os.SEEK_END)
+    found["lseek_past_eof"] = "n+100" if seek(size + 100) == str(size + 100) else "no"
+    found["read_past_eof"] = str(len(os.read(held, 10)))
+    found["tell_past_eof"] = "n+100" if seek(0, os.SEEK_CUR) == str(size + 100) else "no"
+    os.lseek(held, 0, os.SEEK_SET)
+    found["rewind_ok"] = int(_whole(held) == whole)
+    os.lseek(held, 0, os.SEEK_SET)
+    buffers = [bytearray(3), bytearray(5)]
+    taken = os.readv(held, buffers)
+    found["readv_3_5"] = str(taken)
+    found["readv_ok"] = int(b"".join(buffers)[:taken] == whole[:8])
+    if add is not None:
+        os.lseek(held, 0, os.SEEK_SET)
+        _whole(held)
+        add()
+        found["eof_then_append_visible"] = int(len(os.read(held, 4096)) > 0)
     return found
