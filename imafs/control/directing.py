@@ -46,6 +46,7 @@ class Director:
         self._trouble = trouble
         self._handlers = handlers
         self._scenario: Scenario | None = None
+        self._number = 0
         self._triggers = Triggers(())
         self._told: list[_Told] = []
         self._later_in, self._later_out = trio.open_memory_channel[tuple[Scenario, int]](1024)
@@ -64,8 +65,8 @@ class Director:
         else:
             assert isinstance(file, str)
             found = await trio.to_thread.run_sync(library.from_file, file, validate)
-        await self.begin(found)
-        return {"scenario": found.name, "steps": len(found.steps)}
+        number = await self.begin(found)
+        return {"scenario": found.name, "number": number, "steps": len(found.steps)}
 
     async def scenario_end(
         self, options: Mapping[str, object], progress: ProgressCallback
@@ -76,13 +77,15 @@ class Director:
         self._scenario = None
         return {"scenario": told}
 
-    async def begin(self, scenario: Scenario) -> None:
-        """In place of the one that was on."""
+    async def begin(self, scenario: Scenario) -> int:
+        """In place of the one that was on. How many this daemon has begun with it."""
         self._scenario = scenario
+        self._number = number = self._number + 1
         self._triggers = Triggers([step.condition for step in scenario.steps])
         self._told = [_Told() for _ in scenario.steps]
         self._trouble.listener = self
         await self.happened("start", ())
+        return number
 
     def describe(self) -> dict[str, object] | None:
         """For the status: every step, how often it was due and done, what went wrong."""
@@ -99,7 +102,7 @@ class Director:
             }
             for step, told in zip(scenario.steps, self._told, strict=True)
         ]
-        return {"name": scenario.name, "steps": rows}
+        return {"name": scenario.name, "number": self._number, "steps": rows}
 
     # imafs.engine.trouble.Listener
 

@@ -27,7 +27,10 @@ def text_of(name: str) -> str:
     """The file of a ready scenario. Raises :class:`UsageError` that lists them all."""
     known = names()
     if name not in known:
-        raise UsageError(f"no ready scenario is called {name!r}; there are: {', '.join(known)}")
+        raise UsageError(
+            f"no ready scenario is called {name!r}; there are: {', '.join(known)} "
+            "(a file has a / in its name, or ends in .toml)"
+        )
     return (resources.files("imafs.scenarios") / "ready" / (name + _SUFFIX)).read_text("utf-8")
 
 
@@ -46,8 +49,17 @@ def from_file(path: str, validate: Validate) -> Scenario:
     return parse(text, Path(path).name.removesuffix(_SUFFIX), validate, source=path)
 
 
-def find(word: str, validate: Validate) -> Scenario:
-    """What a command line means: a path where it looks like one, else a ready scenario."""
+def request(word: str) -> dict[str, str]:
+    """What people call a scenario, as options of the operation ``scenario``.
+
+    A path where it looks like one, made absolute, else the name of a ready one.
+    """
     if "/" in word or word.endswith(_SUFFIX):
-        return from_file(word, validate)
-    return ready(word, validate)
+        # Not resolved: ".." after a symbolic link is for the open to resolve.
+        return {"file": str(Path(word).absolute())}
+    return {"name": word}
+
+
+def find(word: str, validate: Validate) -> Scenario:
+    """The scenario of :func:`request`, read by ourselves."""
+    return ready(word, validate) if "name" in request(word) else from_file(word, validate)

@@ -19,8 +19,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imafs.testing.ima import Fault, Ima, ListRecord, OtherAgent, Scenario
+    from imafs.testing.ima import Fault, Ima, ListRecord, OtherAgent
     from imafs.testing.quoting import Quote
+    from imafs.testing.scenario import Scenario
 
 __all__ = ["Fault", "Ima", "ListRecord", "OtherAgent", "Quote", "Scenario"]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from imafs.control.client import ControlClient
 from imafs.errors import Refused
 from imafs.testing.mounted import Place
+from imafs.testing.scenario import Scenario, Scenarios
 
 if TYPE_CHECKING:
     from imafs.attest.verify import Verdict
@@ -63,30 +64,6 @@ class Fault:
     def clear(self) -> None:
         """No call fails by it any more."""
         self._ima.call("fault_clear", fault=self.number)
-
-
-class Scenario:
-    """The scenario that is on."""
-
-    def __init__(self, ima: Ima, name: str) -> None:
-        self._ima = ima
-        self.name = name
-
-    def steps(self) -> list[Answer]:
-        """Each step: ``when``, ``do``, how often it was ``due`` and ``done``, ``errors``."""
-        told = self._ima.status()["scenario"]
-        steps = told["steps"] if isinstance(told, dict) else []
-        assert isinstance(steps, list)
-        return steps
-
-    @property
-    def happened(self) -> bool:
-        """Whether every step was done at least once: the bad day has taken place."""
-        return all(step["done"] for step in self.steps())
-
-    def end(self) -> None:
-        """No more of its steps are due."""
-        self._ima.call("scenario_end")
 
 
 class OtherAgent:
@@ -144,6 +121,7 @@ class Ima:
         self.place = place
         self.options = options
         self.other_agent = OtherAgent(self)
+        self._scenarios = Scenarios(self.call)
 
     @property
     def dir(self) -> Path:
@@ -330,14 +308,13 @@ class Ima:
         """Takes :meth:`tpm` back."""
         self.call("tpm", work=True)
 
-    def scenario(self, name: StrPath) -> Scenario:
-        """Begins a ready scenario by its name (``imafs scenarios``), or one from a file."""
-        word = os.fspath(name)
-        if "/" in word or word.endswith(".toml"):
-            told = self.call("scenario", file=str(Path(word).absolute()))
-        else:
-            told = self.call("scenario", name=word)
-        return Scenario(self, str(told["scenario"]))
+    def scenario(self, name: StrPath, *, must_happen: bool = True) -> Scenario:
+        """Begins a ready scenario by its name (``imafs scenarios``), or one from a file.
+
+        A test that passes without every step done fails at its end, unless ``must_happen``
+        is false.
+        """
+        return self._scenarios.begin(os.fspath(name), must_happen=must_happen)
 
     def suspend(self) -> None:
         """No more records, A is EACCES, D and numbers ESTALE: the last moments of a kernel."""
@@ -369,20 +346,17 @@ class Ima:
 
     # Between tests
 
-    def complaints(self) -> list[str]:
-        """What a scenario could not do. Raises :class:`imafs.errors.ControlError`."""
-        told = self.status()["scenario"]
-        if not isinstance(told, dict):
-            return []
-        return [
-            f"scenario {told['name']}: {error}"
-            for step in told["steps"]
-            for error in step["errors"]
-        ]
+    def complaints(self, *, passed: bool = True) -> list[str]:
+        """What scenarios could not do, and what of them did not take place in a test that passed.
+
+        Raises :class:`imafs.errors.ControlError`.
+        """
+        return self._scenarios.problems(demand=passed)
 
     def boot_anew(self, profile: str | None = None) -> None:
         """As a fresh mount: no fault, no scenario, TPM reset, boot_aggregate."""
         self.call("scenario_end")
+        self._scenarios.forget()
         self.call("fault_clear")
         self.call("tpm", work=True)
         self.other_agent.close()

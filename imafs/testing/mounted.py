@@ -81,7 +81,8 @@ class Mounted:
         try:
             line = self._first_line()
             if _READY.fullmatch(line) is None:
-                raise MountError(f"imafs mount did not start: {self.log().strip() or line}")
+                said = (self.log().strip() or line).removeprefix("imafs: ")
+                raise MountError(f"imafs mount did not start: {said}")
         except BaseException:
             self.close()
             raise

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Generator, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +16,9 @@ _MARKER = (
     "ima(profile, hash, template, policy, options): the kernel that the fixture ima plays "
     "for this test; options is a list of further options of `imafs mount`"
 )
+
+#: Whether the test itself has passed: what comes before its fixtures' ends.
+_PASSED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +38,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remembers what came of the test, for the end of its fixtures."""
+    report = yield
+    if call.when == "call":
+        item.stash[_PASSED] = report.passed
+    return report
+
+
 @pytest.fixture(scope="session")
 def _imafs_pool(pytestconfig: pytest.Config) -> Iterator[Pool]:
     from imafs.testing.pool import Pool
@@ -52,13 +66,11 @@ def ima(request: pytest.FixtureRequest, _imafs_pool: Pool) -> Iterator[Ima]:
 
     Chosen by ``@pytest.mark.ima(profile="v5", hash="sha384", template="ima-sig")``. The test
     fails at its end when the emulator has ended meanwhile, or a scenario could not do
-    what it was to do.
+    what it was to do, or the test passed without each of its steps.
     """
     found = _take(request, _imafs_pool, _marked(request.node))
     yield found
-    problems = _imafs_pool.give_back(found)
-    if problems:
-        pytest.fail("imafs: " + "\n".join(problems), pytrace=False)
+    _give_back(found, _imafs_pool, passed=request.node.stash.get(_PASSED, False))
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +78,11 @@ def ima_session(request: pytest.FixtureRequest, _imafs_pool: Pool) -> Iterator[I
     """One emulated kernel for all tests that share it; nobody resets it in between."""
     found = _take(request, _imafs_pool, {}, shared=True)
     yield found
-    problems = _imafs_pool.give_back(found)
+    _give_back(found, _imafs_pool, passed=not request.session.testsfailed)
+
+
+def _give_back(found: Ima, pool: Pool, *, passed: bool) -> None:
+    problems = pool.give_back(found, passed=passed)
     if problems:
         pytest.fail("imafs: " + "\n".join(problems), pytrace=False)
 
@@ -76,7 +92,9 @@ def _marked(node: pytest.Item) -> Mapping[str, object]:
     chosen: dict[str, object] = {}
     for mark in reversed(list(node.iter_markers("ima"))):
         if mark.args:
-            raise pytest.UsageError("the marker ima takes keywords only: ima(profile=...)")
+            pytest.fail(
+                "imafs: the marker ima takes keywords only: ima(profile=...)", pytrace=False
+            )
         chosen |= mark.kwargs
     return chosen
 
@@ -88,20 +106,17 @@ def _take(
     *,
     shared: bool = False,
 ) -> Ima:
-    from imafs.errors import ImafsError, UsageError
+    from imafs.errors import ImafsError
     from imafs.testing.pool import Unavailable
 
     try:
         return pool.take(chosen, shared=shared)
-    except Unavailable as reason:
-        _cannot_be_had(request.config, str(reason))
-    except UsageError as error:
-        raise pytest.UsageError(f"imafs: {error}") from None
+    except Unavailable as error:
+        reason = str(error)
+        required = request.config.getoption("--ima-require") or request.config.getini("ima_require")
     except ImafsError as error:
-        pytest.fail(f"imafs: {error}", pytrace=False)
-
-
-def _cannot_be_had(config: pytest.Config, reason: str) -> NoReturn:
-    if config.getoption("--ima-require") or config.getini("ima_require"):
+        reason, required = str(error), True
+    # Not in the handlers: pytest would show the exception that is handled as well.
+    if required:
         pytest.fail(f"imafs: {reason}", pytrace=False)
     pytest.skip(f"imafs: {reason}")

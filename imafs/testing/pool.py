@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
+from argparse import ArgumentParser
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
+from imafs.cli.parser import Parser
 from imafs.errors import ControlError, ImafsError, UsageError
 from imafs.testing.ima import Ima
 from imafs.testing.mounted import Mounted, Place, Surrounding, missing
@@ -21,6 +24,9 @@ _MARKED = {
     "template": "--template",
     "policy": "--policy",
 }
+
+#: Options that act when the daemon starts, and not when its kernel boots anew.
+_ONCE = frozenset({"--load", "--measure", "--scenario"})
 
 
 class Unavailable(Exception):
@@ -50,6 +56,7 @@ class Pool:
                 known = ", ".join((*_MARKED, "options"))
                 raise UsageError(f"the marker ima has no argument {name!r}; it has: {known}")
         if control := os.environ.get("IMAFS_CONTROL"):
+            _check(chosen)
             return self._around(control, chosen, shared=shared)
         options = (*self._options, *_options(chosen))
         kept = None if shared else self._kept.pop(options, None)
@@ -92,13 +99,16 @@ class Pool:
             raise
         return found
 
-    def give_back(self, found: Ima) -> list[str]:
-        """At the end of a test: what was wrong with the emulator, and booted for the next."""
+    def give_back(self, found: Ima, *, passed: bool = True) -> list[str]:
+        """At the end of a test: what was wrong with the emulator, and booted for the next.
+
+        ``passed``: a test that did demands that its scenarios took place.
+        """
         owned = found in self._out
         (self._out if owned else self._shared).remove(found)
         place: Place = found.place
         try:
-            problems = found.complaints()
+            problems = found.complaints(passed=passed)
         except ControlError as error:
             ended = place.close()
             if found is self._surrounding:
@@ -113,6 +123,8 @@ class Pool:
 
     def _keep(self, found: Ima) -> bool:
         """Boots anew for the next test; false where it can only be thrown away."""
+        if any(word.partition("=")[0] in _ONCE for word in found.options):
+            return False
         try:
             found.boot_anew()
         except ImafsError:
@@ -133,6 +145,26 @@ class Pool:
         self._kept.clear()
         if self._problems:
             raise ImafsError("; ".join(self._problems))
+
+
+def _check(chosen: Mapping[str, object]) -> None:
+    """Raises :class:`UsageError` for options that no ``imafs mount`` would take.
+
+    Where no mount is made, they would else look like options that this emulator lacks.
+    """
+    if words := _options(chosen):
+        from imafs.cli import mount
+
+        parser: ArgumentParser = _Refusing(prog="imafs")
+        mount.add_parser(parser.add_subparsers())
+        mount.plan(parser.parse_args(["mount", os.devnull, *words]))
+
+
+class _Refusing(Parser):
+    """Says what is wrong instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
 
 
 def _text(chosen: Mapping[str, object], key: str) -> str | None:

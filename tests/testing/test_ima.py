@@ -167,11 +167,47 @@ def test_scenarios(ima: Ima, tmp_path: Path) -> None:
     assert ready.happened
     assert ready.steps()[0]["when"] == "before open"
     ready.end()
-    assert ready.steps() == []
+    assert ready.happened
     file = tmp_path / "mine.toml"
     file.write_text('[[step]]\nwhen = "start"\ndo = [{ op = "violation", name = "/v" }]\n')
     mine = ima.scenario(file)
     assert (mine.name, mine.happened) == ("mine", True)
+
+
+def test_what_a_scenario_did_is_its_own(ima: Ima) -> None:
+    """Ended, replaced, or followed by one of its name: nobody else's steps, and none is not all."""
+    one = ima.scenario("reboot", must_happen=False)
+    assert not one.happened
+    one.end()
+    assert not one.happened
+    assert [step["done"] for step in one.steps()] == [0]
+    assert ima.complaints() == []
+    two = ima.scenario("reboot")
+    ima.generate(2)
+    with open(ima.dir / STAGED, "r+b", buffering=0) as file:
+        file.write(b"A\n")
+        file.write(b"D\n")
+    assert two.happened
+    three = ima.scenario("reboot", must_happen=False)
+    four = ima.scenario("violation-in-list")
+    assert [s.happened for s in (one, two, three, four)] == [False, True, False, True]
+    three.end()  # is over: the one that is on goes on
+    scenario = ima.status()["scenario"]
+    assert isinstance(scenario, dict)
+    assert (scenario["name"], scenario["number"]) == ("violation-in-list", four.number)
+    four.end()
+    assert (ima.status()["scenario"], four.happened) == (None, True)
+    assert ima.complaints() == []
+
+
+def test_what_no_client_waits_for_gets_a_moment(ima: Ima, tmp_path: Path) -> None:
+    file = tmp_path / "later.toml"
+    step = '[[step]]\nwhen = "start"\nseconds = 0.3\ndo = [{ op = "violation", name = "/v" }]\n'
+    file.write_text(step)
+    later = ima.scenario(file)
+    assert not later.happened
+    assert ima.complaints() == []
+    assert later.happened
 
 
 def test_the_end_of_a_kernel(ima: Ima) -> None:

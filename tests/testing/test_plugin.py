@@ -60,14 +60,16 @@ def test_the_package_gives_its_names_late() -> None:
     [
         ('ima(profil="v5")', "the marker ima has no argument 'profil'; it has: profile, hash"),
         ('ima("v5")', "the marker ima takes keywords only"),
-        ('ima(options="--banks")', "options is a list of strings"),
+        ('ima(options="--banks")', "the marker ima: options is a list of strings"),
     ],
 )
 def test_a_wrong_marker_is_an_error(pytester: pytest.Pytester, mark: str, text: str) -> None:
     pytester.makepyfile(f"import pytest\n@pytest.mark.{mark}\ndef test_it(ima): pass\n")
     result = pytester.runpytest_subprocess("--strict-markers", REQUIRE)
     assert outcome(result) == {"errors": 1}
-    result.stdout.fnmatch_lines([f"*{text}*"])
+    result.stdout.fnmatch_lines([f"imafs: {text}*"])
+    assert "Traceback" not in result.stdout.str()
+    assert "plugin.py" not in result.stdout.str()  # no source of ours around one good line
 
 
 def test_where_it_cannot_be_had_it_skips_or_fails(
@@ -122,7 +124,7 @@ class TestMounted:
                 ima.other_agent.open()
                 ima.fault("open", errno.EIO)
                 ima.tpm(behind=2, delay=1.0)
-                ima.scenario("busy-reader")
+                ima.scenario("busy-reader", must_happen=False)
                 ima.suspend()
                 seen.append((ima.dir, ima.quote().reset_count))
 
@@ -183,7 +185,9 @@ class TestMounted:
         )
         result = pytester.runpytest_subprocess(REQUIRE)
         assert outcome(result) == {"passed": 5, "errors": 1}
-        result.stdout.fnmatch_lines(["imafs: imafs mount did not start: *'none'*"])
+        result.stdout.fnmatch_lines(
+            ["imafs: imafs mount did not start: unknown hash algorithm 'none'"]
+        )
 
     def test_one_for_the_session(self, pytester: pytest.Pytester) -> None:
         pytester.makepyfile(
@@ -230,6 +234,68 @@ class TestMounted:
         result = pytester.runpytest_subprocess(REQUIRE)
         assert outcome(result) == {"passed": 1, "errors": 1}
         result.stdout.fnmatch_lines(["*scenario mine: agent: ENOENT: nothing is staged*"])
+
+    def test_a_bad_day_that_nobody_met_fails_a_test_that_passed(
+        self, pytester: pytest.Pytester
+    ) -> None:
+        pytester.makepyfile(
+            """
+            import pytest
+
+            def test_begun(ima):
+                ima.scenario("reboot")
+
+            def test_ended(ima):
+                ima.scenario("reboot").end()
+
+            def test_replaced(ima):
+                ima.scenario("kexec-before-stage")
+                ima.scenario("violation-in-list")
+
+            @pytest.mark.ima(options=["--scenario", "busy-reader"])
+            def test_of_the_mount(ima): pass
+
+            def test_need_not(ima):
+                ima.scenario("reboot", must_happen=False)
+
+            def test_fails_itself(ima):
+                ima.scenario("reboot")
+                assert False
+
+            def test_skips(ima):
+                ima.scenario("reboot")
+                pytest.skip("enough")
+            """
+        )
+        result = pytester.runpytest_subprocess(REQUIRE)
+        assert outcome(result) == {"passed": 5, "failed": 1, "skipped": 1, "errors": 4}
+        never = "imafs: scenario {}; a bad day that did not come about proves nothing*"
+        result.stdout.fnmatch_lines(
+            [
+                never.format("reboot: never done: step 1 (after delete)"),
+                "*at teardown of test_ended*",
+                never.format("reboot: never done: step 1 (after delete)"),
+                never.format(
+                    "kexec-before-stage: never done: step 1 (before stage), step 2 (refused stage)"
+                ),
+                never.format("busy-reader: never done: step 2 (refused open)"),
+            ]
+        )
+
+    def test_what_a_mount_begins_with_each_test_has(self, pytester: pytest.Pytester) -> None:
+        pytester.makepyfile(
+            """
+            import pytest
+
+            @pytest.mark.parametrize("time", [1, 2])
+            @pytest.mark.ima(options=["--scenario=violation-in-list", "--measure", "/usr/bin/env"])
+            def test_it(ima, time):
+                names = [record.name for record in ima.records()]
+                assert "/usr/bin/env" in names
+                assert ima.status()["violations"] == 1
+            """
+        )
+        assert outcome(pytester.runpytest_subprocess(REQUIRE)) == {"passed": 2}
 
     def test_nothing_stays_behind_when_pytest_is_killed(
         self, pytester: pytest.Pytester, tmp_path: Path
@@ -290,10 +356,23 @@ class TestMounted:
             def test_other_options(ima): pass
 
             def test_both(ima, ima_session): pass
+
+            @pytest.mark.parametrize("how", [dict(hash="nonsense"), dict(profile="v99"),
+                dict(template="x"), dict(options=["--fly"]), dict(options=["--st-size", "7"])])
+            def test_nonsense(request, how):
+                request.node.add_marker(pytest.mark.ima(**how))
+                request.getfixturevalue("ima")
             """
         )
         result = pytester.runpytest_subprocess("-rs")
-        assert outcome(result) == {"passed": 5, "skipped": 4}
+        assert outcome(result) == {"passed": 5, "skipped": 4, "failed": 5}
+        text = result.stdout.str()
+        assert "imafs: unknown hash algorithm 'nonsense'" in text
+        assert "v99" in text
+        assert "imafs: unknown template 'x'; there are: ima" in text
+        assert "imafs: unrecognized arguments: --fly" in text
+        assert "argument --st-size: invalid choice: '7'" in text
+        assert "Traceback" not in text
         result.stdout.fnmatch_lines_random(
             [
                 "*this test wants --hash sha512: give it to imafs run*",

@@ -41,8 +41,8 @@ ARROWS: dict[str, frozenset[str]] = {
             *("sandbox", "sources", "tpm"),
         }
     ),
-    # Tests of agents read lists and replay them as a verifier does.
-    "testing": frozenset({"attest", "control", "formats", "cli"}),
+    # Tests of agents read lists and replay them as a verifier does, and name scenarios.
+    "testing": frozenset({"attest", "control", "formats", "cli", "scenarios"}),
     "__main__": frozenset({"cli"}),
 }
 
