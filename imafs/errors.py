@@ -7,12 +7,14 @@ Anything that is not an :class:`ImafsError` is a bug and is logged as one.
 
 Exit codes (documented in the README): 1 unexpected or out of memory, 2 usage, 3 malformed
 input, 4 TPM, 5 mount, 6 control socket, 7 refused as a kernel would, 8 a list that
-does not lead to its PCRs (``imafs verify``).
+does not lead to its PCRs (``imafs verify``, ``record``), 9 not in time (``imafs ctl wait``).
+A file that was named and cannot be used is usage (2), a disk that is full unexpected (1).
 """
 
 from __future__ import annotations
 
 import errno as _errno
+import os as _os
 
 
 class ImafsError(Exception):
@@ -32,6 +34,36 @@ class UsageError(ImafsError):
 
     errno = _errno.EINVAL
     exit_code = 2
+
+
+class NotThereError(UsageError):
+    """What was named by its number or its path is not there (any more)."""
+
+    errno = _errno.ENOENT
+
+
+class FileError(ImafsError):
+    """A file that was named cannot be read or written; the errno is the failing call's.
+
+    Its exit code is that of usage where another name would do, of a refusal where the kernel
+    keeps the file for somebody else (EBUSY), and else 1: a full disk, an I/O error.
+    """
+
+    def __init__(self, path: str, error: OSError, *, option: str = "") -> None:
+        self.errno = error.errno or _errno.EIO
+        if self.errno in _NAMED_WRONGLY:
+            self.exit_code = UsageError.exit_code
+        elif self.errno == _errno.EBUSY:
+            self.exit_code = Refused.exit_code
+        super().__init__(f"{option} {path}: {_os.strerror(self.errno)}".lstrip())
+
+
+_NAMED_WRONGLY = frozenset(
+    {
+        *(_errno.ENOENT, _errno.ENOTDIR, _errno.EISDIR, _errno.EACCES, _errno.EPERM),
+        *(_errno.ELOOP, _errno.ENAMETOOLONG, _errno.EROFS, _errno.EINVAL, _errno.ENXIO),
+    }
+)
 
 
 class FormatError(ImafsError):
@@ -60,6 +92,10 @@ class FormatError(ImafsError):
         where += [f"byte {offset}"] if offset is not None else []
         parts = [source, ", ".join(where), reason]
         super().__init__(": ".join(part for part in parts if part))
+
+    def at(self, source: str | None) -> FormatError:
+        """The same in ``source``."""
+        return FormatError(self.reason, record=self.record, offset=self.offset, source=source)
 
 
 class TpmError(ImafsError):
@@ -91,3 +127,17 @@ class Refused(ImafsError):
     def __init__(self, errno: int, reason: str) -> None:
         self.errno = errno
         super().__init__(reason)
+
+
+class MismatchError(ImafsError):
+    """A list that does not lead to its PCRs."""
+
+    errno = _errno.EINVAL
+    exit_code = 8
+
+
+class NotInTimeError(ImafsError):
+    """What was waited for has not come within the time that was given."""
+
+    errno = _errno.ETIMEDOUT
+    exit_code = 9

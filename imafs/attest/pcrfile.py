@@ -8,13 +8,11 @@ Read: the YAML that ``tpm2_pcrread`` prints, ``pcrs.txt`` (``bank index VALUE`` 
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 from pathlib import Path
 
 from imafs.attest.replay import PcrValues
-from imafs.errors import FormatError, Refused
+from imafs.errors import FileError, FormatError
 from imafs.formats.algorithms import ALGORITHMS
 
 _BANKS = {a.name: a.digest_size for a in ALGORITHMS if a.tpm_id is not None}
@@ -27,7 +25,7 @@ _PCR_LINE = re.compile(r"^\s*PCR-(?P<pcr>\d+)\s*:\s*(?P<value>[0-9A-Fa-f ]+?)\s*
 def read(path: str) -> PcrValues:
     """PCR values of a file or of a sysfs directory.
 
-    Raises :class:`Refused` where it cannot be read and :class:`FormatError` (file, line)
+    Raises :class:`FileError` where it cannot be read and :class:`FormatError` (file, line)
     where a line is none of the known forms or has a value of the wrong size.
     """
     place = Path(path)
@@ -36,8 +34,7 @@ def read(path: str) -> PcrValues:
             return _sysfs(place)
         text = place.read_text(encoding="ascii", errors="replace")
     except OSError as error:
-        code = error.errno or errno.EIO
-        raise Refused(code, f"{path}: {os.strerror(code)}") from None
+        raise FileError(path, error) from None
     return parse(text, source=path)
 
 

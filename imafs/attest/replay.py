@@ -47,6 +47,10 @@ class Replay:
         """The PCRs that any entry went to."""
         return {pcr for _, pcr in self._values}
 
+    def adopted(self, bank: Bank, pcr: int) -> bool:
+        """Whether the PCR begins with a value that no record explains."""
+        return any(self._base.get(bank.name, {}).get(pcr, b""))
+
     def value(self, bank: Bank, pcr: int) -> bytes:
         """The value now; the base's or zeros where nothing was extended."""
         known = self._values.get((bank.name, pcr))

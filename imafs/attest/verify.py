@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from imafs.attest.parallel import Progress, in_processes
 from imafs.attest.replay import PcrValues
-from imafs.formats.algorithms import ALGORITHMS, SHA1, Bank, bank_for, by_name
+from imafs.formats.algorithms import ALGORITHMS, SHA1, Bank
 from imafs.formats.binary import (
     Parsed,
     Reader,
@@ -206,8 +206,3 @@ def _first_common(runs: list[list[tuple[int, int]]]) -> int | None:
         ):
             return number
     return None
-
-
-def bank_named(name: str | None) -> Bank | None:
-    """The bank of a ``--bank`` option. Raises :class:`FormatError`."""
-    return bank_for(by_name(name)) if name else None

@@ -219,7 +219,8 @@ def _pcr(item: Mapping[str, object]) -> str:
     if item.get("value") is None:
         return text + f"cannot be read, all records since boot replay to {replayed}"
     if item.get("equal") is True:
-        return text + "all records since boot replay to it"
+        start = " from the value that was adopted" if item.get("adopted") is True else ""
+        return text + f"all records since boot replay to it{start}"
     if item.get("pending") is True:
         return text + "records are still to be extended"
     if item.get("equal") is False:

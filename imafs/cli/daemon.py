@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import logging
 import os
@@ -125,8 +124,6 @@ def _check_inputs(plan: Plan) -> None:
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except OSError as error:
             raise UsageError(f"{option} {path}: {error.strerror}") from None
-        if option == "--load" and Path(path).is_dir():
-            raise UsageError(f"--load {path}: {os.strerror(errno.EISDIR)}")
 
 
 def _default_control(mountpoint: str) -> Path:

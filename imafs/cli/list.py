@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
+from imafs.cli import options
 from imafs.cli.inputs import read_bytes
 from imafs.errors import FormatError
-from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm, bank_for, by_name
-from imafs.formats.binary import Parsed, detect, encode, read
+from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm
+from imafs.formats.binary import Parsed, detect, encode, read, refuse_other_bank
 from imafs.formats.views import record_text
 
 
@@ -28,21 +29,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("file", metavar="FILE", help="a binary list, - for standard input")
     parser.add_argument(
-        "--bank", metavar="ALG", help="bank of the list (default: found by its digests)"
+        "--bank",
+        type=options.bank,
+        metavar="ALG",
+        help="bank of the list (default: found by its digests)",
     )
     parser.add_argument(
-        "--to", metavar="ALG", help="bank of the output (default: the same as the list's)"
+        "--to",
+        type=options.algorithm,
+        metavar="ALG",
+        help="bank of the output (default: the same as the list's)",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per record")
     form.add_argument("--binary", action="store_true", help="a binary list")
     form.add_argument("--stats", action="store_true", help="counts instead of records")
     part = parser.add_mutually_exclusive_group()
-    part.add_argument("--first", type=int, metavar="N", help="only the first N that match")
-    part.add_argument("--last", type=int, metavar="N", help="only the last N that match")
-    parser.add_argument("--pcr", type=int, metavar="N", help="only records of this PCR")
+    part.add_argument(
+        "--first", type=options.count, metavar="N", help="only the first N that match"
+    )
+    part.add_argument("--last", type=options.count, metavar="N", help="only the last N that match")
+    parser.add_argument("--pcr", type=options.pcr, metavar="N", help="only records of this PCR")
     parser.add_argument(
-        "--grep", metavar="REGEX", help="only records whose ASCII line matches the expression"
+        "--grep",
+        type=options.expression,
+        metavar="REGEX",
+        help="only records whose ASCII line matches the expression",
     )
     parser.set_defaults(run=run)
 
@@ -52,14 +64,14 @@ def run(args: argparse.Namespace) -> int:
     data = read_bytes(args.file)
     source = None if args.file == "-" else args.file
     try:
-        bank = bank_for(by_name(args.bank)) if args.bank else detect(data)
+        bank = args.bank or detect(data)
         # All or nothing: nothing is printed of a list that turns out malformed.
         records = list(enumerate(read(data, bank)))
     except FormatError as error:
-        raise FormatError(
-            error.reason, record=error.record, offset=error.offset, source=source
-        ) from None
-    algorithm = by_name(args.to) if args.to else bank.algorithm
+        if args.bank is not None:
+            refuse_other_bank(data, args.bank, source)
+        raise error.at(source) from None
+    algorithm = args.to or bank.algorithm
     assert algorithm is not None
     own = algorithm is bank.algorithm
     chosen = _select(records, args, None if own else algorithm)
@@ -99,19 +111,14 @@ def _select(
 ) -> Iterable[tuple[int, Parsed]]:
     chosen = _filtered(records, args, other)
     if args.last is not None:
-        return deque(chosen, maxlen=max(args.last, 0))
-    if args.first is not None:
-        return [row for row, _ in zip(chosen, range(max(args.first, 0)), strict=False)]
-    return list(chosen)
+        return deque(chosen, maxlen=args.last)
+    return list(islice(chosen, args.first))
 
 
 def _filtered(
     records: Iterable[tuple[int, Parsed]], args: argparse.Namespace, other: HashAlgorithm | None
 ) -> Iterator[tuple[int, Parsed]]:
-    try:
-        wanted = re.compile(args.grep.encode(errors="surrogateescape")) if args.grep else None
-    except re.error as error:
-        raise FormatError(f"--grep {args.grep!r}: {error}") from None
+    wanted = args.grep
     for number, parsed in records:
         if args.pcr is not None and parsed.record.pcr != args.pcr:
             continue

@@ -9,9 +9,11 @@ A command is a module with ``add_parser(subparsers)``, which sets ``run`` of its
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
+from typing import TypeGuard
 
 from imafs import __version__
 from imafs.cli.memory import is_out_of_memory
@@ -41,8 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run ``imafs`` with ``argv`` (default: the process's); the exit code.
 
-    Any :class:`ImafsError` becomes one line on stderr and its own exit code, and so does
-    too little memory. Another exception is a bug and keeps its traceback.
+    Any :class:`ImafsError` becomes one line on stderr and its own exit code, and so do
+    too little memory and a full disk below stdout. Another exception is a bug and keeps its
+    traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names are bytes: never fail to print one
@@ -55,17 +58,29 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Nobody reads stdout any more; what is buffered must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # nobody reads it any more
         return _PIPE_CLOSED
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            what = f"out of memory: {' '.join(str(error).split()) or 'MemoryError'}"
+        elif _is_of_output(error):
+            what = f"standard output: {os.strerror(error.errno or 0)}"
+            _discard_output()
+        else:
             raise
-        print(
-            f"imafs: out of memory: {' '.join(str(error).split()) or 'MemoryError'}",
-            file=sys.stderr,
-        )
+        print(f"imafs: {what}", file=sys.stderr)
         return ImafsError.exit_code
+
+
+def _is_of_output(error: BaseException) -> TypeGuard[OSError]:
+    """Whether what was printed found no room: an error of any other file has its name."""
+    no_room = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    return isinstance(error, OSError) and error.filename is None and error.errno in no_room
+
+
+def _discard_output() -> None:
+    """What is still buffered must not fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: list[str] | None) -> int:

@@ -7,9 +7,9 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from imafs.cli import policy
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from imafs.cli.daemon import Plan
     from imafs.formats.algorithms import HashAlgorithm
     from imafs.kernel.profiles import Profile
+
+T = TypeVar("T")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -147,7 +149,10 @@ def _tpm_options(group: argparse._ArgumentGroup) -> None:
         help="TCP port of swtpm on 127.0.0.1, its control channel's is the next (any free pair)",
     )
     group.add_argument(
-        "--adopt", action="store_true", help="go on although PCRs hold what no loaded list explains"
+        "--adopt",
+        action="store_true",
+        help="go on although PCRs hold what no loaded list explains; then no list verifies "
+        "against them",
     )
     group.add_argument(
         "--allow-hardware-tpm", action="store_true", help="extend a TPM that is not a software one"
@@ -161,7 +166,10 @@ def _tpm_options(group: argparse._ArgumentGroup) -> None:
 
 def _list_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--load", metavar="FILE", help="begin with a recorded binary list (no boot_aggregate)"
+        "--load",
+        metavar="FILE|DIR",
+        help="begin with a recorded binary list (no boot_aggregate), a recording of `imafs "
+        "record`, or the directory of an unpacked one",
     )
     group.add_argument("--load-bank", metavar="ALG", help="bank of that list where it is ambiguous")
     group.add_argument(
@@ -252,14 +260,14 @@ def _plan(args: argparse.Namespace) -> Plan:
     from imafs.engine.config import EmulatorConfig
     from imafs.errors import UsageError
     from imafs.formats import templates
-    from imafs.formats.algorithms import bank_for, by_name
+    from imafs.formats.algorithms import bank_named, by_name, padded_banks_named
     from imafs.kernel import profiles
     from imafs.kernel.kexec import EXTRA
 
     profile = profiles.lookup(args.profile)
     _refuse_contradictions(args, profile)
     if args.load_bank is not None:
-        bank_for(by_name(args.load_bank))
+        bank_named(args.load_bank)
     algorithm = by_name(args.hash)
     algorithm.constructor()
     if args.template_fmt:
@@ -289,7 +297,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         algorithm=algorithm,
         template=template,
         pcr=args.pcr,
-        padded_banks=frozenset(a.name for a in _algorithms(args.padded_banks)),
+        padded_banks=frozenset(_named("--padded-banks", args.padded_banks, padded_banks_named)),
         boot_aggregate=not args.no_boot_aggregate,
         adopt=args.adopt,
         policy=rules.policy,
@@ -313,7 +321,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         config=config,
         tpm=args.tpm,
         tpm_state=Path(args.tpm_state) if args.tpm_state else None,
-        banks=_algorithms(args.banks) or None,
+        banks=_named("--banks", args.banks, _algorithms) or None,
         allow_hardware=args.allow_hardware_tpm,
         load=args.load,
         load_bank=args.load_bank,
@@ -359,7 +367,10 @@ def _refuse_contradictions(args: argparse.Namespace, profile: Profile) -> None:
             f"--allow-hardware-tpm: --tpm {args.tpm} is no hardware",
         ),
         (args.adopt and args.tpm == "none", "--adopt: --tpm none has no PCRs"),
-        (args.padded_banks and args.tpm == "none", "--padded-banks: --tpm none has no PCR banks"),
+        (
+            args.padded_banks is not None and args.tpm == "none",
+            "--padded-banks: --tpm none has no PCR banks",
+        ),
     ):
         if wrong:
             raise UsageError(what)
@@ -379,10 +390,21 @@ def _export_root(text: str | None, mountpoint: str) -> Path | None:
     return root
 
 
-def _algorithms(text: str | None) -> Sequence[HashAlgorithm]:
-    from imafs.formats.algorithms import by_name
+def _named(option: str, text: str | None, read: Callable[[str], Sequence[T]]) -> Sequence[T]:
+    """What ``read`` makes of an option's value; nothing where it is not given."""
+    from imafs.errors import UsageError
 
-    return [by_name(name) for name in text.split(",")] if text else []
+    try:
+        return () if text is None else read(text)
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def _algorithms(text: str) -> Sequence[HashAlgorithm]:
+    from imafs.formats.algorithms import bank_named
+
+    found = [bank_named(name).algorithm for name in text.split(",")]
+    return [algorithm for algorithm in found if algorithm is not None]
 
 
 def size(text: str) -> int:

@@ -5,15 +5,33 @@ from __future__ import annotations
 
 import argparse
 import os
+import queue
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from imafs.attest import pcrfile
 from imafs.attest.replay import PcrValues
-from imafs.errors import ControlError, UsageError
+from imafs.errors import ControlError, ImafsError, TpmError, UsageError
 
 #: The kernel's own TPM, where there is one.
 SYSFS = "/sys/class/tpm/tpm0"
+#: Seconds that a TPM gets for all its PCRs; a chip needs about one.
+DEADLINE = 10.0
+#: What to say where a list does not lead to such PCRs.
+ADOPTED = (
+    "The emulator has adopted a value that no record explains (--adopt): no list leads to its PCRs"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """PCR values; ``adopted``: their emulator went on over values that no record explains."""
+
+    values: PcrValues
+    adopted: bool = False
 
 
 class NoTpmError(UsageError):
@@ -27,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--pcrs",
         metavar="FILE",
         help="PCR values: what tpm2_pcrread prints, pcrs.txt of a recording, `PCR-10: HEX` "
-        f"lines, or a directory such as {SYSFS}",
+        f"lines, or a directory such as {SYSFS}; - is standard input",
     )
     where.add_argument("--tcti", metavar="TCTI", help="read the PCRs of this TPM")
     where.add_argument(
@@ -38,23 +56,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def reader(args: argparse.Namespace, path: str) -> Callable[[], PcrValues]:
+def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
     """A function that reads all PCRs now. ``path`` is the list (or directory) meant.
 
     Raises :class:`imafs.errors.ImafsError` where nothing was named and nothing is found, and
     so does the function: :class:`NoTpmError` where that is because there is no TPM.
     """
-    if args.pcrs:
-        return lambda: pcrfile.read(args.pcrs)
+    if args.pcrs == "-":
+        piped = Reading(pcrfile.parse(sys.stdin.read(), source="standard input"))
+        return lambda: piped
+    if args.pcrs is not None:
+        return lambda: Reading(pcrfile.read(args.pcrs))
     if args.tcti is not None:
-        return lambda: _of_tpm(args.tcti)
+        return lambda: Reading(_of_tpm(args.tcti))
     if args.control is not None:
         return lambda: _of_imafs(Path(args.control))
     socket = _socket_of_mount(path)
     if socket is not None:
         return lambda: _of_imafs(socket)
     if Path(SYSFS, "pcr-sha1").is_dir() or Path(SYSFS, "pcr-sha256").is_dir():
-        return lambda: pcrfile.read(SYSFS)
+        return lambda: Reading(pcrfile.read(SYSFS))
     from imafs.control.paths import find_sockets, the_socket
 
     kind = UsageError
@@ -67,17 +88,43 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], PcrValues]:
     return lambda: _of_imafs(only)
 
 
-def _of_imafs(socket: Path) -> PcrValues:
+def _of_imafs(socket: Path) -> Reading:
     from imafs.control.client import ControlClient
 
     with ControlClient(socket) as client:
-        tcti = client.status().get("tcti")
+        status = client.status()
+    tcti, pcrs = status.get("tcti"), status.get("pcrs")
     if not isinstance(tcti, str):
         raise NoTpmError("that imafs has no TPM: give --pcrs FILE")
-    return _of_tpm(tcti)
+    rows = pcrs if isinstance(pcrs, list) else []
+    return Reading(_of_tpm(tcti), any(isinstance(r, dict) and r.get("adopted") for r in rows))
 
 
 def _of_tpm(tcti: str) -> PcrValues:
+    """Raises :class:`TpmError`, also where the TPM does not answer.
+
+    A stopped one takes connections and blocks its clients for ever, in a library that knows
+    no deadline: the thread is left behind.
+    """
+    answers: queue.SimpleQueue[PcrValues | ImafsError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_ask(tcti))
+        except ImafsError as error:
+            answers.put(error)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=DEADLINE)
+    except queue.Empty:
+        raise TpmError(f"the TPM {tcti} did not answer within {DEADLINE:g} s") from None
+    if isinstance(answer, ImafsError):
+        raise answer
+    return answer
+
+
+def _ask(tcti: str) -> PcrValues:
     from imafs.tpm import open_device
 
     # Reading a hardware TPM is harmless.

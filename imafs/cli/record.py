@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 
 from imafs import __version__
 from imafs.attest.replay import PcrValues
-from imafs.cli import pcrsource
+from imafs.cli import options, pcrsource
+from imafs.errors import MismatchError
 from imafs.sources import recording
 
 
@@ -27,11 +28,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("dir", metavar="DIR", help="an IMA directory")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", required=True, help="archive: .tar, .tar.gz or .tar.xz"
+        "-o",
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="archive: .tar, .tar.gz (.tgz) or .tar.xz (.txz)",
     )
     pcrsource.add_options(parser)
     parser.add_argument(
-        "--padded-banks", metavar="ALG,...", default="", help="banks that hold zero-padded SHA-1"
+        "--padded-banks",
+        type=options.padded_banks,
+        metavar="ALG,...",
+        default=(),
+        help="banks that hold zero-padded SHA-1",
     )
     parser.add_argument(
         "--no-check", action="store_true", help="record although list and PCRs do not agree"
@@ -41,12 +50,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    snapshot = recording.take(
-        args.dir,
-        partial(_pcrs, args),
-        padded=tuple(name for name in args.padded_banks.split(",") if name),
-        check=not args.no_check,
-    )
+    recording.ending_of(args.output)
+    source = _Source(args)
+    try:
+        snapshot = recording.take(
+            args.dir, source.pcrs, padded=args.padded_banks, check=not args.no_check
+        )
+    except MismatchError as error:
+        if source.adopted:
+            raise MismatchError(f"{error}. {pcrsource.ADOPTED}") from None
+        raise
     system = os.uname()
     verdict = snapshot.verdict
     about = {
@@ -62,11 +75,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pcrs(args: argparse.Namespace) -> PcrValues:
-    try:
-        return pcrsource.reader(args, args.dir)()
-    except pcrsource.NoTpmError:
-        return {}
+class _Source:
+    """Where the PCRs are read, again and again; none where there is no TPM."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._read: Callable[[], pcrsource.Reading] | None = None
+        self.adopted = False
+
+    def pcrs(self) -> PcrValues:
+        """All PCRs now."""
+        try:
+            self._read = self._read or pcrsource.reader(self._args, self._args.dir)
+            found = self._read()
+        except pcrsource.NoTpmError:
+            return {}
+        self.adopted = found.adopted
+        return found.values
 
 
 def _said(snapshot: recording.Snapshot) -> str:

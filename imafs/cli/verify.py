@@ -6,15 +6,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import deque
+from collections.abc import Mapping
 
-from imafs.attest.verify import Verdict, bank_named, verify
-from imafs.cli import pcrsource
+from imafs.attest.verify import Verdict, verify
+from imafs.cli import options, pcrsource
 from imafs.cli.inputs import read_bytes
 from imafs.cli.progress import bar
-from imafs.errors import FormatError
+from imafs.errors import FormatError, MismatchError, UsageError
+from imafs.formats.algorithms import Bank
+from imafs.formats.binary import detect, read, refuse_other_bank
 
-#: Exit code where the list does not lead to the PCRs.
-MISMATCH = 8
+_NOT_FRESH = "PCR 10 is not what it is without any record"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Checks every template digest of a binary list, replays it in every bank and "
         "compares with PCR values: says after which record they match and how many records are in "
         "excess. Exit codes: 0 they match, 3 the list is malformed or a template digest wrong, "
-        f"{MISMATCH} no part of the list leads to the PCRs.",
+        f"{MismatchError.exit_code} no part of the list leads to the PCRs.",
     )
     parser.add_argument(
         "lists",
@@ -33,9 +36,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="+",
         help="binary lists in their order: what was deleted before, staged, current; - is stdin",
     )
-    parser.add_argument("--bank", metavar="ALG", help="bank of the list (found by its digests)")
     parser.add_argument(
-        "--padded-banks", metavar="ALG,...", default="", help="banks that hold zero-padded SHA-1"
+        "--bank", type=options.bank, metavar="ALG", help="bank of the list (found by its digests)"
+    )
+    parser.add_argument(
+        "--padded-banks",
+        type=options.padded_banks,
+        metavar="ALG,...",
+        default=(),
+        help="banks that hold zero-padded SHA-1",
     )
     pcrsource.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
@@ -44,37 +53,79 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    if [*args.lists, args.pcrs].count("-") > 1:
+        raise UsageError("- is standard input, which can be read once")
     # The PCRs first: a list that is read later may have more, never fewer records.
     actual = pcrsource.reader(args, args.lists[0])()
-    data = b"".join(read_bytes(path) for path in args.lists)
-    padded = tuple(name for name in args.padded_banks.split(",") if name)
-    source = ", ".join(args.lists)
+    lists = {path: read_bytes(path) for path in args.lists}
+    bank = _one_bank(lists, args.bank)
     with bar(sys.stderr) as progress:
         try:
             verdict = verify(
-                data, actual, bank=bank_named(args.bank), padded=padded, progress=progress
+                b"".join(lists[path] for path in args.lists),
+                actual.values,
+                bank=bank,
+                padded=args.padded_banks,
+                progress=progress,
             )
         except FormatError as error:
+            raise _placed(error, lists, bank) from None
+    lines = _lines(verdict, actual)
+    print(json.dumps(_object(verdict)) if args.json else "\n".join(lines))
+    return 0 if verdict.matched is not None else MismatchError.exit_code
+
+
+def _one_bank(lists: Mapping[str, bytes], named: Bank | None) -> Bank | None:
+    """The bank of all lists, None where none says it. Raises :class:`FormatError`."""
+    if named is not None:
+        for path, data in lists.items():
+            refuse_other_bank(data, named, path)
+        return named
+    first: tuple[str, Bank] | None = None
+    for path, data in lists.items():
+        try:
+            bank = detect(data) if data else None
+        except FormatError:  # only violations, or malformed: that is found where it is replayed
+            continue
+        if bank is not None and first is not None and bank.name != first[1].name:
             raise FormatError(
-                error.reason, record=error.record, offset=error.offset, source=source
-            ) from None
-    print(json.dumps(_object(verdict)) if args.json else "\n".join(_lines(verdict)))
-    return 0 if verdict.matched is not None else MISMATCH
+                f"a list of bank {bank.name}, but {first[0]} is one of {first[1].name}: "
+                "lists that follow each other are of one bank",
+                source=path,
+            )
+        if bank is not None and first is None:
+            first = path, bank
+    return None if first is None else first[1]
 
 
-def _lines(verdict: Verdict) -> list[str]:
+def _placed(error: FormatError, lists: Mapping[str, bytes], bank: Bank | None) -> FormatError:
+    """``error`` with the list and the place in it."""
+    for path, data in lists.items():
+        try:
+            deque(read(data, bank), maxlen=0)
+        except FormatError as own:
+            return own.at(path)
+    return error.at(", ".join(lists))
+
+
+def _lines(verdict: Verdict, actual: pcrsource.Reading) -> list[str]:
     pcrs = ", ".join(f"{bank}:{pcr}" for bank, pcr in verdict.compared) or "none"
     counts = f"{verdict.records} records of bank {verdict.bank}, {verdict.violations} violations"
-    lines = [f"{counts}; compared PCRs: {pcrs}"]
+    lines = [f"{counts}; compared PCRs: {pcrs}"] if verdict.records else ["the list is empty"]
     if verdict.matched is not None:
         excess = f", {verdict.excess} in excess" if verdict.excess else ""
         return [*lines, f"match after record {verdict.matched}{excess}"]
-    lines.append("no part of the list leads to these PCRs")
+    if verdict.records and not verdict.compared:
+        return [*lines, "the PCR values hold no PCR that a record of the list went to"]
+    lines.append("no part of the list leads to these PCRs" if verdict.records else _NOT_FRESH)
     lines += [
         f"  {m.bank}:{m.pcr} is {m.actual.hex()}, the whole list gives {m.replayed.hex()}"
         for m in verdict.mismatches
     ]
-    lines.append("  were records deleted? Give what was kept of them first, in order")
+    if actual.adopted:
+        lines.append(f"  {pcrsource.ADOPTED}")
+    else:
+        lines.append("  were records deleted? Give what was kept of them first, in order")
     return lines
 
 

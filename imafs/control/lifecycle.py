@@ -14,7 +14,7 @@ import trio
 from imafs.control.server import Handler, ProgressCallback
 from imafs.engine.emulator import Emulator
 from imafs.engine.lifecycle import Lifecycle
-from imafs.errors import Refused
+from imafs.errors import FileError, Refused, UsageError
 from imafs.kernel import profiles
 from imafs.kernel.kexec import Crossing
 from imafs.kernel.profiles import Profile
@@ -128,12 +128,11 @@ def _write(path: str, data: bytes) -> None:
     target = Path(path)
     if target.exists() and not target.is_file():
         # Renaming would take the place of a device or a directory.
-        raise Refused(errno.EINVAL, f"{path}: is no regular file")
+        raise UsageError(f"{path}: is no regular file")
     partial_ = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         partial_.write_bytes(data)
         partial_.replace(target)
     except OSError as error:
         partial_.unlink(missing_ok=True)
-        code = error.errno or errno.EIO
-        raise Refused(code, f"{path}: {os.strerror(code)}") from None
+        raise FileError(path, error) from None

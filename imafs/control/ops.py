@@ -144,7 +144,9 @@ _TABLE = (
         "load",
         "append a recorded measurement list; refused whole when malformed",
         (
-            Option("file", Kind.PATH, "binary measurement list", "FILE", required=True),
+            Option(
+                "file", Kind.PATH, "binary list, recording or IMA directory", "FILE", required=True
+            ),
             Option("bank", Kind.STR, "PCR bank of that list's digests", "--bank"),
         ),
         lengthy=True,

@@ -18,7 +18,7 @@ from imafs.control.lifecycle import LifecycleVerbs
 from imafs.control.server import Handler, ProgressCallback
 from imafs.engine.emulator import Emulator, Receipt
 from imafs.engine.status import status
-from imafs.errors import FormatError, Refused
+from imafs.errors import FileError, FormatError, NotInTimeError, Refused
 from imafs.formats.algorithms import by_name
 from imafs.formats.fields import Measurement
 from imafs.kernel.policy.match import Access
@@ -241,8 +241,8 @@ class Verbs:
     async def wait(self, options: Options, progress: ProgressCallback) -> Answer:
         """Until so many records were added since boot, and are extended if asked.
 
-        Those that are held back on purpose (``tpm --behind``) are not waited for. ETIMEDOUT
-        after ``timeout`` seconds (default: never).
+        Those that are held back on purpose (``tpm --behind``) are not waited for.
+        :class:`NotInTimeError` after ``timeout`` seconds (default: never).
         """
         records = options.get("records")
         seconds = options.get("timeout")
@@ -258,7 +258,7 @@ class Verbs:
                 "records": emulator.queue.totals.added,
                 "extended": emulator.queue.totals.extended,
             }
-        raise Refused(errno.ETIMEDOUT, f"not reached within {seconds} s")
+        raise NotInTimeError(f"not reached within {seconds} s")
 
     async def status(self, options: Options, progress: ProgressCallback) -> Answer:
         """Everything that ``imafs ctl status`` shows."""
@@ -284,5 +284,4 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        code = error.errno or errno.EIO
-        raise Refused(code, f"{path}: {os.strerror(code)}") from None
+        raise FileError(path, error) from None

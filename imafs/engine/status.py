@@ -113,6 +113,7 @@ def _compared(emulator: Emulator, values: PcrValues) -> Iterable[dict[str, objec
                     "value": None if actual is None else actual.hex(),
                     "replayed": replayed.hex(),
                     "equal": actual == replayed,
+                    "adopted": replay.adopted(bank, pcr),
                     "pending": pending,
                 }
             )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from imafs.errors import FormatError
+from imafs.errors import FormatError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +127,19 @@ def bank_for(algorithm: HashAlgorithm, *, padded: bool = False) -> Bank:
     if algorithm.tpm_id is None:
         raise FormatError(f"{algorithm.name} has no TPM algorithm id")
     return Bank(algorithm.tpm_id, algorithm.digest_size, algorithm, padded)
+
+
+def bank_named(name: str) -> Bank:
+    """The bank that a user names. Raises :class:`UsageError`, which says what there is."""
+    known = [a.name for a in ALGORITHMS if a.tpm_id is not None]
+    if name not in known:
+        raise UsageError(f"{name!r} is no PCR bank; there are: {', '.join(known)}")
+    return bank_for(by_name(name))
+
+
+def padded_banks_named(text: str) -> tuple[str, ...]:
+    """Names, with commas, of banks that hold zero-padded SHA-1. Raises :class:`UsageError`."""
+    names = tuple(bank_named(name).name for name in text.split(","))
+    if SHA1.name in names:
+        raise UsageError("'sha1' is not padded: the others are, with SHA-1")
+    return names

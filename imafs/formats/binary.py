@@ -11,8 +11,10 @@ native on x86 and arm64 and what ``ima_canonical_fmt`` gives elsewhere.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from imafs.errors import FormatError
@@ -26,6 +28,9 @@ _IMA = templates.TEMPLATES["ima"]
 PCR_LIMIT = 24
 #: Banks whose lists can be told apart by their digests, narrowest first.
 LIST_BANKS = tuple(bank_for(by_name(name)) for name in ("sha1", "sha256", "sha384", "sha512"))
+#: How the kernel's ASCII list begins, and gzip, xz, bzip2, zstd and zip.
+_ASCII_LINE = re.compile(rb" ?[0-9]{1,2} [0-9a-f]{32,128} ")
+_ARCHIVES = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 #: How many records are tried before a list's width is called ambiguous.
 _TRIES = 64
 
@@ -100,7 +105,7 @@ class Reader:
                 self._short(at, number)
             pcr, digest, name_len = unpack(data, at)
             if pcr >= PCR_LIMIT:
-                raise FormatError(f"PCR {pcr} is out of range", record=number, offset=at)
+                raise self._no_pcr(pcr, number, at)
             at += fixed
             if not 0 < name_len <= TEMPLATE_NAME_MAX:
                 raise FormatError(
@@ -133,8 +138,15 @@ class Reader:
         """Names what is missing where not even a record's front fits."""
         pcr = self._u32(at, record, "the PCR number")
         if pcr >= PCR_LIMIT:
-            raise FormatError(f"PCR {pcr} is out of range", record=record, offset=at)
+            raise self._no_pcr(pcr, record, at)
         self._u32(at + 4 + self.width, record, "the template digest or the length of the name")
+
+    def _no_pcr(self, pcr: int, record: int, at: int) -> FormatError:
+        """The refusal of a PCR number: at the very front by what else begins so."""
+        foreign = _foreign(self.data) if at == 0 else None
+        if foreign is not None:
+            return FormatError(f"this is no binary list, but {foreign}")
+        return FormatError(f"PCR {pcr} is out of range", record=record, offset=at)
 
     def _template(self, name: bytes, record: int, at: int) -> Template:
         known = self._templates.get(name)
@@ -168,6 +180,15 @@ class Reader:
                 "no digest and name of template ima fit here", record=record, offset=at
             )
         return fits[0]
+
+
+def _foreign(data: bytes) -> str | None:
+    """What files are that are often taken for a binary list; it begins with a small number."""
+    if _ASCII_LINE.match(data):
+        return "the ASCII list: its neighbour binary_runtime_measurements is one"
+    if data.startswith(_ARCHIVES) or data[257:262] == b"ustar":
+        return "an archive: unpack a recording for its lists (imafs mount --load plays it whole)"
+    return None
 
 
 def _by_width(width: int) -> HashAlgorithm | None:
@@ -257,3 +278,15 @@ def wrong_digest(parsed: Parsed, bank: Bank, number: int) -> FormatError:
         record=number,
         offset=parsed.start + 4,
     )
+
+
+def refuse_other_bank(data: bytes, bank: Bank, source: str | None) -> None:
+    """Raises :class:`FormatError` where the list is of another bank than was said."""
+    found = None
+    with suppress(FormatError):
+        found = detect(data)
+    if found is not None and found.name != bank.name:
+        raise FormatError(
+            f"this is a list of bank {found.name}, not {bank.name}; the bank need not be named",
+            source=source,
+        )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from imafs.errors import Refused, UsageError
+from imafs.errors import NotThereError, Refused, UsageError
 
 #: Calls that may fail.
 OPERATIONS = ("open", "read", "write")
@@ -122,11 +122,11 @@ class Faults:
         return self._last
 
     def clear(self, number: int | None = None) -> int:
-        """Drops one rule, or all: how many. Raises :class:`Refused` (ENOENT)."""
+        """Drops one rule, or all: how many. Raises :class:`NotThereError`."""
         kept = [] if number is None else [r for r in self._rules if r.number != number]
         cleared = len(self._rules) - len(kept)
         if number is not None and not cleared:
-            raise Refused(errno.ENOENT, f"there is no fault {number}")
+            raise NotThereError(f"there is no fault {number}")
         self._rules = kept
         return cleared
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
 from importlib import resources
 from pathlib import Path
 
-from imafs.errors import Refused, UsageError
+from imafs.errors import FileError, UsageError
 from imafs.scenarios.script import Scenario, Validate, parse
 
 _SUFFIX = ".toml"
@@ -40,12 +39,11 @@ def ready(name: str, validate: Validate) -> Scenario:
 
 
 def from_file(path: str, validate: Validate) -> Scenario:
-    """The scenario in a file. Raises :class:`Refused` with its errno, :class:`FormatError`."""
+    """The scenario in a file. Raises :class:`FileError` and :class:`FormatError`."""
     try:
         text = Path(path).read_bytes().decode("utf-8", "replace")
     except OSError as error:
-        code = error.errno or 5
-        raise Refused(code, f"{path}: {os.strerror(code)}") from None
+        raise FileError(path, error) from None
     return parse(text, Path(path).name.removesuffix(_SUFFIX), validate, source=path)
 
 

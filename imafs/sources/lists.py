@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import tarfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from imafs.errors import FormatError, Refused
-from imafs.formats.algorithms import Bank, bank_for, by_name
-from imafs.formats.binary import Record, detect, read
+from imafs.errors import FileError, FormatError
+from imafs.formats.algorithms import Bank, bank_named
+from imafs.formats.binary import Record, detect, read, refuse_other_bank
 from imafs.sources.recording import lists_of
 
 #: Called with (bytes read, bytes in all).
@@ -33,20 +30,19 @@ class Loaded:
 def load(
     path: str, bank: str | None = None, progress: Progress = lambda done, total: None
 ) -> Loaded:
-    """All records of a binary list, or of a recording (``imafs record``).
+    """All records of a binary list, of a recording (``imafs record``) or of an IMA directory.
 
-    Blocking. Raises :class:`Refused` where the file cannot be read and
-    :class:`FormatError` (file, record, byte, reason) where any record is malformed:
-    a list is taken whole or not at all.
+    Blocking. Raises :class:`UsageError` for a ``bank`` that is none, :class:`FileError` where
+    the file cannot be read and :class:`FormatError` (file, record, byte, reason) where any
+    record is malformed: a list is taken whole or not at all.
     """
-    named = bank_for(by_name(bank)) if bank else None
+    named = bank_named(bank) if bank else None
     try:
         parts = lists_of(path) or (b"", Path(path).read_bytes())
     except tarfile.TarError as error:
         raise FormatError(f"broken archive: {error}", source=path) from None
     except OSError as error:
-        code = error.errno or errno.EIO
-        raise Refused(code, f"{path}: {os.strerror(code)}") from None
+        raise FileError(error.filename or path, error) from None
     staged, current = parts
     data = staged + current
     try:
@@ -61,20 +57,6 @@ def load(
         progress(len(data), len(data))
     except FormatError as error:
         if named is not None:
-            _refuse_other_bank(path, data, named)
-        raise FormatError(
-            error.reason, record=error.record, offset=error.offset, source=path
-        ) from None
+            refuse_other_bank(data, named, path)
+        raise error.at(path) from None
     return Loaded(records, in_stage, chosen)
-
-
-def _refuse_other_bank(path: str, data: bytes, bank: Bank) -> None:
-    """Raises :class:`FormatError` where the list is of another bank than was said."""
-    found = None
-    with suppress(FormatError):
-        found = detect(data)
-    if found is not None and found.name != bank.name:
-        raise FormatError(
-            f"this is a list of bank {found.name}, not {bank.name}; the bank need not be named",
-            source=path,
-        )

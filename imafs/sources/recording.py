@@ -8,7 +8,6 @@ by ``imafs mount --load``.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import lzma
@@ -19,14 +18,18 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from imafs.attest.replay import PcrValues
 from imafs.attest.verify import Verdict, verify
-from imafs.errors import FormatError, Refused
+from imafs.errors import FileError, FormatError, MismatchError, UsageError
 
 CURRENT = "binary_runtime_measurements"
 STAGED = "binary_runtime_measurements_staged"
+#: What a recording holds beside the directory's files.
+_OWN = frozenset({"pcrs.txt", "ls-la.txt", "meta.json"})
+#: Endings of a recording's name -> tarfile's mode.
+KINDS = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.xz": "w:xz", ".txz": "w:xz"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +54,19 @@ def take(
     """Reads lists and PCRs until they agree, at most ``tries`` times.
 
     While it reads, an open descriptor keeps writers out (A, D and N are EBUSY). Raises
-    :class:`Refused` where a file cannot be read (EBUSY: a writer has it) and
-    :class:`FormatError` where list and PCRs never agree; ``check`` False takes the
+    :class:`FileError` where a file cannot be read (EBUSY: a writer has it),
+    :class:`FormatError` where a list is malformed and :class:`MismatchError` where list and
+    PCRs never agree, at once where neither of them moves; ``check`` False takes the
     first pair as it is. Without any PCR (no TPM) the lists are checked by themselves:
     the verdict has no match.
     """
-    verdict: Verdict | None = None
+    before: tuple[bytes, PcrValues] | None = None
     for _ in range(tries):
         try:
             with open(Path(directory, CURRENT), "rb"):
                 files, links, modes = _files(directory)
         except OSError as error:
-            code = error.errno or errno.EIO
-            raise Refused(code, f"{error.filename}: {os.strerror(code)}") from None
+            raise FileError(error.filename, error) from None
         pcrs = read_pcrs()
         lists = files.get(_real(STAGED, links), b"") + files[_real(CURRENT, links)]
         if not check:
@@ -71,11 +74,16 @@ def take(
         verdict = verify(lists, pcrs, padded=padded)
         if not pcrs or verdict.matched == verdict.records:
             return Snapshot(files, links, modes, pcrs, verdict)
-    raise FormatError(
-        f"list and PCRs did not agree in {tries} tries (the list has "
-        f"{verdict.records if verdict else 0} records): were records deleted, or is the machine "
-        "too busy? --no-check records them as they are",
-        source=directory,
+        if verdict.matched is None and before == (lists, pcrs):
+            raise MismatchError(
+                f"{directory}: these PCRs are not of this list: no part of its {verdict.records} "
+                "records leads to them. Were records deleted, or are the PCRs another machine's? "
+                "--no-check records them as they are"
+            )
+        before = lists, pcrs
+    raise MismatchError(
+        f"{directory}: list and PCRs did not agree in {tries} tries: is the machine too busy, "
+        "or its TPM behind? --no-check records them as they are"
     )
 
 
@@ -88,6 +96,8 @@ def _files(directory: str) -> tuple[dict[str, bytes], dict[str, str], dict[str, 
     links: dict[str, str] = {}
     modes: dict[str, int] = {}
     for entry in sorted(Path(directory).iterdir()):
+        if entry.name in _OWN:  # of an unpacked recording: this one gets its own
+            continue
         mode = entry.lstat().st_mode
         modes[entry.name] = mode
         if stat.S_ISLNK(mode):
@@ -101,14 +111,22 @@ def _files(directory: str) -> tuple[dict[str, bytes], dict[str, str], dict[str, 
     return files, links, modes
 
 
-def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
-    """Writes the archive; compressed as the suffix says (.tar, .tar.gz, .tar.xz).
+def ending_of(path: str) -> str:
+    """The ending that says how ``path`` is compressed. Raises :class:`UsageError`."""
+    ending = next((ending for ending in KINDS if path.endswith(ending)), None)
+    if ending is None:
+        raise UsageError(f"{path}: the name of a recording ends in {', '.join(KINDS)}")
+    return ending
 
-    It appears under its name only when it is whole. Raises :class:`Refused`.
+
+def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
+    """Writes the archive; compressed as the suffix says (:data:`KINDS`; UsageError for another).
+
+    It appears under its name only when it is whole. Raises :class:`FileError`.
     """
     target = Path(path)
-    name = target.name.removesuffix(".tgz").split(".tar")[0] or "recording"
-    kind = {".gz": "w:gz", ".tgz": "w:gz", ".xz": "w:xz"}.get(target.suffix, "w")
+    ending = ending_of(path)
+    name, kind = target.name.removesuffix(ending) or "recording", KINDS[ending]
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         # tarfile's modes are literals to the type checker.
@@ -124,8 +142,7 @@ def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
             _add(archive, f"{name}/meta.json", json.dumps(about, indent=2).encode() + b"\n")
         partial.replace(target)
     except OSError as error:
-        code = error.errno or errno.EIO
-        raise Refused(code, f"{path}: {os.strerror(code)}") from None
+        raise FileError(path, error) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -156,28 +173,47 @@ def _listing(snapshot: Snapshot) -> bytes:
 
 
 def lists_of(path: str) -> tuple[bytes, bytes] | None:
-    """(staged, current) binary SHA-1 lists of a recording; None where it is no archive.
+    """(staged, current) lists of a recording or an IMA directory; None for any other file.
 
-    Raises :class:`FormatError` for an archive without a list, or with several.
+    Raises :class:`FormatError` for an archive without a list, or with several, and OSError.
     """
+    if Path(path).is_dir():
+        return _lists_in(Path(path))
     try:
         return _lists_of(path) if tarfile.is_tarfile(path) else None
     except (tarfile.TarError, EOFError, KeyError, lzma.LZMAError, zlib.error) as error:
         raise FormatError(f"broken archive: {error}", source=path) from None
 
 
+def _lists_in(directory: Path) -> tuple[bytes, bytes]:
+    # Open, the current list keeps writers out.
+    with (directory / CURRENT).open("rb") as current:
+        try:
+            staged = (directory / STAGED).read_bytes()
+        except FileNotFoundError:  # a kernel without staging
+            staged = b""
+        return staged, current.read()
+
+
 def _lists_of(path: str) -> tuple[bytes, bytes]:
-    found: dict[str, list[bytes]] = {}
+    found: dict[tuple[PurePath, str], bytes] = {}
     with tarfile.open(path) as archive:
         for member in archive:
             file = archive.extractfile(member) if member.isreg() or member.issym() else None
             if file is not None:
-                found.setdefault(Path(member.name).name, []).append(file.read())
+                place = PurePath(member.name)
+                found[place.parent, place.name] = file.read()
         assert archive.fileobj is not None
         archive.fileobj.seek(archive.offset)
         if len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
             raise FormatError("the archive is cut: its end mark is missing", source=path)
-    current = found.get(CURRENT, [])
-    if len(current) != 1:
-        raise FormatError(f"{len(current)} files {CURRENT} in it, not one", source=path)
-    return next(iter(found.get(STAGED, [])), b""), current[0]
+    places = [place for place, name in found if name == CURRENT]
+    if not places:
+        raise FormatError(f"there is no {CURRENT} in it", source=path)
+    if len(places) > 1:
+        raise FormatError(
+            f"{len(places)} moments in it: unpack it and name the directory of one ("
+            f"{', '.join(str(place) for place in places)})",
+            source=path,
+        )
+    return found.get((places[0], STAGED), b""), found[places[0], CURRENT]

@@ -62,11 +62,12 @@ def test_measure(daemon: Daemon, tmp_path: Path) -> None:
         (["measure", "/does/not/exist"], 7),
         (["generate", "-1"], 2),
         (["generate", "many"], 2),
-        (["load", "/does/not/exist"], 7),
+        (["load", "/does/not/exist"], 2),
         (["critical-data", "--name", "n", "--data", "00"], 2),
         (["critical-data", "--label", "l", "--name", "n", "--data", "0"], 2),
-        (["critical-data", "--label", "l", "--name", "n", "--file", "/does/not/exist"], 7),
-        (["wait", "--records", "100", "--timeout", "0"], 7),
+        (["critical-data", "--label", "l", "--name", "n", "--file", "/does/not/exist"], 2),
+        (["wait", "--records", "100", "--timeout", "0"], 9),
+        (["fault-clear", "9"], 2),
         (["no-such-verb"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -155,7 +156,7 @@ def test_watch_and_unwatch(daemon: Daemon, tmp_path: Path) -> None:
     # tcb says nothing of a tmpfs: whichever it is, a use was seen.
     assert "listener    1 uses" in ctl(daemon, "status")[1]
     assert ctl(daemon, "unwatch", str(tmp_path))[0] == 0
-    assert ctl(daemon, "unwatch", str(tmp_path))[0] == 7
+    assert ctl(daemon, "unwatch", str(tmp_path))[0] == 2
 
 
 def test_kexec_and_reboot(daemon: Daemon, tmp_path: Path) -> None:
@@ -191,8 +192,8 @@ def test_kexec_and_reboot(daemon: Daemon, tmp_path: Path) -> None:
     assert ctl(daemon, "reboot") == (0, "mainline runs\n", "")
     for verb in ("reboot", "kexec-execute"):
         assert ctl(daemon, verb, "--profile", "none")[0] == 2
-    assert ctl(daemon, "kexec-buffer", "-o", "/dev/null")[0] == 7
-    assert ctl(daemon, "kexec-buffer", "-o", str(tmp_path / "no" / "file"))[0] == 7
+    assert ctl(daemon, "kexec-buffer", "-o", "/dev/null")[0] == 2
+    assert ctl(daemon, "kexec-buffer", "-o", str(tmp_path / "no" / "file"))[0] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["buffer"]
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from imafs.errors import FormatError, Refused
+from tests.conformance.recordings import DATA
 from tests.mount.daemon import ASCII, BINARY, Daemon, layers, replay
 from tests.mount.fixtures import Starter
 
@@ -120,9 +122,27 @@ def test_a_file_that_is_not_there(start: Starter, tmp_path: Path, option: str) -
     assert layers(place.dir) == 0
 
 
-def test_load_of_a_directory(start: Starter, tmp_path: Path) -> None:
+def test_load_of_an_unpacked_moment(start: Starter, tmp_path: Path) -> None:
+    """Of a recording with several: refused as it is, played by its directory."""
+    recording = DATA / "7.3.4-tcb-ima-ng.tar.xz"
+    status, log = start.refused("--load", recording)
+    assert status == 3
+    moments = "(7.3.4-tcb-ima-ng/boot, 7.3.4-tcb-ima-ng/work)"
+    said = f"2 moments in it: unpack it and name the directory of one {moments}"
+    assert log == f"imafs: {recording}: {said}\n"
+    with tarfile.open(recording) as archive:
+        archive.extractall(tmp_path, filter="data")
+    work = tmp_path / "7.3.4-tcb-ima-ng" / "work"
+    daemon = start("--load", work)
+    assert daemon.read() == (work / BINARY).read_bytes()
+    assert f"loaded: {daemon.count()}\n" in daemon.ctl("load", work)
+    daemon.assert_replays()
+
+
+def test_load_of_a_directory_without_a_list(start: Starter, tmp_path: Path) -> None:
     status, log = start.refused("--load", tmp_path)
-    assert (status, log) == (2, f"imafs: --load {tmp_path}: Is a directory\n")
+    missing = f"imafs: {tmp_path / BINARY}: No such file or directory\n"
+    assert (status, log) == (2, missing)
 
 
 def test_a_wrong_load_bank(start: Starter, lists: dict[str, bytes], tmp_path: Path) -> None:

@@ -105,6 +105,18 @@ def test_a_pcr_that_is_not_zero_is_adopted(start: Starter, foreign: str) -> None
     assert daemon.pcr("sha256") != before
     daemon.generate(5)
     daemon.assert_replays()
+    adopted = "all records since boot replay to it from the value that was adopted"
+    assert daemon.ctl("status").count(adopted) == 1  # only one bank was extended
+    said = "The emulator has adopted a value that no record explains (--adopt)"
+    done = imafs("verify", daemon.path(BINARY), "--control", daemon.control, check=False)
+    assert done.returncode == 8
+    assert said in done.stdout
+    assert "deleted" not in done.stdout
+    target = daemon.place.base / "case.tar"
+    done = imafs("record", daemon.dir, "-o", target, "--control", daemon.control, check=False)
+    assert done.returncode == 8
+    assert said in done.stderr
+    assert not target.exists()
 
 
 def test_a_restart_on_the_same_tpm_loads_its_list(start: Starter, foreign: str) -> None:

@@ -74,7 +74,7 @@ def test_opens_fail_as_often_as_asked_for(daemon: Daemon) -> None:
     assert "failed 2" in ctl(daemon, "status")
     assert ctl(daemon, "fault-clear", "1") == "cleared: 1"
     assert "fault" not in ctl(daemon, "status")
-    assert refused(daemon, "fault-clear", "1") == (7, "imafs: there is no fault 1\n")
+    assert refused(daemon, "fault-clear", "1") == (2, "imafs: there is no fault 1\n")
 
 
 def test_a_failed_open_is_not_counted(daemon: Daemon) -> None:
@@ -191,7 +191,12 @@ def test_a_tpm_that_hangs_and_works_again(daemon: Daemon) -> None:
     assert daemon.count() == 6
     assert daemon.group("records")["pending"] == 5
     assert "on purpose: hang yes" in ctl(daemon, "status")
+    words = ("verify", daemon.path(BINARY), "--control", daemon.control)
+    done = imafs(*words, check=False)
+    said = f"imafs: the TPM {daemon.tcti} did not answer within 10 s\n"
+    assert (done.returncode, done.stdout, done.stderr) == (4, "", said)
     ctl(daemon, "tpm", "--work")
+    assert imafs(*words).stdout.endswith("match after record 6\n")
     daemon.assert_replays()
 
 
@@ -392,7 +397,7 @@ def test_a_scenario_that_is_none(start: Starter, daemon: Daemon, tmp_path: Path)
         3,
         f"imafs: {file}: line 3: do: op: unknown operation 'fly'\n",
     )
-    assert refused(daemon, "scenario", str(tmp_path / "none.toml"))[0] == 7
+    assert refused(daemon, "scenario", str(tmp_path / "none.toml"))[0] == 2
     assert daemon.call("status")["scenario"] is None
 
 

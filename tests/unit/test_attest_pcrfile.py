@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imafs.attest import pcrfile
-from imafs.errors import FormatError, Refused
+from imafs.errors import FileError, FormatError
 from tests.conformance.recordings import Moment, load, names
 
 ONE = hashlib.sha1(b"1").digest()
@@ -104,7 +104,7 @@ def test_what_is_no_pcr_value(text: str, complaint: str) -> None:
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"missing: No such file"):
+    with pytest.raises(FileError, match=r"missing: No such file"):
         pcrfile.read(str(tmp_path / "missing"))
     with pytest.raises(FormatError, match="no pcr-<bank> directories"):
         pcrfile.read(str(tmp_path))

@@ -87,6 +87,10 @@ def test_usage_shows_that_dir_is_required(capsys: Output) -> None:
         ("--tpm none --allow-hardware-tpm", "--allow-hardware-tpm"),
         ("--tpm none --adopt", "--adopt"),
         ("--tpm none --padded-banks sha384", "--padded-banks"),
+        ("--padded-banks sha1", "--padded-banks: 'sha1' is not padded"),
+        ("--padded-banks sha384,none", "--padded-banks: 'none' is no PCR bank; there are: sha1"),
+        ("--banks sha1,none", "--banks: 'none' is no PCR bank; there are: sha1"),
+        ("--banks md5", "--banks: 'md5' is no PCR bank"),
     ],
 )
 def test_options_without_effect_are_refused(words: str, said: str, capsys: Output) -> None:
@@ -167,7 +171,7 @@ def test_a_wrong_bank_is_named_with_the_right_one(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="a list of bank sha1, not sha256") as caught:
         lists.load(str(path), "sha256")
     assert caught.value.source == str(path)
-    with pytest.raises(FormatError, match="unknown hash algorithm 'none'"):
+    with pytest.raises(UsageError, match="'none' is no PCR bank"):
         lists.load(str(path), "none")
 
 
@@ -186,3 +190,9 @@ def test_a_list_of_violations_alone_asks_for_its_bank(tmp_path: Path) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--cache"):
         mount.size(text)
+
+
+@pytest.mark.parametrize("option", ["--banks", "--padded-banks"])
+def test_no_bank_at_all(option: str, capsys: Output) -> None:
+    assert main(["mount", "/D", option, ""]) == 2
+    assert capsys.readouterr().err.startswith(f"imafs: {option}: '' is no PCR bank")

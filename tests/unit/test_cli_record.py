@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 import threading
 from contextlib import ExitStack
@@ -74,9 +76,9 @@ def test_a_recorded_kernel_is_recorded(
 def test_a_list_that_the_pcrs_do_not_confirm(ima: Path, tmp_path: Path, capsys: Output) -> None:
     (ima / f"{BINARY}_staged").write_bytes(b"")  # as after D
     target = tmp_path / "case.tar"
-    assert record(ima, target) == 3
+    assert record(ima, target) == 8
     error = capsys.readouterr().err
-    assert error.startswith(f"imafs: {ima}: list and PCRs did not agree")
+    assert error.startswith(f"imafs: {ima}: these PCRs are not of this list: no part of its 10 ")
     assert "--no-check" in error
     assert not target.exists()
     assert record(ima, target, "--no-check") == 0
@@ -94,13 +96,57 @@ def test_a_malformed_list(ima: Path, tmp_path: Path, capsys: Output) -> None:
 
 def test_what_is_no_ima_directory(ima: Path, tmp_path: Path, capsys: Output) -> None:
     shutil.rmtree(ima)
-    assert record(ima, tmp_path / "case.tar") == 7
+    assert record(ima, tmp_path / "case.tar") == 2
     assert f"{ima}/{BINARY}: No such file" in capsys.readouterr().err
 
 
 def test_what_cannot_be_written(ima: Path, tmp_path: Path, capsys: Output) -> None:
-    assert record(ima, tmp_path / "missing" / "case.tar") == 7
+    assert record(ima, tmp_path / "missing" / "case.tar") == 2
     assert "case.tar: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["case.zip", "case", "case.xz", "case.tar.zst", "case.tar."])
+def test_a_name_that_is_not_an_archives(
+    ima: Path, tmp_path: Path, name: str, capsys: Output
+) -> None:
+    shutil.rmtree(ima)  # nothing is read
+    assert record(ima, tmp_path / name) == 2
+    said = "the name of a recording ends in .tar, .tar.gz, .tgz, .tar.xz, .txz"
+    assert capsys.readouterr().err == f"imafs: {tmp_path / name}: {said}\n"
+
+
+def test_an_unpacked_recording_is_recorded(ima: Path, tmp_path: Path, capsys: Output) -> None:
+    """Each member once, those that a recording adds are the new one's; it plays as well."""
+    for name in ("pcrs.txt", "ls-la.txt", "meta.json"):
+        (ima / name).write_text("old")
+    target = tmp_path / "case.tar"
+    assert record(ima, target) == 0
+    with tarfile.open(target) as archive:
+        names = archive.getnames()
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    assert len(set(names)) == len(names)
+    assert {path.name for path in ima.iterdir()} == {Path(name).name for name in names}
+    assert b"old" not in members(target).values()
+    for path in (tmp_path / "unpacked" / "case", ima):
+        loaded = load_list(str(path))
+        assert (len(loaded.records), loaded.staged) == (22, 12)
+
+
+def test_pcrs_on_standard_input(
+    ima: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    """Read once, compared again and again."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO((tmp_path / "pcrs").read_text()))
+    assert main(["record", str(ima), "-o", str(tmp_path / "a.tar"), "--pcrs", "-"]) == 0
+    (ima / f"{BINARY}_staged").write_bytes(b"")
+    monkeypatch.setattr(sys, "stdin", io.StringIO((tmp_path / "pcrs").read_text()))
+    assert main(["record", str(ima), "-o", str(tmp_path / "b.tar"), "--pcrs", "-"]) == 8
+    assert "these PCRs are not of this list" in capsys.readouterr().err
+
+
+def test_a_bank_that_is_none(ima: Path, tmp_path: Path, capsys: Output) -> None:
+    assert record(ima, tmp_path / "case.tar", "--padded-banks", "md9") == 2
+    assert "'md9' is no PCR bank; there are: sha1" in capsys.readouterr().err
 
 
 def test_usage(ima: Path, capsys: Output) -> None:

@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from imafs.errors import Refused, UsageError
+from imafs.errors import NotThereError, Refused, UsageError
 from imafs.kernel.faults import Faults, Rule, name_of, number_of
 from imafs.kernel.triggers import EVENTS, Condition, Triggers, requested
 
@@ -103,7 +103,7 @@ def test_clear_one_and_all() -> None:
     first = faults.add(Rule("open", errno.EBUSY))
     second = faults.add(Rule("read", errno.EIO))
     assert faults.clear(first) == 1
-    with pytest.raises(Refused, match=f"no fault {first}") as caught:
+    with pytest.raises(NotThereError, match=f"no fault {first}") as caught:
         faults.clear(first)
     assert caught.value.errno == errno.ENOENT
     assert outcome(faults, "open", STAGED) == 0

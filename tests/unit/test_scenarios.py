@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imafs.cli.main import main
 from imafs.control.ops import validate
-from imafs.errors import FormatError, Refused, UsageError
+from imafs.errors import FileError, FormatError, UsageError
 from imafs.kernel.triggers import Condition
 from imafs.scenarios import library
 from imafs.scenarios.script import Action, Scenario, Step, parse
@@ -167,7 +167,7 @@ def test_paths_and_names(tmp_path: Path) -> None:
     assert library.find(str(file), validate) == read(WHOLE)
     with pytest.raises(UsageError, match="no ready scenario is called 'mine'; there are: "):
         library.find("mine", validate)
-    with pytest.raises(Refused, match="No such file") as caught:
+    with pytest.raises(FileError, match="No such file") as caught:
         library.find(str(tmp_path / "other.toml"), validate)
     assert caught.value.errno == errno.ENOENT
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from imafs.errors import FormatError, Refused
+from imafs.errors import FileError, FormatError, UsageError
 from imafs.formats.algorithms import by_name
 from imafs.sources.generate import PREFIX, generate
 from imafs.sources.lists import load
 from tests.property.builders import record
 from tests.property.reference import Rec, binary_list, ng, violation
 
+BINARY = "binary_runtime_measurements"
 RECS = [ng(10, b"boot_aggregate"), violation(10, b"/v"), ng(11, b"/a"), ng(10, b"/b")]
 
 
@@ -61,7 +63,7 @@ def test_the_wrong_bank_is_refused(tmp_path: Path, bank: str) -> None:
 
 @pytest.mark.parametrize("bank", ["md5", "tpm_alg_27", "no such"])
 def test_a_bank_that_is_none_is_refused(tmp_path: Path, bank: str) -> None:
-    with pytest.raises(FormatError):
+    with pytest.raises(UsageError, match="is no PCR bank; there are: sha1, sha256"):
         load(write(tmp_path / "list", binary_list(RECS, "sha1")), bank)
 
 
@@ -72,11 +74,37 @@ def test_a_list_of_violations_wants_a_bank(tmp_path: Path) -> None:
     assert len(load(path, "sha256").records) == 1
 
 
-@pytest.mark.parametrize(("name", "code"), [("missing", errno.ENOENT), (".", errno.EISDIR)])
-def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, code: int) -> None:
-    with pytest.raises(Refused) as caught:
+@pytest.mark.parametrize("name", ["missing", ".", "list/below"])
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    """Nor a directory without a list: what is missing is named."""
+    write(tmp_path / "list", b"")
+    with pytest.raises(FileError) as caught:
         load(str(tmp_path / name))
-    assert caught.value.errno == code
+    assert caught.value.errno == (errno.ENOTDIR if "/" in name else errno.ENOENT)
+    assert caught.value.exit_code == UsageError.exit_code
+    place = tmp_path / BINARY if name == "." else tmp_path / name
+    assert str(caught.value).startswith(f"{place}: ")
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [(errno.ENOENT, 2), (errno.EACCES, 2), (errno.EBUSY, 7), (errno.ENOSPC, 1), (errno.EIO, 1)],
+)
+def test_exit_codes_of_files(code: int, exit_code: int) -> None:
+    """A wrong name, a file that the kernel keeps for a writer, and what no name mends."""
+    error = FileError("/a", OSError(code, "no"))
+    assert (error.errno, error.exit_code) == (code, exit_code)
+    assert str(error) == f"/a: {os.strerror(code)}"
+
+
+def test_a_directory_as_a_kernel_has_it(tmp_path: Path) -> None:
+    write(tmp_path / f"{BINARY}_sha1", binary_list(RECS[2:], "sha1"))
+    (tmp_path / BINARY).symlink_to(f"{BINARY}_sha1")
+    loaded = load(str(tmp_path))
+    assert (loaded.records, loaded.staged) == ([record(rec) for rec in RECS[2:]], 0)
+    write(tmp_path / f"{BINARY}_staged", binary_list(RECS[:2], "sha1"))
+    loaded = load(str(tmp_path))
+    assert (loaded.records, loaded.staged) == ([record(rec) for rec in RECS], 2)
 
 
 def test_progress(tmp_path: Path) -> None:

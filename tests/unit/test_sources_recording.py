@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imafs.errors import FormatError, ImafsError, Refused
+from imafs.errors import FileError, FormatError, ImafsError, MismatchError
 from imafs.sources.lists import load
 from imafs.sources.recording import CURRENT, STAGED, Snapshot, lists_of, take, write
 from tests.property.builders import record
@@ -73,20 +73,38 @@ def test_lists_and_pcrs_that_do_not_agree_are_not_recorded(tmp_path: Path) -> No
     assert taken.verdict is not None
     assert taken.verdict.matched == 5
     assert len(asked) == 3
-    with pytest.raises(FormatError, match="did not agree in 2 tries"):
+    with pytest.raises(MismatchError, match="did not agree in 2 tries"):
         take(ima, lambda: values(STAGED_RECS), tries=2)
+
+
+def test_pcrs_of_another_list_are_refused_at_once(tmp_path: Path) -> None:
+    """Where neither moves and no part of the list leads to them, waiting is of no use."""
+    ima = str(directory(tmp_path))
+    asked = []
+
+    def foreign() -> dict[str, dict[int, bytes]]:
+        asked.append(1)
+        return values([ng(10, b"/another")])
+
+    with pytest.raises(MismatchError, match="not of this list: no part of its 5 records"):
+        take(ima, foreign)
+    assert len(asked) == 2
+
+
+def test_unchecked(tmp_path: Path) -> None:
+    ima = str(directory(tmp_path))
     assert take(ima, lambda: values(STAGED_RECS), check=False).verdict is None
 
 
 def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(FileError):
         take(str(tmp_path), lambda: values([]))
 
 
 def test_nothing_is_left_of_a_recording_that_cannot_be_written(tmp_path: Path) -> None:
     target = tmp_path / "out.tar"
     target.mkdir()
-    with pytest.raises(Refused):
+    with pytest.raises(FileError):
         write(snapshot(tmp_path), str(target), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ima", "out.tar"]
 
@@ -134,10 +152,13 @@ def test_an_archive_without_a_list_or_with_two_is_refused(tmp_path: Path) -> Non
     for members in (
         (),
         (("a/readme", b"x", ""),),
-        ((f"a/{CURRENT}", data, ""), (f"b/{CURRENT}", data, "")),
     ):
-        with pytest.raises(FormatError):
+        with pytest.raises(FormatError, match=f"there is no {CURRENT} in it"):
             load(archive(tmp_path / "list.tar", *members))
+    several = ((f"m/a/{CURRENT}", data, ""), (f"m/b/{CURRENT}", data, ""))
+    said = r"2 moments in it: unpack it and name the directory of one \(m/a, m/b\)"
+    with pytest.raises(FormatError, match=said):
+        load(archive(tmp_path / "list.tar", *several))
 
 
 def test_a_recording_without_staging(tmp_path: Path) -> None:

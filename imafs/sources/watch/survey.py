@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from imafs.errors import Refused
+from imafs.errors import FileError, Refused
 from imafs.sources import facts
 from imafs.sources.watch import places, wire
 
@@ -20,7 +20,7 @@ _NEVER = frozenset({"proc"})
 
 
 def resolve(path: str, leave: bytes) -> bytes:
-    """The path as records will show it. Raises :class:`Refused` (ENOENT, EINVAL ...).
+    """The path as records will show it. Raises :class:`FileError` and :class:`Refused`.
 
     ``leave``: see :func:`survey`.
     """
@@ -28,8 +28,7 @@ def resolve(path: str, leave: bytes) -> bytes:
         real = os.path.realpath(path, strict=True)
         os.stat(real)
     except OSError as error:
-        code = error.errno or errno.EIO
-        raise Refused(code, f"{path}: {os.strerror(code)}") from None
+        raise FileError(path, error) from None
     mounts = places.parse(Path("/proc/self/mountinfo").read_bytes())
     on = places.holding(mounts, os.fsencode(real))
     if on is not None and on.kind in _NEVER:

@@ -17,7 +17,7 @@ from functools import cache, partial
 import trio
 
 from imafs.engine.emulator import Emulator, Receipt
-from imafs.errors import ImafsError, Refused
+from imafs.errors import ImafsError, NotThereError, Refused
 from imafs.formats.fields import Measurement
 from imafs.kernel.policy import builtin
 from imafs.kernel.policy.match import Decision, Policy
@@ -103,13 +103,13 @@ class Watcher:
             self._paths = wanted
 
     async def unwatch(self, paths: Iterable[str]) -> None:
-        """Watches paths no more. Raises :class:`Refused` (ENOENT) for one that is not."""
+        """Watches paths no more. Raises :class:`NotThereError` for one that is not."""
         async with self._changing:
             left = list(self._paths)
             for path in paths:
                 name = os.fsencode(os.path.realpath(path))
                 if name not in left:
-                    raise Refused(errno.ENOENT, f"{path} is not watched")
+                    raise NotThereError(f"{path} is not watched")
                 left.remove(name)
             if left:
                 await self._tell(await self._listener(), tuple(left))

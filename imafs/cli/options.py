@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Values of options that several commands take, checked while the command line is read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from imafs.errors import FormatError, UsageError
+from imafs.formats.algorithms import (
+    Bank,
+    HashAlgorithm,
+    bank_named,
+    by_name,
+    padded_banks_named,
+)
+from imafs.formats.binary import PCR_LIMIT
+
+
+def bank(text: str) -> Bank:
+    """A PCR bank by its name."""
+    try:
+        return bank_named(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def algorithm(text: str) -> HashAlgorithm:
+    """A hash algorithm by the kernel's name, one that this machine can compute."""
+    try:
+        found = by_name(text)
+        found.constructor()
+    except FormatError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return found
+
+
+def padded_banks(text: str) -> tuple[str, ...]:
+    """Names of banks that hold zero-padded SHA-1, with commas."""
+    try:
+        return padded_banks_named(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count(text: str) -> int:
+    """A number of records, one or more."""
+    return _number(text, 1, None)
+
+
+def pcr(text: str) -> int:
+    """A PCR's number."""
+    return _number(text, 0, PCR_LIMIT - 1)
+
+
+def _number(text: str, least: int, most: int | None) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if value < least or (most is not None and value > most):
+        limits = f"{least} or more" if most is None else f"{least} to {most}"
+        raise argparse.ArgumentTypeError(f"{value}: {limits}")
+    return value
+
+
+def expression(text: str) -> re.Pattern[bytes]:
+    """A regular expression for bytes."""
+    try:
+        return re.compile(text.encode(errors="surrogateescape"))
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
