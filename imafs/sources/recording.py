@@ -61,6 +61,7 @@ def take(
     the verdict has no match.
     """
     before: tuple[bytes, PcrValues] | None = None
+    verdict: Verdict | None = None
     for _ in range(tries):
         try:
             with open(Path(directory, CURRENT), "rb"):
@@ -81,10 +82,13 @@ def take(
                 "--no-check records them as they are"
             )
         before = lists, pcrs
-    raise MismatchError(
-        f"{directory}: list and PCRs did not agree in {tries} tries: is the machine too busy, "
-        "or its TPM behind? --no-check records them as they are"
-    )
+    found = "list and PCRs did not agree: is the machine too busy?"
+    if verdict is not None and verdict.matched is not None:
+        found = (
+            f"the PCRs are those after record {verdict.matched} of {verdict.records}: are they "
+            "older than the list, or is the TPM behind?"
+        )
+    raise MismatchError(f"{directory}: {found} ({tries} tries) --no-check records them as they are")
 
 
 def _real(name: str, links: Mapping[str, str]) -> str:

@@ -73,8 +73,22 @@ def test_lists_and_pcrs_that_do_not_agree_are_not_recorded(tmp_path: Path) -> No
     assert taken.verdict is not None
     assert taken.verdict.matched == 5
     assert len(asked) == 3
-    with pytest.raises(MismatchError, match="did not agree in 2 tries"):
+    said = r"those after record 2 of 5: are they older than the list, .* \(2 tries\)"
+    with pytest.raises(MismatchError, match=said):
         take(ima, lambda: values(STAGED_RECS), tries=2)
+
+
+def test_pcrs_that_move_and_never_agree(tmp_path: Path) -> None:
+    ima = str(directory(tmp_path))
+    asked: list[Rec] = []
+
+    def moving() -> dict[str, dict[int, bytes]]:
+        asked.append(ng(10, b"/%d" % len(asked)))
+        return values(asked)
+
+    with pytest.raises(MismatchError, match=r"did not agree: is the machine too busy\? \(20 tries"):
+        take(ima, moving)
+    assert len(asked) == 20
 
 
 def test_pcrs_of_another_list_are_refused_at_once(tmp_path: Path) -> None:
