@@ -19,6 +19,7 @@ def start(directory: str, arguments: Sequence[str]) -> int:
     file beside the default control socket (``/run/imafs/mnt-ima.log``), made anew.
     """
     command = [sys.executable, "-m", "imafs", *(a for a in arguments if a != "--background")]
+    log_file = None
     if not any(a == "--log-file" or a.startswith("--log-file=") for a in arguments):
         log_file = _default_log(directory)
         if log_file is not None:
@@ -45,6 +46,8 @@ def start(directory: str, arguments: Sequence[str]) -> int:
         code = child.wait()
         errors.seek(0)
         sys.stderr.write(errors.read())
+        if log_file is not None and log_file.exists() and not log_file.stat().st_size:
+            log_file.unlink()  # the error is told here
         return code
 
 
@@ -52,8 +55,11 @@ def _default_log(directory: str) -> Path | None:
     from imafs.control import paths
 
     try:
-        path = paths.default_socket(directory).with_suffix(".log")
-        paths.prepare_directory(path.parent)
+        socket = paths.default_socket(directory)
+        paths.prepare_directory(socket.parent)
+        if paths.listener(socket) is not None:
+            return None  # its log is in use, and a second daemon will be refused
+        path = socket.with_suffix(".log")
         path.unlink(missing_ok=True)
     except (ControlError, OSError):
         return None  # nowhere to log: the daemon has stderr

@@ -71,15 +71,14 @@ def _add_option(verb: argparse.ArgumentParser, option: Option) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask and print the answer; the exit code. Raises what :class:`ControlClient` raises."""
-    from imafs.cli import answers, progress
+    from imafs.cli import answers, progress, sockets
     from imafs.control.client import ControlClient
-    from imafs.control.paths import the_socket
 
     operation = OPERATIONS[args.operation]
     options = _options(operation, args)
     wanted = operation.shows_progress and sys.stderr.isatty()
     with (
-        ControlClient(args.control if args.control is not None else the_socket()) as client,
+        ControlClient(sockets.chosen(args.control)) as client,
         progress.bar(sys.stderr) as show,
     ):
         answer = client.call(operation.name, options, progress=show if wanted else None)

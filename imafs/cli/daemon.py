@@ -35,6 +35,7 @@ from imafs.fuse.extras import extras
 from imafs.scenarios import library
 from imafs.scenarios.script import Scenario
 from imafs.sources import files, judging, lists
+from imafs.sources.watch.listening import check_allowed
 from imafs.sources.watch.watcher import DEADLINE, Watcher
 from imafs.tpm import Device, open_device
 from imafs.tpm.swtpm import SwtpmDevice
@@ -92,6 +93,8 @@ def _run(plan: Plan, early: EarlySignals) -> None:
     control = plan.control or _default_control(mountpoint)
     paths.check_socket(control)
     _check_inputs(plan)
+    if plan.watch:
+        check_allowed(plan.watch)
     scenario = library.find(plan.scenario, validate) if plan.scenario else None
     with early.breakable():
         loaded = lists.load(plan.load, plan.load_bank) if plan.load else None
@@ -181,7 +184,7 @@ async def _main(
             await _measure(emulator, plan.measure)
             beside = extras(emulator, plan.boot_log) if plan.layout == "securityfs" else ()
             async with session.mounted(emulator, mountpoint, plan.layout, end, beside):
-                about = {"mountpoint": mountpoint, "control": str(control)}
+                about = {"mountpoint": mountpoint, "control": str(control), "pid": os.getpid()}
                 verbs = Verbs(emulator, end, about)
                 nursery.start_soon(verbs.director.run)
                 watcher = Watcher(

@@ -76,13 +76,14 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
         return lambda: _of_imafs(socket)
     if Path(SYSFS, "pcr-sha1").is_dir() or Path(SYSFS, "pcr-sha256").is_dir():
         return lambda: Reading(pcrfile.read(SYSFS))
-    from imafs.control.paths import find_sockets, the_socket
+    from imafs.cli import sockets
+    from imafs.control.paths import find_sockets
 
     kind = UsageError
     try:
         if not Path(SYSFS).exists() and not find_sockets():
             kind = NoTpmError
-        only = the_socket()
+        only = sockets.chosen(None)
     except ControlError as error:
         raise kind(f"no PCR values: give --pcrs FILE or --tcti TCTI ({error})") from None
     return lambda: _of_imafs(only)
@@ -137,12 +138,12 @@ def _ask(tcti: str) -> PcrValues:
 
 def _socket_of_mount(path: str) -> Path | None:
     """The control socket of the mount that holds ``path``."""
-    from imafs.control import paths
+    from imafs.cli import sockets
     from imafs.fuse import mountinfo
 
     real = mountinfo.resolve(path)
     ours = [mount for mount in mountinfo.mounts() if mount.ours]
     for mount in sorted(ours, key=lambda mount: len(mount.path), reverse=True):
         if real == mount.path or real.startswith(mount.path + os.sep):
-            return paths.of_mount(mount.path, mount.owner)
+            return sockets.of_mount(mount)
     return None

@@ -16,7 +16,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imafs.control import paths
@@ -44,6 +44,7 @@ def unmount_dead() -> Iterator[str]:
             if mountinfo.probe(path) != errno.ENOTCONN:
                 break
             try:
+                mountinfo.check_owner(mount)
                 mountinfo.detach(path)
             except MountError as error:
                 refusal = refusal or error
@@ -54,28 +55,65 @@ def unmount_dead() -> Iterator[str]:
 
 
 def remove_dead_sockets() -> Iterator[Path]:
-    """Removes this user's sockets on which nobody listens, and their logs; yields each."""
+    """Removes this user's sockets on which nobody listens, and their logs; yields each.
+
+    Those in the directory of sockets, its logs that no daemon has open, and the sockets that
+    lie beside mounts.
+    """
     try:
         directory = paths.socket_directory()
-        # The lock under which a daemon makes its socket: one that is bound and does not
-        # listen yet would look dead.
-        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (ControlError, FileNotFoundError):
-        return  # no such directory, so nothing in it
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    except ControlError:
+        pass  # this user has none
+    else:
+        yield from _clear(directory)
+    for mount in mountinfo.mounts():
+        if mount.ours and mount.owner == os.geteuid():
+            yield from _clear_socket(paths.beside(mount.path))
+
+
+def _clear(directory: Path) -> Iterator[Path]:
+    with _locked(directory) as there:
+        if not there:
+            return
         for path in sorted(directory.glob("*.sock")):
-            if not path.is_socket() or paths.listener(path) is not None:
-                continue
-            path.unlink()
-            yield path
-            log = path.with_suffix(".log")
+            yield from _remove_if_dead(path)
+        for log in sorted(directory.glob("*.log")):
             # A daemon that starts anew has its log before it has its socket.
-            if log.is_file() and not _open_somewhere(log):
+            if (
+                not os.path.lexists(log.with_suffix(".sock"))
+                and log.is_file()
+                and not _open_somewhere(log)
+            ):
                 log.unlink()
                 yield log
+
+
+def _clear_socket(path: Path) -> Iterator[Path]:
+    with _locked(path.parent) as there:
+        if there:
+            yield from _remove_if_dead(path)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Inside, no daemon makes its socket there: one that is bound and does not listen yet
+    would look dead. False where there is no such directory, or none of this user's."""
+    try:
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        yield False
+        return
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield True
     finally:
         os.close(held)
+
+
+def _remove_if_dead(path: Path) -> Iterator[Path]:
+    if path.is_socket() and paths.listener(path) is None:
+        path.unlink()
+        yield path
 
 
 def _open_somewhere(path: Path) -> bool:

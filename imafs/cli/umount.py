@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -71,13 +70,12 @@ def _umount(args: argparse.Namespace) -> int:
         raise MountError(f"{path}: nothing is mounted here")
     if not mount.ours:
         raise MountError(f"{path}: {mount.source} ({mount.fstype}) is not a mount of imafs")
-    if mount.owner is not None and os.geteuid() not in (0, mount.owner):
-        raise MountError(
-            f"{path}: belongs to uid {mount.owner}; only its owner or root can unmount it"
-        )
+    mountinfo.check_owner(mount)
     holders: list[str] = []
     try:
-        with ControlClient(args.control or paths.of_mount(path, mount.owner)) as client:
+        socket = args.control or paths.of_mount(path, mount.owner)
+        with ControlClient(socket) as client:
+            _check_is_of(client, path, socket)
             with suppress(Refused):  # it ends all the same
                 holders = _holders(client.status())
             client.stop()
@@ -94,10 +92,21 @@ def _umount(args: argparse.Namespace) -> int:
         if time.monotonic() > deadline:
             raise MountError(f"{path}: still mounted after {_DEADLINE:g} s")
         time.sleep(0.02)
+    print(f"imafs: unmounted {shlex.quote(path)}")
     if holders:
         names = ", ".join(holders)
         print(f"imafs: {shlex.quote(path)}: was open in {names}: ENOTCONN there from now on")
     return 0
+
+
+def _check_is_of(client: ControlClient, path: str, socket: object) -> None:
+    """Raises :class:`UsageError` where the daemon is that of another mount."""
+    mountpoint = client.hello().get("mountpoint")
+    if mountpoint != path:
+        raise UsageError(
+            f"{path}: at {socket} listens the daemon of {mountpoint}: nothing was stopped; "
+            "leave --control out, or name this mount's own socket"
+        )
 
 
 def _holders(status: Mapping[str, object]) -> list[str]:

@@ -2,7 +2,8 @@
 """Where control sockets are: one directory per user, one name per mountpoint.
 
 ``/run/imafs`` for root, else ``$XDG_RUNTIME_DIR/imafs``, or ``$IMAFS_SOCKET_DIR`` (inside
-`imafs run`); the name is the absolute mountpoint with ``-`` for ``/`` and ``%XX`` for what is
+`imafs run`). Root of a user namespace to which /run does not belong counts as a plain user.
+The name is the absolute mountpoint with ``-`` for ``/`` and ``%XX`` for what is
 not a letter, a digit, ``.`` or ``_``, so that ``/mnt/ima`` is ``mnt-ima.sock``. A path that the
 kernel's ``sun_path`` (108 bytes with the NUL, unix(7)) cannot hold keeps its tail, ``~`` and a
 hash of the whole.
@@ -15,6 +16,7 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +30,7 @@ VARIABLE = "IMAFS_CONTROL"
 #: Takes the place of the user's directory of sockets: likewise.
 DIRECTORY_VARIABLE = "IMAFS_SOCKET_DIR"
 _SUFFIX = ".sock"
+_ROOTS = Path("/run/imafs")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._")
 
 
@@ -69,12 +72,26 @@ def socket_directory() -> Path:
     chosen = os.environ.get(DIRECTORY_VARIABLE, "")
     if chosen.startswith("/"):
         return Path(chosen)
-    if os.geteuid() == 0:
-        return Path("/run/imafs")
+    if _is_roots():
+        return _ROOTS
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if not runtime.startswith("/"):
         raise ControlError("XDG_RUNTIME_DIR is not set: name the socket with --control SOCKET")
     return Path(runtime, "imafs")
+
+
+def _is_roots() -> bool:
+    """Whether /run/imafs is, or can be, this user's.
+
+    In a user namespace root's files are the overflow uid's (user_namespaces(7)): uid 0 alone
+    says nothing.
+    """
+    if os.geteuid() != 0:
+        return False
+    try:
+        return _ROOTS.lstat().st_uid == 0
+    except FileNotFoundError:
+        return _ROOTS.parent.stat().st_uid == 0
 
 
 def default_socket(mountpoint: str | os.PathLike[str]) -> Path:
@@ -98,16 +115,24 @@ def of_mount(mountpoint: str, owner: int | None) -> Path:
     """
     places = [beside(mountpoint)]
     if owner is not None and owner != os.geteuid():
-        directory = Path("/run/imafs") if owner == 0 else Path(f"/run/user/{owner}/imafs")
+        directory = _ROOTS if owner == 0 else Path(f"/run/user/{owner}/imafs")
         places.insert(0, _named_in(directory, mountpoint))
     try:
         default = default_socket(mountpoint)
     except ControlError:
-        existing = [path for path in places if path.is_socket()]
+        existing = [path for path in places if _is_socket(path)]
         if not existing:
             raise
         return existing[0]
-    return next((path for path in (default, *places) if path.is_socket()), default)
+    return next((path for path in (default, *places) if _is_socket(path)), default)
+
+
+def _is_socket(path: Path) -> bool:
+    """Also False where this user may not look: it is somebody else's then."""
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _named_in(directory: Path, mountpoint: str | os.PathLike[str]) -> Path:
@@ -149,7 +174,7 @@ def mountpoint_of(name: str) -> str:
 
 def advice() -> str:
     """What a user can do about a place where no socket can be made."""
-    runtime = "" if os.geteuid() == 0 else " or set XDG_RUNTIME_DIR"
+    runtime = "" if _is_roots() else " or set XDG_RUNTIME_DIR"
     return f"name another with --control SOCKET{runtime}"
 
 
@@ -241,20 +266,39 @@ def find_sockets(directory: Path | None = None) -> list[FoundSocket]:
     return found
 
 
-def the_socket() -> Path:
+def find_beside(mountpoints: Iterable[str]) -> list[FoundSocket]:
+    """The sockets beside these mounts (see :func:`beside`) on which somebody listens."""
+    found = []
+    for mountpoint in dict.fromkeys(mountpoints):
+        path = beside(mountpoint)
+        who = listener(path) if _is_socket(path) else None
+        if who is not None:
+            found.append(FoundSocket(path, mountpoint, who.pid))
+    return found
+
+
+def the_socket(mountpoints: Iterable[str] = ()) -> Path:
     """The socket in $IMAFS_CONTROL, else the one living socket of this user.
 
+    ``mountpoints``: where else this user has mounts, whose sockets may lie beside them.
     Raises :class:`ControlError` when there is not exactly one.
     """
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen)
-    found = find_sockets()
+    found: list[FoundSocket] = []
+    try:
+        directory = socket_directory()
+    except ControlError:
+        where = "beside a mount of this user (XDG_RUNTIME_DIR is not set)"
+    else:
+        where = f"in {directory}"
+        found = find_sockets(directory)
+    found += find_beside(mountpoints)
     if len(found) == 1:
         return found[0].path
     if not found:
         raise ControlError(
-            f"no imafs listens in {socket_directory()}: is it mounted? "
-            "(name its socket with --control SOCKET)"
+            f"no imafs listens {where}: is it mounted? (name its socket with --control SOCKET)"
         )
     places = ", ".join(f"{f.mountpoint} ({f.path})" for f in found)
     raise ControlError(f"{len(found)} imafs are mounted, choose with --control SOCKET: {places}")

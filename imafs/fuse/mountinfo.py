@@ -120,6 +120,14 @@ def detach(path: str) -> None:
         raise MountError(f"{path}: cannot be unmounted: {done.stderr.strip()}")
 
 
+def check_owner(mount: Mount) -> None:
+    """Raises :class:`MountError` where this user may not unmount it."""
+    if mount.owner is not None and os.geteuid() not in (0, mount.owner):
+        raise MountError(
+            f"{mount.path}: belongs to uid {mount.owner}; only its owner or root can unmount it"
+        )
+
+
 def clean(path: str) -> int:
     """Unmounts dead mounts of ours on ``path``, layer by layer; returns how many.
 

@@ -77,6 +77,7 @@ def test_everything_of_the_dead_and_nothing_of_the_living(start: Starter, tmp_pa
     link = temporary / "imafs-tpm-link"
     link.symlink_to(young)
     (runtime / "foreign.sock").write_text("no socket")
+    (runtime / "refused.log").touch()  # of a start that came to nothing, as earlier versions left
     _dead(daemons[0])
     _dead(daemons[1])
     os.kill(daemons[2].pid, signal.SIGSTOP)  # slow, not dead
@@ -87,6 +88,7 @@ def test_everything_of_the_dead_and_nothing_of_the_living(start: Starter, tmp_pa
     assert {f"imafs: unmounted {place.dir}" for place in places[:2]} <= set(first)
     removed = {line.removeprefix("imafs: removed ") for line in first if " removed " in line}
     expected = {f"/run/imafs/{n}.{kind}" for n in (0, 1) for kind in ("sock", "log")}
+    expected.add("/run/imafs/refused.log")
     assert expected <= removed
     gone = {Path(path).name for path in removed - expected}
     assert "imafs-tpm-old" in gone

@@ -34,8 +34,8 @@ AS_USER = ("setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups")
 
 
 @cache
-def _python_for_all() -> tuple[tuple[str, ...], str]:
-    """A Python that any user may run, and its PYTHONPATH.
+def _python_for(before: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """A Python that whoever ``before`` makes of us may run, and its PYTHONPATH.
 
     Ours, unless it lies in a directory that only root may enter; then the system's of the
     same version.
@@ -43,7 +43,7 @@ def _python_for_all() -> tuple[tuple[str, ...], str]:
     packages = os.pathsep.join((str(ROOT), sysconfig.get_path("platlib")))
     said = ""
     for candidate in (sys.executable, "/usr/bin/python3"):
-        command = [*AS_USER, candidate, "-c", "import imafs.fuse.session, imafs.tpm.tcti"]
+        command = [*before, candidate, "-c", "import imafs.fuse.session, imafs.tpm.tcti"]
         done = run(["env", f"PYTHONPATH={packages}", *command], check=False)
         if done.returncode == 0:
             return (candidate, "-m", "imafs"), packages
@@ -51,11 +51,17 @@ def _python_for_all() -> tuple[tuple[str, ...], str]:
     return unmet([f"no Python that uid {_USER} may run finds imafs: {said}"])
 
 
+def imafs_for(before: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """``imafs`` as a command that goes after ``before``, and its environment."""
+    require("root", "setpriv")
+    words, packages = _python_for(before)
+    return words, {"PYTHONPATH": packages, "HOME": "/nonexistent"}
+
+
 def imafs_as_user() -> tuple[tuple[str, ...], dict[str, str]]:
     """What goes before ``run``, and the environment, for an ordinary user."""
-    require("root", "setpriv")
-    words, packages = _python_for_all()
-    return (*AS_USER, *words), {"PYTHONPATH": packages, "HOME": "/nonexistent"}
+    words, environment = imafs_for(AS_USER)
+    return (*AS_USER, *words), environment
 
 
 def words_for(who: str) -> tuple[list[str], dict[str, str]]:

@@ -347,4 +347,7 @@ def test_a_daemon_that_dies(start_run: StartRun) -> None:
     one.type("")
     assert "Transport endpoint is not connected" in one.line()
     assert one.wait() == 9
-    assert "the emulator has ended (exit code 137)" in one.stderr()
+    said = one.stderr()
+    assert "the emulator has ended (exit code 137)" in said
+    assert "--log-file FILE keeps its log" in said
+    assert "/sys/fs/imafs" not in said, "which is gone when it is read"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from imafs.control import paths
 from imafs.errors import ControlError
+from tests.support import ROOT
 
 
 @pytest.fixture
@@ -100,6 +101,44 @@ def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/" + "d" * 100)
     with pytest.raises(ControlError, match="too long"):
         paths.default_socket("/mnt")
+
+
+def _belongs_to(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
+    """/run and /run/imafs are of ``uid``, or seem to be."""
+    real = os.stat(ROOT)
+    info = os.stat_result((*real[:4], uid, *real[5:10]))
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(Path, name, lambda path, **_: info)
+
+
+def test_root_of_a_user_namespace_is_a_plain_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There root's /run/imafs is the overflow uid's, and closed."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.delenv("IMAFS_SOCKET_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    _belongs_to(monkeypatch, 65534)
+    assert paths.socket_directory() == Path("/run/user/1000/imafs")
+    assert "XDG_RUNTIME_DIR" in paths.advice()
+    _belongs_to(monkeypatch, 0)
+    assert paths.socket_directory() == Path("/run/imafs")
+    assert "XDG_RUNTIME_DIR" not in paths.advice()
+
+
+def test_sockets_beside_mounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: list[socket.socket]
+) -> None:
+    """Where a user has no runtime directory."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for variable in ("XDG_RUNTIME_DIR", "IMAFS_CONTROL", "IMAFS_SOCKET_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    a, b, nothing = (str(tmp_path / name) for name in ("a", "b", "nothing"))
+    with pytest.raises(ControlError, match=r"beside a mount of this user .*is it mounted"):
+        paths.the_socket([nothing])
+    listen(paths.beside(a), listeners)
+    assert paths.the_socket([a, nothing]) == paths.beside(a)
+    listen(paths.beside(b), listeners)
+    with pytest.raises(ControlError, match=f"choose with --control SOCKET: {a} .*, {b} "):
+        paths.the_socket([a, b])
 
 
 def test_directory_is_made_and_tightened(tmp_path: Path) -> None:

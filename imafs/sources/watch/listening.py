@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import trio
 
 from imafs.errors import FormatError, Refused
-from imafs.sources.watch import wire
+from imafs.sources.watch import fanotify, wire
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Listening:
                 await self._heard.wait()
             answer = self._answers.pop(message.number)
             if answer.errno:
-                raise Refused(answer.errno, _why(answer.errno, message))
+                raise Refused(answer.errno, _why(answer.errno, message.paths))
             for point in answer.left_out:
                 log.info("%s cannot be watched: left out", os.fsdecode(point))
             return
@@ -195,8 +195,17 @@ class Listening:
         return f"exit code {code}"
 
 
-def _why(code: int, message: wire.Watch) -> str:
-    names = ", ".join(map(os.fsdecode, message.paths))
+def check_allowed(paths: Sequence[str]) -> None:
+    """Raises :class:`Refused` where this process may not watch any files at all."""
+    try:
+        os.close(fanotify.Permissions().descriptor)
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise Refused(code, _why(code, [os.fsencode(path) for path in paths])) from None
+
+
+def _why(code: int, paths: Sequence[bytes]) -> str:
+    names = ", ".join(map(os.fsdecode, paths))
     if code == errno.EPERM:
         return "watching needs CAP_SYS_ADMIN in the initial user namespace (fanotify)"
     if code == errno.ENOSYS:

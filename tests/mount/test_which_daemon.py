@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Which daemon a command means: never another one's, and a word on those that are dead."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from tests.mount.daemon import BINARY, Place, imafs, layers
+from tests.mount.fixtures import Starter
+from tests.support import ROOT, run
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+
+
+def test_umount_by_the_socket_of_another_stops_nothing(start: Starter) -> None:
+    one, other = start("--tpm", "none"), start("--tpm", "none")
+    result = imafs("umount", one.dir, "--control", other.control, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"the daemon of {other.dir}: nothing was stopped" in result.stderr
+    assert (one.count(), other.count()) == (1, 1)
+
+
+def test_the_status_names_the_process(start: Starter) -> None:
+    daemon = start("--tpm", "none")
+    assert daemon.call("status")["pid"] == daemon.pid
+    assert f"\nprocess     {daemon.pid}\n" in daemon.ctl("status")
+
+
+def test_verify_says_where_its_pcrs_could_be(start: Starter) -> None:
+    daemon = start("--tpm", "none")  # with a socket of another name
+    result = imafs("verify", daemon.path(BINARY), check=False)
+    assert result.returncode == 6
+    assert "name it with --control" in result.stderr
+
+
+def test_verify_of_a_dead_mount(start: Starter) -> None:
+    daemon = start("--tpm", "none")
+    daemon.kill()
+    result = imafs("verify", daemon.path(BINARY), check=False)
+    assert result.returncode == 6
+    assert f"is dead; clear its mount with: imafs umount {daemon.dir}\n" in result.stderr
+
+
+_DEAD = """
+set -eu
+mount -t tmpfs -o mode=0700 none /run/imafs
+"$PYTHON" -m imafs status || echo "status: $?"
+"""
+
+
+def test_status_names_dead_mounts(start: Starter) -> None:
+    daemon = start("--tpm", "none")
+    daemon.kill()
+    words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _DEAD]
+    os.makedirs("/run/imafs", mode=0o700, exist_ok=True)
+    result = run(words, cwd=ROOT, env={"PYTHON": sys.executable})
+    assert result.stdout == "status: 6\n"
+    assert "no imafs listens in /run/imafs" in result.stderr
+    # This machine may have other dead mounts: the first is named.
+    assert "is dead; clear its mount with: imafs umount " in result.stderr
+
+
+@pytest.mark.parametrize("how", ["full", "missing", "other"])
+def test_a_background_mount_that_is_refused_leaves_no_log(start: Starter, how: str) -> None:
+    place = start.place()
+    log = _log_of(place)
+    if how == "full":
+        (place.dir / "file").touch()
+    elif how == "missing":
+        place.dir.rmdir()
+    else:
+        run(["mount", "-t", "tmpfs", "none", str(place.dir)])
+        (place.dir / "file").touch()
+    result = imafs("mount", place.dir, "--background", check=False)
+    assert result.returncode == 5
+    assert not os.path.lexists(log)
+
+
+def _log_of(place: Place) -> str:
+    name = str(place.dir)[1:].replace("-", "%2d").replace("/", "-")
+    return f"/run/imafs/{name}.log"
+
+
+def test_a_second_background_mount_leaves_the_log_of_the_first(start: Starter) -> None:
+    place = start.place()
+    imafs("mount", place.dir, "--background", "--tpm", "none")
+    try:
+        assert os.path.exists(_log_of(place))
+        result = imafs("mount", place.dir, "--background", "--tpm", "none", check=False)
+        assert result.returncode == 5
+        assert os.path.exists(_log_of(place))
+    finally:
+        imafs("umount", place.dir)
+    assert not os.path.exists(_log_of(place))
+    assert layers(place.dir) == 0
+
+
+@pytest.mark.parametrize("command", [["mount", "--background"], ["mount"], ["run"]])
+def test_a_log_file_that_cannot_be_written(start: Starter, command: list[str]) -> None:
+    end = ["--", "true"] if command == ["run"] else [str(start.place().dir)]
+    result = imafs(*command, "--log-file", "/nonexistent/log", *end, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "imafs: --log-file /nonexistent/log: No such file or directory\n"
+
+
+@pytest.mark.swtpm
+def test_a_full_disk_is_named_where_swtpm_does_not_start(start: Starter) -> None:
+    place = start.place()
+    full = place.base / "full"
+    full.mkdir()
+    run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(full)])
+    (full / "state").mkdir()
+    with (full / "fill").open("wb", buffering=0) as file:
+        file.write(bytes(4096))
+    status, error = start.refused("--tpm-state", full / "state", place=place)
+    assert status == 4
+    assert "swtpm did not start (exit code " in error
+    assert f"{full / 'state'} has 0 bytes of room left" in error
