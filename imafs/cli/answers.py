@@ -45,6 +45,10 @@ def show(
         print("\n".join(status_lines(answer)))
     elif op == "hello":
         print(f"imafs {readable(answer.get('imafs', '-'))}, protocol {answer.get('protocol', '-')}")
+    elif op == "stop":
+        print("the daemon unmounts and ends")
+    elif op in ("watch", "unwatch"):
+        print(f"watched: {_names(answer.get('watched')) or 'nothing'}")
     elif not crossings.show(op, answer):
         for key, value in answer.items():
             rows = _items(answer, key)
@@ -84,6 +88,10 @@ def readable(value: object) -> str:
 def _escape(character: str) -> str:
     raw = character.encode("utf-8", "surrogateescape")
     return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _names(value: object) -> str:
+    return ", ".join(map(readable, value)) if isinstance(value, list) else readable(value)
 
 
 def _items(answer: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
@@ -129,6 +137,7 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
     rows = [
         ("imafs", f"{word('version')} on {word('mountpoint')}, profile {word('profile')}"),
         ("template", f"{word('template')}, hash {word('hash')}"),
+        *([("process", word("pid"))] if "pid" in status else []),
         ("TPM", word("tcti")),
         ("records", _counts(_group(status, "records"))),
         ("bytes", _counts(_group(status, "bytes"))),
@@ -144,14 +153,19 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
     writer = _group(status, "writer")
     rows.append(("writer", process(writer) if writer else "none"))
     rows += _watched(_group(status, "watch"))
-    failures = _group(status, "failures")
-    last = failures.get("last")
-    suffix = f" (last: {readable(last)})" if last is not None else ""
-    if failures.get("mismatch"):
-        suffix += f"; {readable(failures['mismatch'])}: somebody else extended or reset them"
-    rows.append(("failures", f"{readable(failures.get('extend', '-'))} extends{suffix}"))
+    rows.append(("failures", _failed(_group(status, "failures"))))
     rows += _on_purpose(status)
     return [f"{name:<11} {text}" for name, text in rows]
+
+
+def _failed(failures: Mapping[str, object]) -> str:
+    count, last = failures.get("extend", "-"), failures.get("last")
+    text = f"{readable(count)} extend{'' if count == 1 else 's'} failed"
+    if last is not None:
+        text += f" (last: {readable(last)})" if count else f"; the TPM: {readable(last)}"
+    if failures.get("mismatch"):
+        text += f"; {readable(failures['mismatch'])}: somebody else extended or reset them"
+    return text
 
 
 def _on_purpose(status: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -198,14 +212,25 @@ def _watched(watch: Mapping[str, object]) -> list[tuple[str, str]]:
     running = "" if watch.get("listener") is not None else "DOES NOT ANSWER, "
     names = ", ".join(map(readable, paths))
     return [
-        ("watched", f"{names}, policy {readable(watch.get('policy', '-'))}"),
+        ("watched", f"{names}, {_judge(watch.get('policy', '-'))}"),
         ("listener", f"{running}{', '.join(words)}{suffix}"),
     ]
 
 
+def _judge(policy: object) -> str:
+    known = {"active": "as the policy above says", "tcb": "as tcb says: no policy is active"}
+    text = readable(policy)
+    return known.get(text, f"policy {text}")
+
+
 def _counts(group: Mapping[str, object]) -> str:
-    words = [f"{readable(value)} {readable(key.replace('_', ' '))}" for key, value in group.items()]
+    words = [f"{readable(value)} {_counted(key, value)}" for key, value in group.items()]
     return ", ".join(words) or "-"
+
+
+def _counted(key: str, value: object) -> str:
+    text = readable(key.replace("_", " "))
+    return text.removesuffix("s") if key == "duplicates" and value == 1 else text
 
 
 def process(item: Mapping[str, object]) -> str:
@@ -215,9 +240,10 @@ def process(item: Mapping[str, object]) -> str:
 
 def _pcr(item: Mapping[str, object]) -> str:
     value, replayed = readable(item.get("value", "-")), readable(item.get("replayed", "-"))
-    text = f"{readable(item.get('pcr', '-'))} {readable(item.get('bank', '-'))} {value}: "
+    text = f"{readable(item.get('pcr', '-'))} {readable(item.get('bank', '-'))}"
     if item.get("value") is None:
-        return text + f"cannot be read, all records since boot replay to {replayed}"
+        return f"{text}: cannot be read, all records since boot replay to {replayed}"
+    text += f" {value}: "
     if item.get("equal") is True:
         start = " from the value that was adopted" if item.get("adopted") is True else ""
         return text + f"all records since boot replay to it{start}"

@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 
+from imafs.errors import UsageError
+
 #: syslog(3) priorities that journald takes from the front of a line.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
@@ -18,11 +20,17 @@ class _Journal(logging.Formatter):
 
 
 def configure(log_file: str | None) -> None:
-    """Sets up the root logger once, before anything else starts."""
+    """Sets up the root logger once, before anything else starts.
+
+    Raises :class:`imafs.errors.UsageError` where the file cannot be written.
+    """
     if log_file is not None:
-        handler: logging.Handler = logging.FileHandler(
-            log_file, encoding="utf-8", errors="backslashreplace"
-        )
+        try:
+            handler: logging.Handler = logging.FileHandler(
+                log_file, encoding="utf-8", errors="backslashreplace"
+            )
+        except OSError as error:
+            raise UsageError(f"--log-file {log_file}: {error.strerror}") from None
         handler.setFormatter(logging.Formatter("%(asctime)s imafs: %(levelname)s: %(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)

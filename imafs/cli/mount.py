@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -211,9 +212,12 @@ def _watch_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0.1 <= value <= 60:  # nor is nan
-        raise argparse.ArgumentTypeError(f"{text}: 0.1 to 60 seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 60")
     return value
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from imafs.errors import UsageError
+
+#: Lines of usage that do not hide the mistake below them.
+_SHORT = 3
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,3 +32,10 @@ class Parser(argparse.ArgumentParser):
         if left:
             self.error(f"unrecognized arguments: {' '.join(left)}")
         return parsed, left
+
+    def error(self, message: str) -> NoReturn:
+        """The mistake, after the usage where that is short: `imafs mount` has twenty lines."""
+        usage = self.format_usage()
+        if usage.count("\n") > _SHORT:
+            usage = ""
+        self.exit(UsageError.exit_code, f"{usage}imafs: {message} (see {self.prog} --help)\n")

@@ -29,6 +29,8 @@ CONTROL = f"{SOCKETS}/sys-kernel-security.sock"
 LOG = f"{HOME}/log"
 #: Seconds that the daemon gets to unmount and to end swtpm in order.
 _PARTING = 6.0
+#: Lines of its log that are shown when it dies.
+_LAST_LINES = 5
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         _become_daemon(signals, say)
         return run_daemon(plan)
     os.close(say)
-    session = Session(first, daemon)
+    session = Session(first, daemon, args.log_file)
     try:
         if not _is_ready(ready, signals):
             return session.end()
@@ -188,8 +190,9 @@ def _environment() -> dict[str, str]:
 class Session:
     """The two processes that are there for the command's sake."""
 
-    def __init__(self, first: int, daemon: int) -> None:
+    def __init__(self, first: int, daemon: int, log: str) -> None:
         self._first = first
+        self._log = log
         self._daemon = daemon
         self._code: int | None = None
         self._ending = False
@@ -198,10 +201,18 @@ class Session:
         """Says it, once, when the daemon has ended before the command."""
         if self._code is None and self._daemon_ended() and not self._ending:
             print(
-                f"imafs: the emulator has ended (exit code {self._code}); see {LOG}",
+                f"imafs: the emulator has ended (exit code {self._code}); {self._last_lines()}",
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _last_lines(self) -> str:
+        """Where its log is; the end of one that goes with the session."""
+        if self._log != LOG:
+            return f"see {self._log}"
+        lines = Path(LOG).read_text(errors="replace").splitlines()[-_LAST_LINES:]
+        said = "which ends with:\n" + "\n".join(lines) if lines else "which is empty"
+        return f"--log-file FILE keeps its log, {said}"
 
     def _daemon_ended(self) -> bool:
         if self._code is None:

@@ -46,20 +46,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value <= _DAY:  # nor is nan
-        raise argparse.ArgumentTypeError(f"{text}: not more than 0 seconds and at most a day")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0, up to a day")
     return value
 
 
 def run(args: argparse.Namespace) -> int:
     """Asks and prints; the exit code. Raises what :class:`ControlClient` raises."""
-    from imafs.cli import answers
+    from imafs.cli import answers, sockets
     from imafs.control.client import ControlClient
-    from imafs.control.paths import the_socket
 
     try:
-        with ControlClient(args.control if args.control is not None else the_socket()) as client:
+        with ControlClient(sockets.chosen(args.control)) as client:
             if args.watch is None:
                 return answers.show("status", client.status(), as_json=args.json)
             _watch(client, args.watch, as_json=args.json)

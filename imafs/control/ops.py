@@ -17,6 +17,8 @@ from imafs.errors import UsageError
 # Keys of a request that are no option of any operation.
 RESERVED = frozenset({"op", "id", "progress"})
 INT_MAX = 2**63 - 1
+#: Some 350 bytes each, and a minute in all: what is more was hardly meant.
+GENERATE_MAX = 1_000_000
 _ID_MAX = 2**32 - 2  # one more is INVALID_UID
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})*\Z")
 
@@ -132,7 +134,14 @@ _TABLE = (
         "generate",
         "add generated records, each of its own digest",
         (
-            Option("count", Kind.INT, "number of records", "N", required=True),
+            Option(
+                "count",
+                Kind.INT,
+                f"number of records, at most {GENERATE_MAX}",
+                "N",
+                required=True,
+                maximum=GENERATE_MAX,
+            ),
             Option("name", Kind.STR, "prefix of the records' names", "--name"),
         ),
         lengthy=True,

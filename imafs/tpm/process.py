@@ -30,6 +30,8 @@ START_DEADLINE = 15.0
 STOP_DEADLINE = 2.0
 _PAIR_TRIES = 64
 _LOWEST_PORT = 10240  # below are the registered ones that people really use
+#: Bytes on the disk of its state below which that is named as a reason for its end.
+_ROOM = 1 << 20
 _START_TRIES = 8
 
 # Control channel (swtpm's tpm_ioctl.h, man swtpm_ioctls).
@@ -182,12 +184,14 @@ class SwtpmProcess:
         except (OSError, TpmError):
             self.kill()
             raise
+        self._ended.wait(1)
         reason = self._last_line()
+        how = self._how()
         self.release()
         # "swtpm: Could not open TCP socket: Address already in use" (0.7.1, LC_ALL=C).
         if "in use" in reason:
             return False
-        raise TpmError(f"swtpm did not start: {reason}")
+        raise TpmError(f"swtpm did not start{how}{self._room()}")
 
     def _command(self) -> list[str]:
         return [
@@ -266,6 +270,12 @@ class SwtpmProcess:
         if code is not None and code < 0:
             return f" (killed by {signal.Signals(-code).name}){quoted}"
         return f" (exit code {code}){quoted}" if code is not None else quoted
+
+    def _room(self) -> str:
+        """A disk that is full: swtpm (0.7.1) then ends without a word, its log is there too."""
+        info = os.statvfs(self._state)
+        free = info.f_bavail * info.f_frsize
+        return f"; {self._state} has {free} bytes of room left" if free < _ROOM else ""
 
     def _last_line(self) -> str:
         try:

@@ -61,8 +61,7 @@ def test_measure_and_dir_in_any_order(
 def test_dir_is_missing(words: str, capsys: Output) -> None:
     assert main(["mount", *words.split()]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("usage: imafs mount ")
-    assert error.endswith("imafs mount: error: the following arguments are required: DIR\n")
+    assert error == ("imafs: the following arguments are required: DIR (see imafs mount --help)\n")
 
 
 def test_usage_shows_that_dir_is_required(capsys: Output) -> None:
@@ -161,8 +160,26 @@ def test_a_mistake_shows_the_usage_of_its_own_command(
         needed.append("none-such")
     assert main([*words, *needed, "--none-such"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"usage: {parser.prog} ")
-    assert f"\n{parser.prog}: error: " in error
+    *usage, mistake = error.splitlines()
+    assert mistake.startswith("imafs: ")
+    assert mistake.endswith(f"(see {parser.prog} --help)")
+    assert len(usage) <= 3, "what was wrong stands out"
+    if usage:
+        assert usage[0].startswith(f"usage: {parser.prog} ")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["mount", "D", "--watch-deadline", "x"], "'x' is no number of seconds from 0.1 to 60"),
+        (["mount", "D", "--watch-deadline", "61"], "'61' is no number of seconds from 0.1 to 60"),
+        (["status", "--watch", "x"], "'x' is no number of seconds above 0, up to a day"),
+        (["status", "--watch", "0"], "'0' is no number of seconds above 0, up to a day"),
+    ],
+)
+def test_seconds_that_are_none(words: list[str], text: str, capsys: Output) -> None:
+    assert main(words) == 2
+    assert text in capsys.readouterr().err
 
 
 def test_a_wrong_bank_is_named_with_the_right_one(tmp_path: Path) -> None:

@@ -57,10 +57,10 @@ suspended   no
 PCR         10 sha1 aa: all records since boot replay to it
 PCR         10 sha256 bb: DIFFERS, all records since boot replay to cc
 PCR         11 sha384 dd: records are still to be extended
-PCR         10 sha512 none: cannot be read, all records since boot replay to ff
+PCR         10 sha512: cannot be read, all records since boot replay to ff
 readers     cat[7], a\\x1bb[8]
 writer      sh[9]
-failures    2 extends (last: TPM gone)
+failures    2 extends failed (last: TPM gone)
 """
 
 
@@ -168,6 +168,7 @@ def test_every_operation_has_a_command_line_above() -> None:
         (["watch"], "required: PATH"),
         (["generate", "x"], "invalid int value: 'x'"),
         (["generate", "-1"], "generate"),
+        (["generate", "1000001"], "imafs: generate: count: not within 0 and 1000000"),
         (["measure"], "imafs: measure: give exactly one of paths, digest"),
         (["measure", "a", "b", "--name", "n"], "imafs: measure: name: fits one path only"),
         (["measure", ""], "imafs: paths: an empty path"),
@@ -345,6 +346,37 @@ async def test_progress_bar_only_on_a_terminal(
     assert await imafs(tmp_path / "s", {"load": load}, "load", "/f") == 0
     bar = "\r[" + "#" * 10 + "." * 30 + "]  25% 1/4\n"
     assert stderr.getvalue() == (bar if terminal else "")
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "text"),
+    [
+        (["watch", "/a"], {"watched": ["/a", "/b\x1b"]}, "watched: /a, /b\\x1b\n"),
+        (["unwatch", "/a"], {"watched": []}, "watched: nothing\n"),
+        (["stop"], {}, "the daemon unmounts and ends\n"),
+    ],
+)
+async def test_what_is_printed(
+    tmp_path: Path,
+    words: list[str],
+    answer: dict[str, object],
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers_ = {words[0]: handler(answer)}
+    assert await imafs(tmp_path / "s", answers_, *words) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_status_without_a_tpm_that_answers() -> None:
+    """What the TPM says is no failure of an extend; one is not several."""
+    lines = answers.status_lines({"failures": {"extend": 0, "last": "it hangs"}, "pid": 7})
+    assert "failures    0 extends failed; the TPM: it hangs" in lines
+    assert "process     7" in lines
+    (last,) = (x for x in answers.status_lines({"failures": {"extend": 1}}) if "failures" in x)
+    assert last == "failures    1 extend failed"
+    records = answers.status_lines({"records": {"current": 1, "duplicates": 1}})
+    assert "records     1 current, 1 duplicate" in records
 
 
 # The frame.

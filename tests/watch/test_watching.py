@@ -280,7 +280,7 @@ def test_a_file_that_cannot_be_read(emulator: Emulator, disk: Disk) -> None:
 def test_status_is_readable(emulator: Emulator, disk: Disk) -> None:
     run(["cat", disk.file("in/file")])
     text = imafs("ctl", "--control", emulator.control, "status").stdout
-    assert f"watched     {disk.root}/in, policy tcb\n" in text
+    assert f"watched     {disk.root}/in, as tcb says: no policy is active\n" in text
     # To write it was a use as well.
     assert "listener    2 uses, 1 measured, 0 violations\n" in text
 
