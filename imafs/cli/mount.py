@@ -39,7 +39,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="ima",
         help="DIR is the IMA directory itself, or securityfs' root with integrity/ima and ima",
     )
-    parser.add_argument("--control", metavar="SOCKET", help="control socket (default: from DIR)")
+    parser.add_argument(
+        "--control",
+        metavar="SOCKET",
+        help="control socket (default: of DIR's name in /run/imafs or $XDG_RUNTIME_DIR/imafs, "
+        "else DIR.sock)",
+    )
     add_shared_options(parser)
     parser.set_defaults(run=run, refuse=parser.error)
     # DIR is optional to argparse only: --measure may have taken it (see _settle_directory).
@@ -79,7 +84,8 @@ def _kernel_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--no-staging",
         action="store_true",
-        help="CONFIG_IMA_STAGING=n (or the option of the profile's own series)",
+        help="CONFIG_IMA_STAGING=n: no _staged files, while N still deletes, as in such a kernel "
+        "(or the option of the profile's own series)",
     )
     group.add_argument(
         "--draft-bugs",

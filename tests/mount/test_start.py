@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, require
+from tests.support import ROOT, require, run
 
 
 @pytest.mark.root
@@ -40,6 +41,10 @@ def test_start_shows_a_session_and_ends_on_ctrl_c(tmp_path: Path) -> None:
                 break
         text = "".join(seen)
         assert "\n3\n" in text  # boot_aggregate and two files
+        assert re.search(
+            "^10 [0-9a-f]{12}… ima-ng .* /usr/lib/imafs/generated/00000002$", text, re.M
+        )
+        assert re.search("^PCR .* sha512 [0-9a-f]{12}…: all records since boot replay", text, re.M)
         assert os.path.ismount(place)
         # A terminal sends SIGINT to the whole foreground group.
         os.killpg(child.pid, signal.SIGINT)
@@ -51,3 +56,16 @@ def test_start_shows_a_session_and_ends_on_ctrl_c(tmp_path: Path) -> None:
             subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
     assert child.returncode == 0, "".join(seen) + rest
     assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "text"),
+    [
+        ("--help", 0, "scripts/start [DIR [PATH...]]\n\nSets up, mounts"),
+        ("-x", 2, "start: -x is no directory: scripts/start [DIR [PATH...]]\n"),
+    ],
+)
+def test_options_are_no_directories(word: str, status: int, text: str, tmp_path: Path) -> None:
+    done = run([str(ROOT / "scripts/start"), word], check=False, cwd=tmp_path)
+    assert done.returncode == status
+    assert (done.stderr if status else done.stdout).startswith(text)
