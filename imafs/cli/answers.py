@@ -205,7 +205,9 @@ def _watched(watch: Mapping[str, object]) -> list[tuple[str, str]]:
     paths = watch.get("paths")
     if not isinstance(paths, list) or not paths:
         return []
-    words = [f"{readable(watch.get(key, '-'))} {word}" for key, word in _USES]
+    words = [
+        f"{readable(watch.get(key, '-'))} {_counted(word, watch.get(key))}" for key, word in _USES
+    ]
     words += [f"{readable(watch[key])} {key}" for key in _TROUBLES if watch.get(key)]
     trouble = watch.get("trouble")
     suffix = f" (last: {readable(trouble)})" if trouble is not None else ""
@@ -228,9 +230,12 @@ def _counts(group: Mapping[str, object]) -> str:
     return ", ".join(words) or "-"
 
 
+_PLURALS = frozenset({"duplicates", "uses", "violations"})
+
+
 def _counted(key: str, value: object) -> str:
     text = readable(key.replace("_", " "))
-    return text.removesuffix("s") if key == "duplicates" and value == 1 else text
+    return text.removesuffix("s") if key in _PLURALS and value == 1 else text
 
 
 def process(item: Mapping[str, object]) -> str:

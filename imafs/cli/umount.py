@@ -92,7 +92,6 @@ def _umount(args: argparse.Namespace) -> int:
         if time.monotonic() > deadline:
             raise MountError(f"{path}: still mounted after {_DEADLINE:g} s")
         time.sleep(0.02)
-    print(f"imafs: unmounted {shlex.quote(path)}")
     if holders:
         names = ", ".join(holders)
         print(f"imafs: {shlex.quote(path)}: was open in {names}: ENOTCONN there from now on")

@@ -50,6 +50,9 @@ def test_a_user_unmounts_the_own_mount(start: Starter, as_user: tuple[str, ...])
     place.base.chmod(0o777)
     prefix = ("env", "--unset=XDG_RUNTIME_DIR", *as_user)
     daemon = start("--tpm", "none", place=place, prefix=prefix, control=False)
+    # The socket beside the mount is found without --control as well.
+    told = run([*prefix, *IMAFS, "ctl", "status"], cwd=ROOT).stdout
+    assert f" on {place.dir}, profile mainline" in told
     run([*prefix, *IMAFS, "umount", str(place.dir)], cwd=ROOT)
     assert daemon.wait() == 0
     assert layers(place.dir) == 0

@@ -141,7 +141,7 @@ def test_suspend_resume_reset_hello_stop(daemon: Daemon) -> None:
     assert ctl(daemon, "reset") == (0, "", "")
     assert daemon.count() == 1
     assert "protocol" in ctl(daemon, "hello")[1]
-    assert ctl(daemon, "stop") == (0, "", "")
+    assert ctl(daemon, "stop") == (0, "the daemon unmounts and ends\n", "")
     assert daemon.wait() == 0
     assert ctl(daemon, "status")[0] == 6
 
@@ -151,11 +151,11 @@ def test_watch_and_unwatch(daemon: Daemon, tmp_path: Path) -> None:
     used = tmp_path / "used"
     used.write_text("used")
     status, out, err = ctl(daemon, "watch", str(tmp_path))
-    assert (status, out, err) == (0, f'watched: ["{tmp_path}"]\n', "")
+    assert (status, out, err) == (0, f"watched: {tmp_path}\n", "")
     assert used.read_text() == "used"
     # tcb says nothing of a tmpfs: whichever it is, a use was seen.
-    assert "listener    1 uses" in ctl(daemon, "status")[1]
-    assert ctl(daemon, "unwatch", str(tmp_path))[0] == 0
+    assert "listener    1 use, " in ctl(daemon, "status")[1]
+    assert ctl(daemon, "unwatch", str(tmp_path)) == (0, "watched: nothing\n", "")
     assert ctl(daemon, "unwatch", str(tmp_path))[0] == 2
 
 

@@ -137,8 +137,7 @@ def test_ctl_stop_and_umount_end_the_daemon(start: Starter) -> None:
     first, second = start(), start()
     assert first.ctl("stop") == "the daemon unmounts and ends\n"
     assert first.wait() == 0
-    result = imafs("umount", second.dir, "--control", second.control)
-    assert result.stdout == f"imafs: unmounted {second.dir}\n"
+    imafs("umount", second.dir, "--control", second.control)
     assert layers(second.dir) == 0, "umount returns when it is unmounted"
     assert second.wait() == 0
 
@@ -367,7 +366,7 @@ def test_two_instances_with_default_sockets(start: Starter, tmp_path: Path) -> N
     sockets = {line.split(" by ")[0]: line.split(" by ")[1] for line in lines if " by " in line}
     assert sorted(sockets) == sorted([str(first), str(second)])
     assert sockets[str(first)] != sockets[str(second)]
-    assert lines[-3:] == ["1", f"imafs: unmounted {second}", "none: 6"], "and no socket left behind"
+    assert lines[-2:] == ["1", "none: 6"], "and no socket left behind"
 
 
 def test_starts_are_quick(start: Starter) -> None:

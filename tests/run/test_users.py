@@ -62,5 +62,5 @@ def test_root_of_a_user_namespace(place: Place) -> None:
     told = dict(said)
     assert "match after record 1\n" in told["verify ima/binary_runtime_measurements"]
     assert "which the PCRs confirm" in told["record ima -o case.tar"]
-    assert told["umount ima"] == f"imafs: unmounted {place.dir}\n"
+    assert told["umount ima"] == ""
     assert done.stdout.count("status 6") == 1

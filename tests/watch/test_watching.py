@@ -181,7 +181,7 @@ def test_watch_and_unwatch(disk: Disk, emulators: StartEmulator) -> None:
     assert status(emulator)["listener"] is None
     run(["cat", one])
     answer = imafs("ctl", "--control", emulator.control, "watch", one.parent)
-    assert answer.stdout == f"watched: {json.dumps([str(one.parent)])}\n"
+    assert answer.stdout == f"watched: {one.parent}\n"
     run(["cat", one, two])
     assert names(emulator)[1:] == [str(one)]
     emulator.call("watch", paths=[str(two)])
