@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """A small attestation agent for Linux 7.2 and later: one round per call.
 
-    agent.py IMA_DIR STORE EVIDENCE [NONCE]
-
 It follows the workflow of the kernel's Documentation/security/IMA-export-delete.rst: stage
 the list, read it, store it durably, only then delete it, and replay to a quote. Exit code 0:
 EVIDENCE has one more directory with the quote and the records that lead to it; 3: the records
@@ -11,6 +9,7 @@ do not lead to the quote; 4: the TPM fails; 5: the list cannot be had. A call th
 end well, or was killed at any moment, has lost nothing: call it again.
 """
 
+import argparse
 import errno
 import hashlib
 import json
@@ -183,9 +182,7 @@ class TpmError(Exception):
 def tpm(home: Path, command: str) -> None:
     """One of tpm2-tools; a TPM that hangs must not hang us."""
     try:
-        subprocess.run(
-            command.split(), cwd=home, timeout=TPM_PATIENCE, check=True, stdout=sys.stderr
-        )
+        subprocess.run([*command.split(), "-Q"], cwd=home, timeout=TPM_PATIENCE, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise TpmError(f"the TPM does not answer as it should: {error}") from error
 
@@ -229,15 +226,22 @@ def attest(ima: Path, root: Path, evidence: Path, nonce: str) -> bool:
         for name in ("message", "signature", "public", "records"):
             os.rename(Path(new) / name, place / name)
         store.note(attested=start + length, value=value.hex())
+        count = sum(1 for _ in records((place / "records").read_bytes()))
+        print(f"{count} records attested: {place}")
         return True
 
 
 def main() -> int:
-    ima, root, evidence = map(Path, sys.argv[1:4])
-    nonce = sys.argv[4] if len(sys.argv) > 4 else "00"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ima", metavar="IMA_DIR", type=Path, help="/sys/kernel/security/ima")
+    parser.add_argument("store", metavar="STORE", type=Path, help="where records are kept")
+    parser.add_argument("evidence", metavar="EVIDENCE", type=Path, help="what the verifier gets")
+    parser.add_argument("nonce", metavar="NONCE", nargs="?", default="00", help="its, in hex (00)")
+    args = parser.parse_args()
+    words = args.ima, args.store, args.evidence, args.nonce
     try:
         # Twice: the machine may have rebooted between quote and list.
-        if attest(ima, root, evidence, nonce) or attest(ima, root, evidence, nonce):
+        if attest(*words) or attest(*words):
             return 0
         print("the records do not lead to the quote: some are missing, deleted by somebody "
               "else, or were never extended", file=sys.stderr)  # fmt: skip

@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """How not to do it: an agent that works on a quiet day and on no other.
 
-    naive_agent.py IMA_DIR STORE EVIDENCE [NONCE]
-
 As agent.py, with the mistakes that docs/scenarios.md names. Do not copy from here.
 """
 
+import argparse
 import hashlib
 import os
 import struct
@@ -19,8 +18,13 @@ STAGED = "binary_runtime_measurements_sha256_staged"
 
 
 def main() -> int:
-    ima, store, evidence = map(Path, sys.argv[1:4])
-    nonce = sys.argv[4] if len(sys.argv) > 4 else "00"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ima", metavar="IMA_DIR", type=Path, help="/sys/kernel/security/ima")
+    parser.add_argument("store", metavar="STORE", type=Path, help="where records are kept")
+    parser.add_argument("evidence", metavar="EVIDENCE", type=Path, help="what the verifier gets")
+    parser.add_argument("nonce", metavar="NONCE", nargs="?", default="00", help="its, in hex (00)")
+    args = parser.parse_args()
+    ima, store, evidence, nonce = args.ima, args.store, args.evidence, args.nonce
     store.mkdir(parents=True, exist_ok=True)
     evidence.mkdir(parents=True, exist_ok=True)
 
@@ -37,8 +41,9 @@ def main() -> int:
     # Everything of all boots, zeros of violations included, up to the last record.
     records = (store / "records").read_bytes()
     value = bytes(32)
-    at = 0
+    at = count = 0
     while at < len(records):
+        count += 1
         (length,) = struct.unpack_from("=I", records, at + 36)
         value = hashlib.sha256(value + records[at + 4 : at + 36]).digest()
         at += 40 + length
@@ -58,6 +63,7 @@ def main() -> int:
     os.remove(place / "key")
     (place / "records").write_bytes(records)
     (place / "value").write_text(value.hex())
+    print(f"{count} records sent: {place}")
     return 0
 
 

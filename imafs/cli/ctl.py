@@ -111,6 +111,11 @@ def _options(operation: Operation, args: argparse.Namespace) -> dict[str, object
         given[option.name] = value
     if operation.name == "critical_data" and not {"file", "data"} & set(given):
         given["data"] = sys.stdin.buffer.read().hex()
+    if operation.name == "scenario" and set(given) == {"file"}:
+        # One word for either, as with `imafs mount --scenario`; a request tells them apart.
+        from imafs.scenarios import library
+
+        given = dict(library.request(args.option_file))
     return validate(operation.name, given)
 
 

@@ -13,12 +13,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="list the ready scenarios, or print one",
         description="Lists the scenarios that come with imafs; with NAME prints that one, to "
         "begin a scenario of one's own from. Begin one with `imafs mount --scenario NAME` or "
-        "`imafs ctl scenario --name NAME`. With --check reads a scenario file and says "
-        "what is wrong with it.",
+        "`imafs ctl scenario NAME`. With --check reads a scenario file and says what is wrong "
+        "with it.",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument("name", metavar="NAME", nargs="?", help="a ready scenario")
-    group.add_argument("--check", metavar="FILE", help="a scenario file of one's own")
+    group.add_argument(
+        "--check", metavar="NAME|FILE", help="a scenario file of one's own, or a ready one"
+    )
     parser.set_defaults(run=run)
 
 
@@ -30,8 +32,9 @@ def run(args: argparse.Namespace) -> int:
     if args.name is not None:
         print(library.text_of(args.name), end="")
     elif args.check is not None:
-        scenario = library.from_file(args.check, validate)
-        print(f"{scenario.name}: {len(scenario.steps)} steps")
+        scenario = library.find(args.check, validate)
+        count = len(scenario.steps)
+        print(f"{scenario.name}: {count} step{'' if count == 1 else 's'}")
     else:
         found = [library.ready(name, validate) for name in library.names()]
         width = max(len(scenario.name) for scenario in found)

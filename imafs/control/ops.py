@@ -270,7 +270,12 @@ _TABLE = (
         "scenario",
         "begin a scenario, from a file or a ready one by its name (imafs scenarios)",
         (
-            Option("file", Kind.PATH, "scenario file (TOML)", "FILE"),
+            Option(
+                "file",
+                Kind.PATH,
+                "scenario file (TOML); on the command line a ready scenario's name as well",
+                "NAME|FILE",
+            ),
             Option("name", Kind.STR, "name of a ready scenario", "--name"),
         ),
         exactly_one=("file", "name"),
@@ -388,7 +393,8 @@ def markdown() -> str:
             f"`{o.name}` {o.kind.value}{' (required)' if o.required else ''}: {o.help}"
             for o in operation.options
         ]
-        row = (f"`{synopsis(operation)}`", "<br>".join(keys), operation.help)
+        cells = (f"`{synopsis(operation)}`", "<br>".join(keys), operation.help)
+        row = [cell.replace("|", r"\|") for cell in cells]  # else it would end the cell
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 

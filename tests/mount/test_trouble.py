@@ -292,8 +292,9 @@ def test_acts_that_make_no_sense(daemon: Daemon, words: list[str], text: str) ->
 def test_a_step_is_done_before_the_call_goes_on(daemon: Daemon) -> None:
     """No race: what is due before an open is there when the open is answered."""
     daemon.generate(9)
-    assert ctl(daemon, "scenario", "--name", "other-agent-stages-first").splitlines() == [
+    assert ctl(daemon, "scenario", "other-agent-stages-first").splitlines() == [
         "scenario: other-agent-stages-first",
+        "number: 1",
         "steps: 1",
     ]
     assert daemon.call("status")["scenario"] is not None
@@ -398,6 +399,10 @@ def test_a_scenario_that_is_none(start: Starter, daemon: Daemon, tmp_path: Path)
         f"imafs: {file}: line 3: do: op: unknown operation 'fly'\n",
     )
     assert refused(daemon, "scenario", str(tmp_path / "none.toml"))[0] == 2
+    status, said = refused(daemon, "scenario", "mine")
+    assert status == 2
+    assert "called 'mine'; there are: burst" in said
+    assert said.endswith("(a file has a / in its name, or ends in .toml)\n")
     assert daemon.call("status")["scenario"] is None
 
 

@@ -25,6 +25,7 @@ from tests.run.runs import (
     family,
     imafs_run,
     in_shell,
+    path_with_imafs,
 )
 from tests.support import ROOT, require, run, wait_for
 
@@ -47,6 +48,33 @@ def test_a_measured_file_and_the_tpm(who: str) -> None:
     assert lines.splitlines()[-1].split()[3:] == [f"sha256:{hash_of('/usr/bin/ls')}", "/usr/bin/ls"]
     value = replay(lines.encode(), "sha256").hex().upper()
     assert f"0x{value}" in pcr
+
+
+def test_the_tpm_has_room_for_three_objects() -> None:
+    """No resource manager: what docs/run.md says of it, with the commands it names."""
+    require("tpm2_createprimary", "tpm2_create", "tpm2_load", "tpm2_flushcontext")
+    script = """
+        cd /sys/fs/imafs
+        tpm2_createprimary -Q -c primary && tpm2_create -Q -C primary -u public -r private
+        load="tpm2_load -Q -C primary -u public -r private -c key"
+        $load 2>&1 | grep -o "out of memory for object contexts"
+        tpm2_flushcontext -t
+        $load && tpm2_flushcontext -t && tpm2_quote -Q -c key -l sha256:10 && echo quoted
+    """
+    assert in_shell(script) == "out of memory for object contexts\nquoted\n"
+
+
+def test_the_agent_as_its_document_calls_it(tmp_path: Path) -> None:
+    require("tpm2_quote")
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/scenarios.md").read_text(), re.DOTALL)
+    (called,) = [block for block in blocks if "examples/agent.py" in block]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = run(["sh", "-c", called], cwd=tmp_path, env=path_with_imafs(), deadline=60)
+    assert done.stdout.splitlines() == [
+        "1 records attested: evidence/boot-1-000000000000",
+        "added: 5",
+        "6 records attested: evidence/boot-2-000000000000",
+    ]
 
 
 def test_a_watched_file(tmp_path: Path) -> None:

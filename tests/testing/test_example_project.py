@@ -83,6 +83,36 @@ def test_the_agent_is_short() -> None:
     assert len(code) < 200
 
 
+@pytest.mark.parametrize("program", ["agent.py", "naive_agent.py"])
+def test_the_agents_say_how_to_call_them(program: str) -> None:
+    command = [sys.executable, str(AGENT.with_name(program))]
+    usage = f"usage: {program} [-h] IMA_DIR STORE EVIDENCE [NONCE]"
+    told = run([*command, "--help"])
+    assert told.stdout.startswith(usage)
+    told = run(command, check=False)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith(usage)
+
+
+class TestCalled:
+    pytestmark = needs_mount
+
+    @pytest.mark.parametrize(
+        ("program", "says"), [("agent.py", "attested"), ("naive_agent.py", "sent")]
+    )
+    def test_one_line_says_what_came_of_it(
+        self, ima: Ima, tmp_path: Path, program: str, says: str
+    ) -> None:
+        require("tpm2_quote")
+        ima.generate(3)
+        done = ima.run(
+            [sys.executable, AGENT.with_name(program), ima.dir, tmp_path / "s", tmp_path / "e"]
+        )
+        place = next((tmp_path / "e").iterdir())
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"4 records {says}: {place}\n"
+
+
 class TestKilled:
     pytestmark = needs_mount
 

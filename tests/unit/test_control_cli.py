@@ -133,6 +133,8 @@ COMMAND_LINES: list[tuple[list[str], str, dict[str, object]]] = [
     (["agent", "stage"], "agent", {"action": "stage"}),
     (["agent", "trim", "4"], "agent", {"action": "trim", "count": 4}),
     (["scenario", "f.toml"], "scenario", {"file": "{cwd}/f.toml"}),
+    (["scenario", "./f"], "scenario", {"file": "{cwd}/f"}),
+    (["scenario", "reboot"], "scenario", {"name": "reboot"}),
     (["scenario", "--name", "reboot"], "scenario", {"name": "reboot"}),
     (["scenario-end"], "scenario_end", {}),
 ]
@@ -172,6 +174,9 @@ def test_every_operation_has_a_command_line_above() -> None:
         (["measure"], "imafs: measure: give exactly one of paths, digest"),
         (["measure", "a", "b", "--name", "n"], "imafs: measure: name: fits one path only"),
         (["measure", ""], "imafs: paths: an empty path"),
+        (["scenario", ""], "imafs: file: an empty path"),
+        (["scenario"], "imafs: scenario: give exactly one of file, name"),
+        (["scenario", "reboot", "--name", "reboot"], "imafs: scenario: give exactly one of"),
         (
             ["critical-data", "--label", "l", "--name", "n", "--data", "0"],
             "not pairs of hexadecimal digits",

@@ -91,7 +91,7 @@ def test_markdown_has_every_operation_and_option() -> None:
     assert len(rows) == len(OPERATIONS)
     for row, operation in zip(rows, OPERATIONS.values(), strict=True):
         assert row.startswith(f"| `{operation.verb}")
-        assert row.count("|") == 4
+        assert row.replace(r"\|", "").count("|") == 4  # an escaped one ends no cell
         for option in operation.options:
             assert f"`{option.name}` {option.kind.value}" in row
-            assert option.cli in row
+            assert option.cli in row.replace(r"\|", "|")

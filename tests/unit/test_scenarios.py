@@ -182,6 +182,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     file.write_text(WHOLE)
     assert main(["scenarios", "--check", str(file)]) == 0
     assert capsys.readouterr().out == "mine: 2 steps\n"
+    assert main(["scenarios", "--check", "reboot"]) == 0
+    assert capsys.readouterr().out == "reboot: 1 step\n"
+    assert main(["scenarios", "--check", "mine"]) == UsageError.exit_code
+    assert "(a file has a / in its name, or ends in .toml)" in capsys.readouterr().err
     file.write_text(STEP + "x = 1\n")
     assert main(["scenarios", "--check", str(file)]) == FormatError.exit_code
     assert capsys.readouterr().err == f"imafs: {file}: line 4: unknown key 'x'\n"
