@@ -10,12 +10,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error``, or one error of a group, comes from too little memory.
 
     A thread that has no room for its stack is a RuntimeError, a library that cannot be
-    mapped an ImportError, a request's buffer of libfuse an OSError.
+    mapped an ImportError, a request's buffer of libfuse an OSError, a hash that OpenSSL
+    cannot begin a ValueError.
     """
     if isinstance(error, BaseExceptionGroup):
         return any(map(is_out_of_memory, error.exceptions))
     if isinstance(error, RuntimeError):
         return "can't start new thread" in str(error)
+    if isinstance(error, ValueError):
+        return "not able to copy ctx" in str(error)
     if isinstance(error, ImportError):
         return "failed to map" in str(error) or "annot allocate memory" in str(error)
     return isinstance(error, MemoryError) or (

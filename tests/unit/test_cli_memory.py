@@ -18,6 +18,7 @@ FEW = [
     RuntimeError("can't start new thread"),
     ImportError("libssl.so.3: failed to map segment from shared object"),
     ImportError("x.so: cannot allocate memory in static TLS block"),
+    ValueError("[digital envelope routines] not able to copy ctx"),
     BaseExceptionGroup("", [ValueError(), ExceptionGroup("", [MemoryError()])]),
 ]
 BUGS = [
