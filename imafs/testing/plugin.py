@@ -44,8 +44,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remembers what came of the test, for the end of its fixtures."""
     report = yield
-    if call.when == "call":
-        item.stash[_PASSED] = report.passed
+    if call.when != "teardown":
+        item.stash[_PASSED] = call.when == "call" and report.passed
     return report
 
 

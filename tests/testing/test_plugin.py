@@ -181,12 +181,18 @@ class TestMounted:
 
             @pytest.mark.ima(hash="none")
             def test_nonsense(ima): pass
+
+            @pytest.mark.ima(options=["--fly"])
+            def test_no_option(ima): pass
             """
         )
         result = pytester.runpytest_subprocess(REQUIRE)
-        assert outcome(result) == {"passed": 5, "errors": 1}
+        assert outcome(result) == {"passed": 5, "errors": 2}
         result.stdout.fnmatch_lines(
-            ["imafs: imafs mount did not start: unknown hash algorithm 'none'"]
+            [
+                "imafs: imafs mount did not start: unknown hash algorithm 'none'",
+                "imafs: imafs mount did not start: unrecognized arguments: --fly *",
+            ]
         )
 
     def test_one_for_the_session(self, pytester: pytest.Pytester) -> None:
