@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 
 from imafs.cli import crossings
+from imafs.cli.counted import counted
 from imafs.errors import Refused
 
 _REFUSED = Refused.exit_code
@@ -160,7 +161,7 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
 
 def _failed(failures: Mapping[str, object]) -> str:
     count, last = failures.get("extend", "-"), failures.get("last")
-    text = f"{readable(count)} extend{'' if count == 1 else 's'} failed"
+    text = f"{counted(count, 'extend')} failed"
     if last is not None:
         text += f" (last: {readable(last)})" if count else f"; the TPM: {readable(last)}"
     if failures.get("mismatch"):
@@ -205,9 +206,7 @@ def _watched(watch: Mapping[str, object]) -> list[tuple[str, str]]:
     paths = watch.get("paths")
     if not isinstance(paths, list) or not paths:
         return []
-    words = [
-        f"{readable(watch.get(key, '-'))} {_counted(word, watch.get(key))}" for key, word in _USES
-    ]
+    words = [_counted(word, watch.get(key, "-")) for key, word in _USES]
     words += [f"{readable(watch[key])} {key}" for key in _TROUBLES if watch.get(key)]
     trouble = watch.get("trouble")
     suffix = f" (last: {readable(trouble)})" if trouble is not None else ""
@@ -226,16 +225,17 @@ def _judge(policy: object) -> str:
 
 
 def _counts(group: Mapping[str, object]) -> str:
-    words = [f"{readable(value)} {_counted(key, value)}" for key, value in group.items()]
+    words = [_counted(key, value) for key, value in group.items()]
     return ", ".join(words) or "-"
 
 
-_PLURALS = frozenset({"duplicates", "uses", "violations"})
+_NOUNS = {"duplicates": "duplicate", "uses": "use", "violations": "violation"}
 
 
 def _counted(key: str, value: object) -> str:
-    text = readable(key.replace("_", " "))
-    return text.removesuffix("s") if key in _PLURALS and value == 1 else text
+    if key in _NOUNS and isinstance(value, int):
+        return counted(value, _NOUNS[key])
+    return f"{readable(value)} {readable(key.replace('_', ' '))}"
 
 
 def process(item: Mapping[str, object]) -> str:

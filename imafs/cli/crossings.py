@@ -6,6 +6,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from imafs.cli.counted import counted
+
 
 def show(op: str, answer: Mapping[str, object]) -> bool:
     """Prints the answer to ``op``; False where it is none of these operations."""
@@ -17,14 +19,14 @@ def show(op: str, answer: Mapping[str, object]) -> bool:
         case "kexec_execute" | "kexec_finish":
             print(
                 f"{answer.get('profile', '-')} runs, with {answer.get('carried', '-')} of "
-                f"{answer.get('records', '-')} records carried over"
+                f"{counted(answer.get('records', '-'), 'record')} carried over"
             )
             if answer.get("lost"):
-                lost, why = answer["lost"], answer.get("why")
-                print(f"imafs: {lost} records are in PCRs and in no list: {why}", file=sys.stderr)
+                lost, why = counted(answer["lost"], "record"), answer.get("why")
+                print(f"imafs: {lost} in PCRs and in no list: {why}", file=sys.stderr)
         case "kexec_buffer":
             size, records = answer.get("bytes", "-"), answer.get("records", "-")
-            print(f"{size} bytes, {records} records")
+            print(f"{counted(size, 'byte')}, {counted(records, 'record')}")
         case "reboot":
             print(f"{answer.get('profile', '-')} runs")
         case _:
@@ -36,9 +38,8 @@ def boot(group: Mapping[str, object]) -> str:
     """The line ``boot`` of the status; ``group`` is the status' own."""
     text = f"number {group.get('number', '-')}"
     if group.get("kexecs"):
-        plural = "" if group["kexecs"] == 1 else "s"
-        text += f", {group['kexecs']} kexec{plural}, "
-        text += f"{group.get('carried', '-')} records carried over"
+        text += f", {counted(group['kexecs'], 'kexec')}, "
+        text += f"{counted(group.get('carried', '-'), 'record')} carried over"
     if group.get("lost"):
         text += f", {group['lost']} LOST"
     if group.get("kexec_held"):

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from imafs import __version__
 from imafs.attest.replay import PcrValues
 from imafs.cli import options, pcrsource
+from imafs.cli.counted import counted
 from imafs.errors import MismatchError
 from imafs.sources import recording
 
@@ -98,4 +99,4 @@ def _said(snapshot: recording.Snapshot) -> str:
     if snapshot.verdict is None:
         return "unchecked"
     what = "no PCRs confirm: there is no TPM" if not snapshot.pcrs else "the PCRs confirm"
-    return f"{snapshot.verdict.records} records, which {what}"
+    return f"{counted(snapshot.verdict.records, 'record')}, which {what}"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from imafs.attest.verify import Verdict, verify
 from imafs.cli import options, pcrsource
+from imafs.cli.counted import counted
 from imafs.cli.inputs import read_bytes
 from imafs.cli.progress import bar
 from imafs.errors import FormatError, MismatchError, UsageError
@@ -110,7 +111,8 @@ def _placed(error: FormatError, lists: Mapping[str, bytes], bank: Bank | None) -
 
 def _lines(verdict: Verdict, actual: pcrsource.Reading) -> list[str]:
     pcrs = ", ".join(f"{bank}:{pcr}" for bank, pcr in verdict.compared) or "none"
-    counts = f"{verdict.records} records of bank {verdict.bank}, {verdict.violations} violations"
+    counts = f"{counted(verdict.records, 'record')} of bank {verdict.bank}, "
+    counts += counted(verdict.violations, "violation")
     lines = [f"{counts}; compared PCRs: {pcrs}"] if verdict.records else ["the list is empty"]
     if verdict.matched is not None:
         excess = f", {verdict.excess} in excess" if verdict.excess else ""

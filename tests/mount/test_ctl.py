@@ -161,7 +161,7 @@ def test_watch_and_unwatch(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_kexec_and_reboot(daemon: Daemon, tmp_path: Path) -> None:
     buffer = tmp_path / "buffer"
-    assert ctl(daemon, "kexec-buffer", "-o", str(buffer)) == (0, "125 bytes, 1 records\n", "")
+    assert ctl(daemon, "kexec-buffer", "-o", str(buffer)) == (0, "125 bytes, 1 record\n", "")
     assert buffer.read_bytes()[24:] == daemon.read()
     assert ctl(daemon, "kexec-load") == (0, "a segment of 4096 bytes is reserved\n", "")
     assert "number 1; a kernel is loaded for kexec" in ctl(daemon, "status")[1]
@@ -182,7 +182,7 @@ def test_kexec_and_reboot(daemon: Daemon, tmp_path: Path) -> None:
     )
     done = "mainline runs, with 0 of 6 records carried over\n"
     why = "the next kernel does not restore it (--no-carry)"
-    lost = f"imafs: 6 records are in PCRs and in no list: {why}\n"
+    lost = f"imafs: 6 records in PCRs and in no list: {why}\n"
     daemon.logs.expect("6 of 6 records were not carried over")
     assert ctl(daemon, "kexec-execute", "--no-carry") == (0, done, lost)
     assert daemon.count() == 1

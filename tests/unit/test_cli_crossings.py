@@ -44,4 +44,4 @@ def test_lost_records_are_told_on_stderr(capsys: pytest.CaptureFixture[str]) -> 
     assert answers.show("kexec_execute", answer, as_json=False) == 0
     out, err = capsys.readouterr()
     assert out == "v5 runs, with 4 of 9 records carried over\n"
-    assert err == "imafs: 5 records are in PCRs and in no list: the segment is full\n"
+    assert err == "imafs: 5 records in PCRs and in no list: the segment is full\n"

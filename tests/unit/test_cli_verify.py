@@ -63,7 +63,7 @@ def test_match(case: Case, capsys: Output) -> None:
     assert case.verify() == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
-        "4 records of bank sha1, 1 violations; compared PCRs: sha1:10, sha256:10",
+        "4 records of bank sha1, 1 violation; compared PCRs: sha1:10, sha256:10",
         "match after record 4",
     ]
     assert printed.err == ""
