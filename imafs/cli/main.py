@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     too little memory and a full disk below stdout. Another exception is a bug and keeps its
     traceback.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # who started this has closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names are bytes: never fail to print one
             stream.reconfigure(errors="backslashreplace")

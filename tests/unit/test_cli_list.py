@@ -251,6 +251,18 @@ def test_what_is_no_binary_list(file: Path, capsysbinary: Output) -> None:
         assert error.startswith(f"imafs: {file}: this is no binary list, but the ASCII list")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_are_closed(file: Path, closed: str) -> None:
+    """Nobody listens: no traceback, and nothing goes to the other stream instead."""
+    words = [sys.executable, "-m", "imafs", "list"]
+    for path, expected in ((file, 0), (file.parent / "missing", 2)):
+        command = ["sh", "-c", f'exec "$@" {closed}', "sh", *words, str(path)]
+        done = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=30)
+        assert done.returncode == expected
+        assert done.stdout in (b"", ascii_list(RECS, "sha256"))
+        assert b"Traceback" not in done.stderr
+
+
 def test_a_full_disk_below_the_output(file: Path) -> None:
     for recs in (RECS, RECS * 500):  # within and beyond what is buffered
         file.write_bytes(binary_list(recs, "sha1"))
