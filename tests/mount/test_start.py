@@ -17,7 +17,9 @@ from tests.support import ROOT, require, run
 @pytest.mark.root
 @pytest.mark.mount
 @pytest.mark.swtpm
-def test_start_shows_a_session_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", [False, True], ids=["root", "namespace"])
+def test_start_shows_a_session_and_ends_on_ctrl_c(tmp_path: Path, inside: bool) -> None:
+    """Also as it calls itself in a user namespace: its socket is then named for other shells."""
     require("root", "/dev/fuse", "fusermount3", "swtpm")
     place = tmp_path / "ima"
     files = tmp_path / "files"
@@ -31,6 +33,7 @@ def test_start_shows_a_session_and_ends_on_ctrl_c(tmp_path: Path) -> None:
         text=True,
         start_new_session=True,
         cwd=tmp_path,
+        env={**os.environ, "IMAFS_START_NAMESPACE": "yes" if inside else ""},
     )
     seen: list[str] = []
     try:
@@ -45,6 +48,8 @@ def test_start_shows_a_session_and_ends_on_ctrl_c(tmp_path: Path) -> None:
             "^10 [0-9a-f]{12}… ima-ng .* /usr/lib/imafs/generated/00000002$", text, re.M
         )
         assert re.search("^PCR .* sha512 [0-9a-f]{12}…: all records since boot replay", text, re.M)
+        assert (f"\n    export IMAFS_CONTROL={place}.sock\n" in text) is inside
+        assert ("nsenter " in text) is inside
         assert os.path.ismount(place)
         # A terminal sends SIGINT to the whole foreground group.
         os.killpg(child.pid, signal.SIGINT)

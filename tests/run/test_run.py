@@ -298,7 +298,7 @@ def test_exit_code(command: tuple[str, ...], code: int, who: str) -> None:
         (("--",), 2, "what is to be run?"),
         (("--hash", "rot13", "--", "true"), 2, "rot13"),
         (("--load", "/nonexistent", "--", "true"), 2, "/nonexistent"),
-        (("--bios-log", "/nonexistent", "--", "true"), 7, "/nonexistent"),
+        (("--bios-log", "/nonexistent", "--", "true"), 2, "/nonexistent"),
         (("--tpm", "swtpm:port=1", "--", "true"), 4, ""),
     ],
 )

@@ -64,3 +64,16 @@ def test_root_of_a_user_namespace(place: Place) -> None:
     assert "which the PCRs confirm" in told["record ima -o case.tar"]
     assert told["umount ima"] == ""
     assert done.stdout.count("status 6") == 1
+
+
+def test_watching_is_refused_before_anything_is_mounted(place: Place) -> None:
+    """In one line: nothing is logged of a mount that will not be."""
+    before = (*AS_USER, "unshare", "--user", "--map-root-user", "--mount")
+    words, environment = imafs_for(before)
+    command = [*before, *words, "mount", str(place.dir), "--watch", str(place.base)]
+    done = run(command, check=False, env=environment, cwd=ROOT)
+    assert done.returncode == 7
+    assert done.stdout == ""
+    assert done.stderr == (
+        "imafs: watching needs CAP_SYS_ADMIN in the initial user namespace (fanotify)\n"
+    )
