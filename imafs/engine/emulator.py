@@ -224,6 +224,9 @@ class Emulator:
         await self._resets.send((stopped, resume))
         try:
             await stopped.wait()
+            # Where this fails or is cut off the same extender goes on, on a TPM that may
+            # have been reset all the same or will be.
+            self._extender.doubt()
             values = await self.channel.call(self._reboot)
             # No await from here on: boot_aggregate is the first record.
             failures = self._extender.failures

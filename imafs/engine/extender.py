@@ -80,6 +80,11 @@ class Extender:
         """Takes :meth:`stop` back, before :meth:`run` is started again."""
         self._stop = trio.Event()
 
+    def doubt(self) -> None:
+        """A call was cut off, so the PCRs may hold more than is known, or were reset: they
+        are looked at before anything else is extended."""
+        self._certain = self._certain or 0
+
     def kick(self) -> None:
         """Something was appended."""
         self._wake.set()
@@ -112,14 +117,20 @@ class Extender:
                 self._wake = trio.Event()
                 await self._wake.wait()
                 continue
-            if await self._held_up(self.pace.delay) or self._skip(due):
-                continue
             try:
+                # Before anything leaves the queue's head, on purpose too: entries in flight
+                # are counted from there.
                 if self._certain is not None:
                     await self._find_place(self._certain)
                     self._certain = None
+                    continue
+                if await self._held_up(self.pace.delay) or self._skip(due):
+                    continue
                 await self._batch(min(due, BATCH))
                 retry = _RETRY_FIRST
+            except trio.Cancelled:
+                self.doubt()
+                raise
             except TpmError as error:
                 self._failed(error)
                 await self._held_up(retry)

@@ -189,7 +189,8 @@ class Lifecycle:
         queue.suspended = True
         try:
             await self._emulator.reset(profile)
-        except TpmError:
+        finally:
+            # Where nothing has booted (failed, cancelled) this kernel goes on; else its queue is
+            # gone, and nobody asks it any more.
             if not before:
                 queue.suspended = False
-            raise

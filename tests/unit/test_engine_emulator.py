@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from imafs.engine import status
+from imafs.engine.channel import TpmChannel
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.errors import FormatError, Refused, TpmError
@@ -24,6 +25,7 @@ from imafs.kernel.requests import Operation, Request
 from imafs.tpm import NoTpm
 from tests.property.builders import record
 from tests.property.reference import Rec, ng, u32, violation
+from tests.support import ExpectedLogs
 from tests.unit.engine_fake import FakeDevice, booted, entry, running, until, zeros
 
 NAMES = ("sha1", "sha256")
@@ -291,6 +293,51 @@ async def test_a_failed_reset_changes_nothing() -> None:
         assert len(emulator.queue.current) == 1
         assert (await emulator.measure(record(LIST[4]))).extended
         assert device.entries == [entry(LIST[1], *NAMES), entry(LIST[4], *NAMES)]
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_failed_reset_extends_no_batch_twice(
+    late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imafs.engine.emulator.RESET_WAIT", 0.02)
+
+    class Fixed(FakeDevice):
+        def reset(self) -> None:
+            raise TpmError("only a swtpm of ours can be reset")
+
+    device = Fixed()
+    device.late = late
+    async with booted(device) as emulator:
+        device.hang()
+        for rec in LIST:
+            emulator.append(record(rec))
+        await until(partial(ends_with, device, "extend"))
+        with pytest.raises(TpmError, match="only a swtpm"):
+            await emulator.reset()
+        device.answer()
+        assert await emulator.wait_extended(len(LIST), 20)
+        assert device.entries == [entry(rec, *NAMES) for rec in LIST]
+        assert emulator.extender.failures.mismatch is None
+
+
+async def test_a_reset_that_comes_after_it_was_given_up_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.expect("sha1:10.* do not replay since record 1: somebody else .* reset them")
+    deadlines = TpmChannel.call.__kwdefaults__
+    assert deadlines is not None
+    device = FakeDevice()
+    async with booted(device) as emulator:
+        await emulator.measure(record(LIST[1]))
+        device.hang()
+        with monkeypatch.context() as short:
+            short.setitem(deadlines, "deadline", 0.05)
+            with pytest.raises(TpmError, match="did not answer"):
+                await emulator.reset()
+        device.answer()
+        await until(lambda: not device.entries)
+        await emulator.measure(record(LIST[4]))
+        assert emulator.extender.failures.mismatch is not None
 
 
 # What it measures

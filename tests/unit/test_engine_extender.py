@@ -372,3 +372,39 @@ async def test_changing_the_pace_ends_the_wait_for_a_retry(
         emulator.extender.hurry()
         assert await emulator.wait_extended(5, 20)
         check(emulator, device, recs)
+
+
+async def test_extends_fail_on_purpose_only_behind_those_that_arrived(
+    monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.expect("extending failed")
+    monkeypatch.setattr(extender, "_RETRY_FIRST", 1000.0)
+    device, recs = FakeDevice(), many(8)
+    device.failures.append((2, True))
+    async with booted(device) as emulator:
+        for rec in recs:
+            emulator.append(record(rec))
+        await until(lambda: emulator.extender.failures.extend == 1)
+        # Three are in the PCRs, of which two are known to be; the next two are to fail.
+        emulator.pace.fail = 2
+        emulator.extender.hurry()
+        await emulator.extender.wait_extended(8)
+        assert device.entries == [entry(rec, *NAMES) for rec in recs[:3] + recs[5:]]
+        skipped = [number for number in range(1, 9) if emulator.extender.skipped(number)]
+        assert skipped == [4, 5]
+        assert emulator.extender.failures.mismatch is None
+
+
+async def test_records_that_stay_behind_do_so_after_a_failure_too(
+    expected_logs: ExpectedLogs,
+) -> None:
+    expected_logs.expect("extending failed")
+    device, recs = FakeDevice(), many(10)
+    device.failures.append((4, False))
+    async with booted(device) as emulator:
+        emulator.pace.behind = 3
+        for rec in recs:
+            emulator.append(record(rec))
+        await emulator.extender.wait_extended(7)
+        assert device.entries == [entry(rec, *NAMES) for rec in recs[:7]]
+        assert emulator.queue.pending == 3

@@ -573,6 +573,25 @@ async def test_a_reboot_that_fails_changes_nothing() -> None:
         assert emulator.append(record(ng(10, b"/goes/on"))).number == 5
 
 
+async def test_a_reboot_that_is_given_up_changes_nothing(expected_logs: ExpectedLogs) -> None:
+    # The TPM comes to the reset later all the same.
+    expected_logs.expect("somebody else extended or reset them")
+    device = FakeDevice()
+    async with machine(device) as (emulator, life):
+        await emulator.wait_extended(len(LIST), 20)
+        boot = emulator.boot
+        device.hang()
+        with trio.CancelScope() as patience:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(life.reboot)
+                await until(lambda: "reset" in device.calls)
+                patience.cancel()
+        assert emulator.boot is boot
+        assert emulator.append(record(ng(10, b"/goes/on"))).number == 5
+        device.answer()
+        await emulator.wait_extended(5, 20)
+
+
 async def test_suspended_by_hand_there_is_no_kexec() -> None:
     async with machine(FakeDevice()) as (emulator, life):
         emulator.queue.suspended = True
