@@ -155,7 +155,7 @@ class Verbs:
         """The outcome of a measurement, after its own extend or the deadline."""
         if receipt.duplicate:
             return {"duplicate": True, "extended": True}
-        extended = await self._emulator.wait_extended(receipt.number, 5.0)
+        extended = await self._emulator.wait_for(receipt, 5.0)
         return {"duplicate": False, "number": receipt.number, "extended": extended}
 
     async def violation(self, options: Options, progress: ProgressCallback) -> Answer:
@@ -242,7 +242,8 @@ class Verbs:
         """Until so many records were added since boot, and are extended if asked.
 
         Those that are held back on purpose (``tpm --behind``) are not waited for.
-        :class:`NotInTimeError` after ``timeout`` seconds (default: never).
+        :class:`NotInTimeError` after ``timeout`` seconds (default: never); :class:`Refused`
+        (ENODEV) where a reboot ends what was waited for.
         """
         records = options.get("records")
         seconds = options.get("timeout")

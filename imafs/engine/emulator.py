@@ -26,7 +26,7 @@ from imafs.engine.extender import Extender, Pace
 from imafs.engine.requests import Requests
 from imafs.engine.running import Boot, Held
 from imafs.engine.trouble import Trouble
-from imafs.errors import Refused, TpmError
+from imafs.errors import FormatError, Refused, TpmError
 from imafs.formats.binary import Reader, Record
 from imafs.formats.fields import Measurement
 from imafs.formats.templates import Template
@@ -55,9 +55,13 @@ _POLICY = Access("CRITICAL_DATA", 0, label="ima_policy")
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of a measurement: its number since boot, and whether a PCR has it."""
+    """What became of a measurement: its number since boot, and whether a PCR has it.
+
+    ``boot`` is that boot's own number.
+    """
 
     number: int
+    boot: int
     duplicate: bool = False
     extended: bool = False
 
@@ -229,6 +233,7 @@ class Emulator:
             self._extender.doubt()
             values = await self.channel.call(self._reboot)
             # No await from here on: boot_aggregate is the first record.
+            self._extender.end()
             failures = self._extender.failures
             self._run_kernel(Boot(self.boot.number + 1), profile or self._first_profile)
             self._extender = Extender(
@@ -298,28 +303,40 @@ class Emulator:
         except Refused as refused:
             if refused.errno != errno.EEXIST:
                 raise
-            return Receipt(0, duplicate=True, extended=True)
+            return Receipt(0, self.boot.number, duplicate=True, extended=True)
         self._extender.kick()
         self._requests.grown(self.queue)
         added, self._added = self._added, trio.Event()
         added.set()
         if self.trouble.listener is not None:
             self.trouble.listener.added(number)
-        return Receipt(number)
+        return Receipt(number, self.boot.number)
 
     async def measure(self, record: Record, wait: float = EXTEND_WAIT) -> Receipt:
         """Appends and waits for the record's own extend, at most ``wait`` seconds."""
         receipt = self.append(record)
         if receipt.duplicate:
             return receipt
-        return replace(receipt, extended=await self.wait_extended(receipt.number, wait))
+        return replace(receipt, extended=await self.wait_for(receipt, wait))
+
+    async def wait_for(self, receipt: Receipt, seconds: float) -> bool:
+        """Whether the record of ``receipt`` is in the PCRs within ``seconds``; after a reset
+        it is not."""
+        if receipt.boot != self.boot.number:
+            return False
+        return await self.wait_extended(receipt.number, seconds)
 
     async def wait_extended(self, number: int, seconds: float) -> bool:
-        """Whether ``number`` records since boot are in the PCRs within ``seconds``."""
-        if number <= self.queue.totals.added - self.pace.behind:
-            with trio.move_on_after(seconds):
-                await self._extender.wait_extended(number)
-        return self.queue.totals.extended >= number and not self._extender.skipped(number)
+        """Whether ``number`` records since this boot are in the PCRs within ``seconds``."""
+        extender = self._extender
+        if number <= extender.queue.totals.added - self.pace.behind:
+            try:
+                with trio.move_on_after(seconds):
+                    await extender.wait_extended(number)
+            except Refused as refused:
+                log.debug("record %d: %s", number, refused)
+                return False
+        return extender.queue.totals.extended >= number and not extender.skipped(number)
 
     async def wait_added(self, number: int) -> None:
         """Returns once ``number`` records were added since boot."""
@@ -327,19 +344,23 @@ class Emulator:
             await self._added.wait()
 
     def measure_buffer(self, access: Access, name: bytes, buf: bytes) -> None:
-        """A buffer that the kernel itself measures, where the policy says so.
+        """A buffer that the kernel itself measures, where the policy says so."""
+        if self.policy is not None and buf:
+            self._tell(name, buf, self.judge(access))
 
-        As there a failure is only logged, and what was about to happen goes on.
-        """
-        if self.policy is None or not buf:
-            return
-        decision = self.judge(access)
+    def measure_critical_data(self, label: str, name: bytes, text: bytes) -> None:
+        """What the kernel itself tells, where the policy wants it."""
+        self._tell(name, text, self.judge(Access("CRITICAL_DATA", 0, label=label)))
+
+    def _tell(self, name: bytes, buf: bytes, decision: Decision) -> None:
+        """As in a kernel a failure is only logged, and what was about to happen goes on:
+        a rule's template that takes no buffer (``ima`` with sha256) is EINVAL there."""
         if not decision.measure:
             return
         try:
             self.append(self.critical_data(name, buf, decision))
-        except Refused as refused:
-            log.info("%s is not in the list: %s", name.decode(), refused)
+        except (Refused, FormatError) as error:
+            log.info("%s is not in the list: %s", name.decode(), error)
 
     def measure_policy(self) -> None:
         """``ima_measure_loaded_policy``: the text of the policy that became active."""
@@ -369,12 +390,6 @@ class Emulator:
     def shown(self, file: RequestFile) -> bytes:
         """The text of a request file. Raises :class:`Refused` (EINVAL): no read method."""
         return self._requests.shown(self.queue, file)
-
-    def measure_critical_data(self, label: str, name: bytes, text: bytes) -> None:
-        """What the kernel itself tells, where the policy wants it. Raises :class:`Refused`."""
-        decision = self.judge(Access("CRITICAL_DATA", 0, label=label))
-        if decision.measure:
-            self.append(self.critical_data(name, text, decision))
 
     def _measured_pcrs(self) -> Sequence[int]:
         """The PCRs that records go to: the default one, and those of the policy's rules."""

@@ -8,6 +8,7 @@ compared with the replay, which tells how many of the entries arrived after all.
 
 from __future__ import annotations
 
+import errno
 import logging
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import trio
 
 from imafs.attest.replay import Replay
 from imafs.engine.channel import TpmChannel
-from imafs.errors import TpmError
+from imafs.errors import Refused, TpmError
 from imafs.kernel.queue import Queue
 from imafs.tpm import ExtendError
 
@@ -75,6 +76,7 @@ class Extender:
         self._certain: int | None = None
         self._stop = trio.Event()
         self._again = trio.Event()
+        self._ended = False
 
     def resume(self) -> None:
         """Takes :meth:`stop` back, before :meth:`run` is started again."""
@@ -104,9 +106,19 @@ class Extender:
         return any(number in numbers for numbers in self._skipped)
 
     async def wait_extended(self, number: int) -> None:
-        """Returns once ``number`` records since boot are in the PCRs."""
+        """Returns once ``number`` records since boot are in the PCRs.
+
+        Raises :class:`Refused` (ENODEV) where that boot is over before.
+        """
         while self.queue.totals.extended < number:
+            if self._ended:
+                raise Refused(errno.ENODEV, "rebooted meanwhile")
             await self._moved.wait()
+
+    def end(self) -> None:
+        """The TPM was reset: what is not extended by now never will be."""
+        self._ended = True
+        self._moved.set()
 
     async def run(self) -> None:
         """Runs until :meth:`stop`; may be run again after :meth:`resume`."""

@@ -76,8 +76,9 @@ class PolicyWriter:
             known = emulator.policy_source
             if not known.endswith(WRITTEN):
                 emulator.policy_source = f"{known}, {WRITTEN}" if appended else WRITTEN
-            emulator.measure_policy()
+            # The rules hold already, whatever comes of their record.
             emulator.changed()
+            emulator.measure_policy()
 
 
 def _explain(file: PolicyFile) -> None:

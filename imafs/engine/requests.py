@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,14 +15,12 @@ from imafs.kernel.queue import Queue
 from imafs.kernel.requests import Grammar, Operation, Request, parse
 from imafs.kernel.rules import Event, EventNumber
 
-log = logging.getLogger(__name__)
-
 
 class Requests:
     """Carries requests out on whatever queue there is; all synchronous.
 
-    ``measure`` adds critical data (label, name, text) where the policy wants it; it may
-    raise :class:`Refused`. ``pcrs`` gives the PCRs that records go to.
+    ``measure`` adds critical data (label, name, text) where the policy wants it; a failure
+    is its own affair. ``pcrs`` gives the PCRs that records go to.
     """
 
     def __init__(
@@ -83,17 +80,14 @@ class Requests:
             self._exporter.grown(queue)
 
     def _tell(self, event: Event, before: int, deleted: int) -> None:
-        """Measures the critical data that tells of a trim. A kernel tells nobody of a failure."""
+        """Measures the critical data that tells of a trim."""
         numbers = {
             EventNumber.REMOVED: deleted,
             EventNumber.NEW_TOTAL: before + deleted,
             EventNumber.OLD_TOTAL: before,
         }
         text = event.form % (time.time_ns(), numbers[event.number])
-        try:
-            self._measure(event.label, event.name, text)
-        except Refused as refused:
-            log.info("the record of a trim of %d was not added: %s", deleted, refused)
+        self._measure(event.label, event.name, text)
 
     def shown(self, queue: Queue, file: RequestFile) -> bytes:
         """The text of a request file. Raises :class:`Refused` (EINVAL): no read method."""

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from imafs.control.verbs import Verbs
 from imafs.engine import status
 from imafs.engine.channel import TpmChannel
 from imafs.engine.config import EmulatorConfig
@@ -338,6 +339,55 @@ async def test_a_reset_that_comes_after_it_was_given_up_is_noticed(
         await until(lambda: not device.entries)
         await emulator.measure(record(LIST[4]))
         assert emulator.extender.failures.mismatch is not None
+
+
+async def test_a_reset_ends_every_wait_for_the_old_boot() -> None:
+    device = FakeDevice()
+    async with booted(device) as emulator:
+        verbs = Verbs(emulator, lambda: None, {})
+        emulator.pace.delay = 1000.0
+        receipts = [emulator.append(record(rec)) for rec in LIST]
+        answers: list[object] = []
+
+        async def ask() -> None:
+            answers.append(await emulator.wait_for(receipts[-1], 1000))
+
+        async def ask_by_verb() -> None:
+            try:
+                await verbs.wait({"extended": True}, lambda done, total: None)
+            except Refused as refused:
+                answers.append(refused.errno_name)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            nursery.start_soon(ask_by_verb)
+            await trio.testing.wait_all_tasks_blocked()
+            emulator.pace.delay = 0.0
+            await emulator.reset()
+        assert sorted(map(str, answers)) == ["ENODEV", "False"]
+        # The same number in the next boot is another record.
+        assert (await emulator.measure(record(LIST[1]))).extended
+        assert not await emulator.wait_for(receipts[0], 1000)
+        assert device.entries == [entry(LIST[1], *NAMES)]
+
+
+async def test_what_was_extended_before_a_reset_is_told_so() -> None:
+    device = FakeDevice()
+    async with booted(device) as emulator:
+        device.hang()
+        receipt = emulator.append(record(LIST[1]))
+        answers: list[bool] = []
+
+        async def ask() -> None:
+            answers.append(await emulator.wait_for(receipt, 1000))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await until(partial(ends_with, device, "extend"))
+            nursery.start_soon(emulator.reset)
+            await trio.testing.wait_all_tasks_blocked()
+            device.answer()
+        assert answers == [True]
 
 
 # What it measures

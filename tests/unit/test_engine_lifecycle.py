@@ -17,6 +17,7 @@ from imafs.engine import status
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.engine.lifecycle import Lifecycle
+from imafs.engine.policy import PolicyWriter
 from imafs.errors import Refused, TpmError, UsageError
 from imafs.formats.binary import Reader, Record
 from imafs.formats.kexec import decode
@@ -590,6 +591,30 @@ async def test_a_reboot_that_is_given_up_changes_nothing(expected_logs: Expected
         assert emulator.append(record(ng(10, b"/goes/on"))).number == 5
         device.answer()
         await emulator.wait_extended(5, 20)
+
+
+async def test_critical_data_that_cannot_be_built_holds_nothing_up() -> None:
+    # Template ima has no digest of SHA-256: -EINVAL, which a kernel only logs.
+    rule = parse(b"measure func=CRITICAL_DATA template=ima")
+    assert rule is not None
+    config = EmulatorConfig(profile=lookup("trim-v2"), policy=Policy((rule,)))
+    async with machine(FakeDevice(), config) as (emulator, life):
+        before = len(emulator.queue.current)
+        told: list[int] = []
+        emulator.observers.append(lambda: told.append(1))
+        grammar = next(e.request.grammar for e in emulator.entries if e.request)
+        assert grammar is not None
+        assert emulator.write(grammar, b"02", 0) == 2
+        assert len(emulator.queue.current) == before - 2
+        emulator.config = replace(emulator.config, profile=lookup("mainline"))
+        life.load()
+        await life.execute()
+        assert told.pop() == 1
+        writer = PolicyWriter(emulator)
+        await writer.write(b"measure func=CRITICAL_DATA template=ima\n", 0)
+        writer.close()
+        assert told == [1]
+        assert not buffers(current(emulator))
 
 
 async def test_suspended_by_hand_there_is_no_kexec() -> None:
