@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from math import inf
 from typing import Protocol
 
 from imafs.errors import TpmError
@@ -64,11 +65,11 @@ class Device(Protocol):
     def entry_size(self) -> int:
         """Bytes of one packed entry: PCR (u32 little endian) and every bank's digest."""
 
-    def extend(self, packed: bytes | memoryview) -> None:
-        """Extend the packed entries in order.
+    def extend(self, packed: bytes | memoryview, *, longest: float = inf) -> int:
+        """Extend the packed entries in order; how many of them it were.
 
-        Raises :class:`ExtendError`; ValueError when ``packed`` is no whole number of
-        entries.
+        Fewer than all where ``longest`` seconds are over; one at least. Raises
+        :class:`ExtendError`; ValueError when ``packed`` is no whole number of entries.
         """
 
     def read_pcrs(self, pcrs: Sequence[int]) -> PcrValues:
@@ -108,8 +109,9 @@ class NoTpm:
     banks: tuple[Bank, ...] = ()
     entry_size = 4
 
-    def extend(self, packed: bytes | memoryview) -> None:
+    def extend(self, packed: bytes | memoryview, *, longest: float = inf) -> int:
         """Nothing."""
+        return len(packed) // self.entry_size
 
     def read_pcrs(self, pcrs: Sequence[int]) -> PcrValues:
         """No banks."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from imafs.errors import TpmError
 from imafs.formats.algorithms import Bank, by_tpm_id
@@ -190,7 +191,7 @@ class LinkedDevice:
         link.drop()
         raise TpmError("the connection to the TPM was given up")
 
-    def extend(self, packed: bytes | memoryview) -> None:
+    def extend(self, packed: bytes | memoryview, *, longest: float = inf) -> int:
         """See :class:`imafs.tpm.device.Device`."""
         view = memoryview(packed).cast("B")
         size = self._entry_size
@@ -198,12 +199,13 @@ class LinkedDevice:
         if rest:
             raise ValueError(f"{len(view)} bytes are no whole number of entries of {size}")
         done = 0
+        end = time.monotonic() + longest
         # Of its own: a call that was abandoned may still be in its send.
         fill = commands.ExtendTemplate(self._layout).fill
         sent = False
         try:
             link = self._current()
-            while done < count:
+            while done < count and (not done or time.monotonic() < end):
                 with link.hold():
                     until = time.monotonic() + BURST
                     while done < count:
@@ -221,6 +223,7 @@ class LinkedDevice:
                             break
         except TpmError as error:
             raise ExtendError(str(error), done=done, uncertain=sent) from error
+        return done
 
     def read_pcrs(self, pcrs: Sequence[int]) -> PcrValues:
         """See :class:`imafs.tpm.device.Device`."""

@@ -82,7 +82,7 @@ def _measure(plan: Plan, report: Report, title: str, device: SwtpmDevice, server
         report.add(Line(f"extend {title}: {kind}", text, rate))
 
 
-def _rate(count: int, work: Callable[[], None]) -> float:
+def _rate(count: int, work: Callable[[], object]) -> float:
     begin = time.perf_counter()
     work()
     return count / (time.perf_counter() - begin)

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from math import inf
 
 import trio
 
@@ -50,6 +51,8 @@ class FakeDevice:
         self.failures: deque[tuple[int, bool]] = deque()
         #: Whether a command that hung is still carried out once the TPM answers again.
         self.late = True
+        #: Entries per second, as far as the length of a call is bounded.
+        self.pace = inf
         self._turns = threading.Condition()
         self._hangs = False
         self._next = self._served = 0
@@ -92,7 +95,7 @@ class FakeDevice:
             at += WIDTHS[name]
         self.entries.append(packed)
 
-    def extend(self, packed: bytes | memoryview) -> None:
+    def extend(self, packed: bytes | memoryview, *, longest: float = inf) -> int:
         data, size = bytes(packed), self.entry_size
         if len(data) % size:
             raise ValueError("no whole number of entries")
@@ -106,9 +109,12 @@ class FakeDevice:
                     self.extend_one(one)
                 raise ExtendError("the TPM is ill", done=done, uncertain=True)
             else:
+                # As slow as a TPM that extends ``pace`` entries in a second.
+                entries = entries[: int(max(1, min(self.pace * longest, len(entries))))]
                 self.batches.append(len(entries))
             for one in entries:
                 self.extend_one(one)
+        return len(entries)
 
     def read_pcrs(self, pcrs: Sequence[int]) -> PcrValues:
         with self._command("read"):

@@ -408,3 +408,27 @@ async def test_records_that_stay_behind_do_so_after_a_failure_too(
         await emulator.extender.wait_extended(7)
         assert device.entries == [entry(rec, *NAMES) for rec in recs[:7]]
         assert emulator.queue.pending == 3
+
+
+async def test_extends_that_fail_one_by_one_are_kept_as_one_range() -> None:
+    device, recs = FakeDevice(), many(30)
+    async with booted(device) as emulator:
+        for number, rec in enumerate(recs, 1):
+            emulator.pace.fail = int(number not in (3, 20))
+            emulator.append(record(rec))
+            await emulator.extender.wait_extended(number)
+        failed = [number for number in range(32) if emulator.extender.skipped(number)]
+        assert failed == [n for n in range(1, 31) if n not in (3, 20)]
+        assert len(emulator.extender._skipped) == 3
+        assert device.entries == [entry(recs[n - 1], *NAMES) for n in (3, 20)]
+
+
+async def test_a_slow_tpm_gets_what_it_does_in_the_time_of_a_call() -> None:
+    device, recs = FakeDevice(), many(60)
+    device.pace = 25
+    async with booted(device) as emulator:
+        for rec in recs:
+            emulator.append(record(rec))
+        assert await emulator.wait_extended(len(recs), 20)
+        check(emulator, device, recs)
+        assert device.batches == [25, 25, 10]

@@ -109,6 +109,22 @@ def test_the_connection_is_given_back_after_each_burst(monkeypatch: pytest.Monke
     assert len(device.links[0].sent) == 10
 
 
+def test_extends_end_when_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def slow(_: bytes) -> bytes:
+        clock[0] += 0.04
+        return response()
+
+    monkeypatch.setattr("imafs.tpm.linked.time.monotonic", lambda: clock[0])
+    device = ScriptedDevice(slow, SHA1_ONLY)
+    assert device.extend(entries(100), longest=1.0) == 25
+    assert device.extend(entries(100), longest=0.0) == 1
+    assert device.extend(entries(100)) == 100
+    assert device.extend(b"", longest=0.0) == 0
+    assert len(device.links[0].sent) == 126
+
+
 def test_half_an_entry_is_refused_before_anything_is_sent() -> None:
     device = ScriptedDevice(lambda _: response(), SHA1_ONLY)
     with pytest.raises(ValueError, match="no whole number"):
