@@ -234,12 +234,14 @@ class Emulator:
             values = await self.channel.call(self._reboot)
             # No await from here on: boot_aggregate is the first record.
             self._extender.end()
-            failures = self._extender.failures
+            old, failures = self.queue, self._extender.failures
             self._run_kernel(Boot(self.boot.number + 1), profile or self._first_profile)
             self._extender = Extender(
                 self._new_queue(), self.channel, Replay(self.layout.banks), self.pace
             )
             self._extender.failures = replace(failures, skipped=0)
+            self.queue.inherit(old)
+            self._collector.wake()
             if self.config.boot_aggregate:
                 self.measure_boot(values)
             self.changed()

@@ -197,6 +197,11 @@ class PackedList:
     def _first(self) -> int:
         return self._records[0] + self._skip
 
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """What it is made of, in order; the first may hold deleted records too."""
+        return self._segments
+
     def append(self, record: Record, digests: Digests) -> None:
         """Adds a record at the end."""
         tail = self._tail

@@ -327,7 +327,7 @@ class Queue:
         As ``ima_restore_measurement_list``: into the current list, without the hash table
         and without counting violations (Linux 7.3.4). The TPM was not reset, so what was to be
         extended still is, in order, and the totals since boot go on. ``old`` is at its end:
-        its segments are used here, or freed from here in slices.
+        its segments are used here, or freed from here in slices (:meth:`inherit`).
         """
         self.current = PackedList.joined(self.layout, self._cache, lists, number)
         self._unhashed = number
@@ -337,9 +337,18 @@ class Queue:
         )
         self.totals = old.totals
         self._extends = old._extends
-        self._garbage += [*old._garbage, *([old._seen] if old._seen is not None else [])]
-        old._extends, old._garbage, old._seen = bytearray(), [], None
+        old._extends = bytearray()
+        self.inherit(old, lists)
         self.generation = old.generation + 1
+
+    def inherit(self, old: Queue, lists: Sequence[PackedList] = ()) -> None:
+        """Whatever ``old``, at its end, and ``lists`` of it held and is not in use here: it is
+        freed from here, in slices. Nobody asks ``old`` any more."""
+        used = {segment.serial for segment in self.current.segments}
+        held = [s for one in (old.staged, old.current, *lists) for s in one.segments]
+        self._garbage += {s.serial: s for s in held if s.serial not in used}.values()
+        self._garbage += [*old._garbage, *([old._seen] if old._seen is not None else [])]
+        old._garbage, old._seen = [], None
 
     # The extend queue
 

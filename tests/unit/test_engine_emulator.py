@@ -516,6 +516,16 @@ async def test_deleted_records_are_freed_behind_the_scenes(
         await until(lambda: not emulator.queue._garbage)
 
 
+async def test_the_list_of_an_ended_boot_is_freed_behind_the_scenes() -> None:
+    async with booted(FakeDevice()) as emulator:
+        for rec in LIST:
+            emulator.append(record(rec))
+        gone = list(emulator.queue.current.segments)
+        await emulator.reset()
+        assert set(gone) < set(emulator.queue._garbage)
+        await until(lambda: not emulator.queue._garbage)
+
+
 # Status
 
 

@@ -352,3 +352,27 @@ def test_a_restored_record_that_is_trimmed_does_not_unlink_its_twin() -> None:
     assert code(lambda: new.append(record(A))) == errno.EEXIST, "the second A is in the table"
     assert new.delete_first(2) == 2
     assert code(lambda: new.append(record(A))) == 0
+
+
+@pytest.mark.parametrize("number", [0, 7, 20])
+def test_what_does_not_reach_the_next_kernel_is_freed_in_slices(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr("imafs.kernel.packed.SEGMENT", 2)
+    old = queue(*(ng(10, b"/%d" % n) for n in range(12)))
+    old.stage()
+    for n in range(12, 20):
+        old.append(record(ng(10, b"/%d" % n)))
+    everything = [*old.staged.segments, *old.current.segments]
+    new = queue()
+    new.take_over(old, [old.staged.copy(), old.current.copy()], number)
+    # Carried, or waiting for their turn: no segment was dropped, none twice.
+    kept, freed = list(new.current.segments), [s for s in new._garbage if s in everything]
+    left = [segment for segment in everything if segment not in kept]
+    assert len(new.current) == number
+    assert sorted(s.serial for s in left) == sorted(s.serial for s in freed)
+    slices = 1
+    while new.collect(1):
+        slices += 1
+    assert slices > len(left)
+    assert content(new.current) == binary_list([ng(10, b"/%d" % n) for n in range(number)], "sha1")
