@@ -27,14 +27,13 @@ def image(queue: Queue, rules: KexecRules, extra: int) -> Image:
 
 def runtime_size(queue: Queue) -> int:
     """Bytes of both lists as the kernel counts them (BINARY and BINARY_STAGED)."""
-    odd = frozenset(queue.odd)
-    return sum(kexec.counted(one, queue.sha1_view, odd) for one in (queue.staged, queue.current))
+    return sum(kexec.counted(one, queue.sha1_view) for one in (queue.staged, queue.current))
 
 
 def crossing(queue: Queue, image: Image, rules: KexecRules) -> Crossing:
     """What would reach the next kernel now."""
     lists = carried(queue, rules, image)
-    found = kexec.crossing(lists, queue.sha1_view, image.segment_size, frozenset(queue.odd))
+    found = kexec.crossing(lists, queue.sha1_view, image.segment_size)
     if image.lists is not None:
         left, reason = queue.full.records - image.records, "this kernel copies its list at load"
     else:

@@ -8,7 +8,7 @@ time of execute is cut, as in the kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imafs.formats import kexec
@@ -23,6 +23,9 @@ EXTRA = PAGE // 2
 #: The label of both critical data records.
 LABEL = "ima_kexec"
 LOAD, EXECUTE = b"kexec_load", b"kexec_execute"
+#: Surplus of template ima: two lengths and a NUL.
+_IMA = 9
+_LONG = kexec.TEMPLATE_NAME_END
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def surplus(label: str) -> int:
     custom format has an empty name there, and is written with its whole text.
     """
     if label == "ima":
-        return 9
+        return _IMA
     return 0 if label in TEMPLATES else -len(label)
 
 
@@ -136,64 +139,54 @@ def _name(record: Record) -> bytes:
     return next((part for field, part in parts if field.name in ("n", "n-ng")), b"").rstrip(b"\0")
 
 
-def crossing(
-    lists: Sequence[PackedList], view: View, segment: int, odd: frozenset[str] = frozenset()
-) -> Crossing:
+def crossing(lists: Sequence[PackedList], view: View, segment: int) -> Crossing:
     """What of ``lists`` (staged, current) reaches the next kernel in ``segment`` bytes.
 
-    ``view`` is the SHA-1 binary form; ``odd`` are the labels in the lists that are no
-    ordinary built-in template.
+    ``view`` is the SHA-1 binary form. Looks at records of no built-in template alone.
     """
     total = sum(map(len, lists))
-    carried = _fitting(lists, view, segment)
+    carried, _ = _fitting(lists, view, segment)
     why = None
     if carried < total:
         why = f"the segment of {segment} bytes, made at load, is full"
-    if any(label == "ima" or len(label) >= kexec.TEMPLATE_NAME_END for label in odd):
-        for number, label in enumerate(_labels(lists, view)):
-            if number >= carried:
-                break
-            if label == b"ima" or len(label) >= kexec.TEMPLATE_NAME_END:
-                carried = number
-                why = f"record {number} is of template {label.decode('latin-1')}: not restored"
-                break
+    number = 0
+    for records in lists:
+        # A name that is too long is one that a kernel counts as empty, a custom format's.
+        ends = (at for at, bytes_ in records.odd() if bytes_ == _IMA or -bytes_ >= _LONG)
+        end = next(ends, None)
+        if end is not None and number + end < carried:
+            carried = number + end
+            why = f"record {carried} is of template {_label(records, view, end)}: not restored"
+            break
+        number += len(records)
     return Crossing(total, carried, why)
 
 
-def _fitting(lists: Sequence[PackedList], view: View, segment: int) -> int:
+def _fitting(lists: Sequence[PackedList], view: View, segment: int) -> tuple[int, int]:
+    """Records that fit whole into a segment, and bytes of the next one that do."""
     room = segment - kexec.HEADER_SIZE
     fitting = 0
     for records in lists:
         if records.size(view) > room:
-            return fitting + records.locate(view, room)[0]
+            number, inside = records.locate(view, room)
+            return fitting + number, inside
         room -= records.size(view)
         fitting += len(records)
-    return fitting
+    return fitting, 0
 
 
-def _labels(lists: Sequence[PackedList], view: View) -> Iterator[bytes]:
-    for records in lists:
-        for data in _records(records, view):
-            end = 28 + int.from_bytes(data[24:28], "little")
-            yield data[28:end]
+def _label(records: PackedList, view: View, index: int) -> str:
+    found = records.run(view, index)
+    assert found is not None
+    run, at = found
+    start = run.offsets[at] + 28
+    length = int.from_bytes(run.data[start - 4 : start], "little")
+    return run.data[start : start + length].decode("latin-1")
 
 
-def _records(records: PackedList, view: View) -> Iterator[bytes]:
-    index = 0
-    while (found := records.run(view, index)) is not None:
-        run, first = found
-        offsets = run.offsets
-        for at in range(first, len(offsets) - 1):
-            yield bytes(run.data[offsets[at] : offsets[at + 1]])
-        index += len(offsets) - 1 - first
-
-
-def counted(records: PackedList, view: View, odd: frozenset[str]) -> int:
+def counted(records: PackedList, view: View) -> int:
     """``ima_get_binary_runtime_size`` of a list, without its header."""
-    size = records.size(view)
-    if odd:
-        size += sum(surplus(label.decode("latin-1")) for label in _labels([records], view))
-    return size
+    return records.size(view) + records.surplus
 
 
 def buffer(lists: Sequence[PackedList], view: View, segment: int | None) -> tuple[bytes, int]:
@@ -206,8 +199,7 @@ def buffer(lists: Sequence[PackedList], view: View, segment: int | None) -> tupl
     count = sum(map(len, lists))
     if segment is not None and len(whole) > segment - kexec.HEADER_SIZE:
         room = segment - kexec.HEADER_SIZE
-        fitting = _fitting(lists, view, segment)
-        sizes = [len(data) for records in lists for data in _records(records, view)]
-        count = fitting + (sum(sizes[:fitting]) < room)
+        fitting, inside = _fitting(lists, view, segment)
+        count = fitting + (inside > 0)
         whole = whole[:room]
     return kexec.encode(whole, count), count

@@ -15,7 +15,7 @@ because freeing 180 MB holds the interpreter for 20 ms (measured).
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -44,7 +44,8 @@ class Segment:
     """Up to :data:`SEGMENT` records; appended to while it is the tail of a list."""
 
     __slots__ = (
-        "data", "digests", "longest", "longest_text", "offsets", "serial", "text_size"
+        "data", "digests", "longest", "longest_text", "odd", "offsets", "serial", "surpluses",
+        "text_size",
     )  # fmt: skip
 
     def __init__(self, layout: Layout) -> None:
@@ -55,12 +56,18 @@ class Segment:
         self.text_size = 0
         self.longest = 0
         self.longest_text = 0
+        # Records whose size a kernel counts otherwise than it is, and by how many bytes.
+        self.odd = array("I")
+        self.surpluses = array("i")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def append(self, record: Record, digests: Digests) -> None:
+    def append(self, record: Record, digests: Digests, surplus: int) -> None:
         """Adds one record (only while the segment is a list's tail)."""
+        if surplus:
+            self.odd.append(len(self))
+            self.surpluses.append(surplus)
         data = self.data
         assert isinstance(data, bytearray)
         data += header(record.pcr, digests.sha1, record.template, record.data)
@@ -202,8 +209,8 @@ class PackedList:
         """What it is made of, in order; the first may hold deleted records too."""
         return self._segments
 
-    def append(self, record: Record, digests: Digests) -> None:
-        """Adds a record at the end."""
+    def append(self, record: Record, digests: Digests, surplus: int = 0) -> None:
+        """Adds a record at the end; ``surplus`` see :func:`imafs.kernel.kexec.surplus`."""
         tail = self._tail
         if tail is None:
             tail = self._tail = Segment(self._layout)
@@ -211,7 +218,7 @@ class PackedList:
             self._records.append(self._end[0])
             self._bytes.append(self._end[1])
             self._texts.append(self._end[2])
-        tail.append(record, digests)
+        tail.append(record, digests, surplus)
         self._most = max(self._most, tail.longest)
         self._most_text = max(self._most_text, tail.longest_text)
         self._end = (
@@ -295,6 +302,9 @@ class PackedList:
             bytes(kept[start * a.digest_size : stop * a.digest_size])
             for kept, a in zip(segment.digests, self._layout.stored, strict=True)
         ]
+        odd = slice(bisect_left(segment.odd, start), bisect_left(segment.odd, stop))
+        part.odd = array("I", [at - start for at in segment.odd[odd]])
+        part.surpluses = segment.surpluses[odd]
         part.text_size = texts[stop] - texts[start]
         part.longest = max(offsets[i + 1] - offsets[i] for i in range(start, stop))
         part.longest_text = max(texts[i + 1] - texts[i] for i in range(start, stop))
@@ -338,6 +348,23 @@ class PackedList:
         if not self._segments:
             return 0
         return self._position(view, len(self._segments)) - self._head(view)
+
+    @property
+    def surplus(self) -> int:
+        """Bytes that a kernel counts beside those of the list; a step per segment."""
+        total = sum(sum(segment.surpluses) for segment in self._segments)
+        if self._skip:
+            first = self._segments[0]
+            total -= sum(first.surpluses[: bisect_left(first.odd, self._skip)])
+        return total
+
+    def odd(self) -> Iterator[tuple[int, int]]:
+        """Index and surplus of every record that has one, in order."""
+        for at, segment in enumerate(self._segments):
+            begin = self._records[at] - self._first
+            for inside, surplus in zip(segment.odd, segment.surpluses, strict=True):
+                if begin + inside >= 0:
+                    yield begin + inside, surplus
 
     def run(self, view: View, index: int) -> tuple[Run, int] | None:
         """The run that holds record ``index``, and its number in there; None at the end."""

@@ -92,8 +92,6 @@ class Queue:
         self.trimmed = 0
         self.last_trim = 0
         self.full = Full()
-        #: Labels in the list that are no ordinary built-in template.
-        self.odd: set[str] = set()
         self._extends = bytearray()
         self._garbage: list[PackedList | Segment | HashTable] = []
         self.generation = 0
@@ -129,10 +127,8 @@ class Queue:
         ):
             self.totals.duplicates += 1
             raise Refused(errno.EEXIST, "the record is in the hash table (a duplicate)")
-        self.current.append(record, digests)
+        self.current.append(record, digests, kexec.surplus(record.template.label))
         self.full.add(record)
-        if kexec.surplus(record.template.label):
-            self.odd.add(record.template.label)
         if self.layout.banks:
             self._extends += self._hasher.extend_entry(record, digests)
         else:
@@ -331,10 +327,7 @@ class Queue:
         """
         self.current = PackedList.joined(self.layout, self._cache, lists, number)
         self._unhashed = number
-        self.odd = old.odd
-        self.full = Full(
-            len(self.current), kexec.counted(self.current, self.sha1_view, frozenset(self.odd))
-        )
+        self.full = Full(len(self.current), kexec.counted(self.current, self.sha1_view))
         self.totals = old.totals
         self._extends = old._extends
         old._extends = bytearray()

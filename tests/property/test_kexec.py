@@ -124,6 +124,37 @@ def test_the_sizes_are_the_kernels_arithmetic(staged: list[Rec], current: list[R
     assert made.full.size == carry.runtime_size(made)
 
 
+@pytest.mark.usefixtures("short_segments")
+@given(LISTS, LISTS, st.integers(0, 24), st.integers(0, 24))
+def test_the_sizes_of_what_is_left_over_segments(
+    staged: list[Rec], current: list[Rec], carried: int, trimmed: int
+) -> None:
+    """Begun, joined and cut segments know which of their records are counted otherwise."""
+    old = queue(staged, current)
+    new = Queue(LAYOUT)
+    new.take_over(old, carry.carried(old, CARRIES_BOTH), carried)
+    assert new.full.size == sum(
+        kexec.runtime_size(record(r)) for r in [*staged, *current][:carried]
+    )
+    trimmed = min(trimmed, len(new.current))
+    if trimmed:
+        new.delete_first(trimmed)
+    left = [record(rec) for rec in [*staged, *current][trimmed:carried]]
+    assert carry.runtime_size(new) == sum(map(kexec.runtime_size, left))
+    found = carry.crossing(new, Image(1 << 20), CARRIES_BOTH)
+    ends = [n for n, one in enumerate(left) if one.template.label == "ima"]
+    assert found.carried == (ends[0] if ends else len(left))
+
+
+@given(LISTS, LISTS, st.integers(0, 6000))
+def test_the_count_of_a_cut_buffer(staged: list[Rec], current: list[Rec], room: int) -> None:
+    made = queue(staged, current)
+    sizes = [len(rec.binary(rec.shown("sha1"))) for rec in [*staged, *current]]
+    begun = sum(sum(sizes[:number]) < room for number in range(len(sizes)))
+    _, count = carry.buffer(made, CARRIES_BOTH, Image(room + formats.HEADER_SIZE))
+    assert count == begun
+
+
 @given(st.binary(max_size=600))
 def test_random_bytes_are_refused_or_whole(data: bytes) -> None:
     for candidate in (data, formats.encode(data, 1), formats.encode(data, 3)):
