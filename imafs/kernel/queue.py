@@ -22,9 +22,10 @@ from imafs.formats.binary import Reader, Record
 from imafs.kernel import kexec
 from imafs.kernel.htable import HashTable
 from imafs.kernel.layout import Hasher, Layout, View
-from imafs.kernel.packed import PackedList, Segment, ViewCache
+from imafs.kernel.packed import PackedList
 from imafs.kernel.requests import Operation, PcrValue
 from imafs.kernel.rules import MAINLINE, Condition, Counted, Forget, Rules
+from imafs.kernel.segments import Segment, ViewCache
 from imafs.kernel.startpoints import StartPoints
 
 #: Default bound of the cache of rendered views, bytes.

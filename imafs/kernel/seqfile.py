@@ -15,7 +15,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 from imafs.kernel.layout import View
-from imafs.kernel.packed import PackedList, Run
+from imafs.kernel.packed import PackedList
+from imafs.kernel.segments import Run
 
 PAGE = 4096
 Bytes = bytes | memoryview

@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 
 from imafs.formats import views
-from imafs.kernel import packed
+from imafs.kernel import packed, segments
 from imafs.kernel.layout import Hasher, Layout, View
-from imafs.kernel.packed import PackedList, ViewCache
+from imafs.kernel.packed import PackedList
+from imafs.kernel.segments import ViewCache
 from tests.property.builders import banks, record
 from tests.property.reference import Rec, ascii_list, ng
 
@@ -63,14 +64,14 @@ def test_the_least_recently_used_goes_first(monkeypatch: pytest.MonkeyPatch) -> 
         rendered.append(args)
         return render(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(packed, "render_ascii", counted)
+    monkeypatch.setattr(segments, "render_ascii", counted)
     for index in (0, 10, 0, 20, 0, 10):
         records.run(ASCII, index)
     assert len(rendered) == 4  # 0, 10, 20 and 10 again
 
 
 def test_the_sha1_binary_form_is_not_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "render_binary", None)
+    monkeypatch.setattr(segments, "render_binary", None)
     records, cache = made(RECS)
     assert len(whole(records, BINARY)) == records.size(BINARY)
     assert cache.size == 0
@@ -87,7 +88,7 @@ def test_growth_renders_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> Non
         counts.append(len(offsets) - 1)
         return render(data, offsets, digests, width)
 
-    monkeypatch.setattr(packed, "render_ascii", counted)
+    monkeypatch.setattr(segments, "render_ascii", counted)
     for rec in RECS[5:8]:
         records.append(record(rec), hasher.digests(record(rec)))
     assert whole(records, ASCII) == ascii_list(RECS[:8], "sha256")
