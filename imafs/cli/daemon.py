@@ -173,7 +173,7 @@ async def _main(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         early.check()
         async with trio.open_nursery() as nursery:
-            end = nursery.cancel_scope.cancel
+            end = session.End(nursery.cancel_scope.cancel)
             nursery.start_soon(_until_signal, signals, end)
             if loaded is None:
                 await emulator.start()
@@ -204,6 +204,7 @@ async def _main(
                 if scenario is not None:
                     await verbs.director.begin(scenario)
                 _announce(mountpoint, control, device)
+                end.in_use()
                 await trio.sleep_forever()
     notify("STOPPING=1")
 

@@ -26,30 +26,56 @@ log = logging.getLogger(__name__)
 
 #: Seconds that one operation of a step may take: a client's call waits in state D for it.
 LONGEST = 20.0
+#: Steps that may wait for their time, or to be done in the background.
+MOST_LATER = 1024
+#: Errors of one step that are told: a step at every call may fail for days.
+MOST_ERRORS = 20
 
 Handlers = Callable[[], Mapping[str, Handler]]
 
 
 @dataclass(slots=True)
 class _Told:
-    """What became of one step."""
+    """What became of one step; of its errors the first :data:`MOST_ERRORS` and how many."""
 
     due: int = 0
     done: int = 0
+    failed: int = 0
     errors: list[str] = field(default_factory=list)
+
+    def fail(self, problem: str) -> None:
+        self.failed += 1
+        if self.failed <= MOST_ERRORS:
+            self.errors.append(problem)
+
+
+class _Running:
+    """A scenario that is on, until it is ``over``: another one has begun, or it was ended."""
+
+    def __init__(self, scenario: Scenario, number: int) -> None:
+        self.scenario = scenario
+        self.number = number
+        self.triggers = Triggers([step.condition for step in scenario.steps])
+        self.told = [_Told() for _ in scenario.steps]
+        self.over = trio.Event()
 
 
 class Director:
-    """One scenario at a time over the operations of ``handlers``."""
+    """One scenario at a time over the operations of ``handlers``.
 
-    def __init__(self, trouble: Trouble, handlers: Handlers) -> None:
+    ``total`` tells how many records were added since the boot.
+    """
+
+    def __init__(
+        self, trouble: Trouble, handlers: Handlers, total: Callable[[], int] = lambda: 0
+    ) -> None:
         self._trouble = trouble
         self._handlers = handlers
-        self._scenario: Scenario | None = None
+        self._total = total
+        self._running: _Running | None = None
         self._number = 0
-        self._triggers = Triggers(())
-        self._told: list[_Told] = []
-        self._later_in, self._later_out = trio.open_memory_channel[tuple[Scenario, int]](1024)
+        self._waiting = 0
+        self._later_in, self._later_out = trio.open_memory_channel[tuple[_Running, int]](MOST_LATER)
 
     def handlers(self) -> dict[str, Handler]:
         """The table for the server."""
@@ -64,7 +90,9 @@ class Director:
             found = library.ready(name, validate)
         else:
             assert isinstance(file, str)
-            found = await trio.to_thread.run_sync(library.from_file, file, validate)
+            found = await trio.to_thread.run_sync(
+                library.from_file, file, validate, abandon_on_cancel=True
+            )
         number = await self.begin(found)
         return {"scenario": found.name, "number": number, "steps": len(found.steps)}
 
@@ -74,23 +102,28 @@ class Director:
         """Ends the one that is on; what it has done stays done."""
         told = self.describe()
         self._trouble.listener = None
-        self._scenario = None
+        self._replace(None)
         return {"scenario": told}
 
     async def begin(self, scenario: Scenario) -> int:
         """In place of the one that was on. How many this daemon has begun with it."""
-        self._scenario = scenario
         self._number = number = self._number + 1
-        self._triggers = Triggers([step.condition for step in scenario.steps])
-        self._told = [_Told() for _ in scenario.steps]
+        self._replace(running := _Running(scenario, number))
         self._trouble.listener = self
         await self.happened("start", ())
+        if running is self._running:  # the start may have ended it
+            self.added(self._total())
         return number
+
+    def _replace(self, running: _Running | None) -> None:
+        if self._running is not None:
+            self._running.over.set()
+        self._running = running
 
     def describe(self) -> dict[str, object] | None:
         """For the status: every step, how often it was due and done, what went wrong."""
-        scenario = self._scenario
-        if scenario is None:
+        running = self._running
+        if running is None:
             return None
         rows = [
             {
@@ -98,11 +131,12 @@ class Director:
                 "do": [action.op for action in step.actions],
                 "due": told.due,
                 "done": told.done,
-                "errors": told.errors,
+                "failed": told.failed,
+                "errors": list(told.errors),
             }
-            for step, told in zip(scenario.steps, self._told, strict=True)
+            for step, told in zip(running.scenario.steps, running.told, strict=True)
         ]
-        return {"name": scenario.name, "number": self._number, "steps": rows}
+        return {"name": running.scenario.name, "number": running.number, "steps": rows}
 
     # imafs.engine.trouble.Listener
 
@@ -110,47 +144,53 @@ class Director:
         self, event: str, names: Sequence[str], *, writing: bool | None = None
     ) -> None:
         """See :class:`imafs.engine.trouble.Listener`."""
-        scenario = self._scenario
-        assert scenario is not None
-        for number in self._triggers.happened(event, names, writing=writing):
-            if scenario is not self._scenario:  # another one was begun while a step was done
+        running = self._running
+        assert running is not None
+        for number in running.triggers.happened(event, names, writing=writing):
+            if running is not self._running:  # another one was begun while a step was done
                 return
-            if scenario.steps[number].condition.seconds:
-                self._later(number)
+            if running.scenario.steps[number].condition.seconds:
+                self._later(running, number)
             else:
-                await self._perform(scenario, number)
+                await self._perform(running, number)
 
     def added(self, total: int) -> None:
         """See :class:`imafs.engine.trouble.Listener`."""
-        for number in self._triggers.added(total):
-            self._later(number)
+        running = self._running
+        assert running is not None
+        for number in running.triggers.added(total):
+            self._later(running, number)
 
-    def _later(self, number: int) -> None:
-        assert self._scenario is not None
-        try:
-            self._later_in.send_nowait((self._scenario, number))
-        except trio.WouldBlock:
-            self._told[number].errors.append("too many steps at once")
+    def _later(self, running: _Running, number: int) -> None:
+        if self._waiting >= MOST_LATER:
+            running.told[number].fail("too many steps at once")
+            return
+        self._waiting += 1
+        self._later_in.send_nowait((running, number))
 
     async def run(self) -> None:
         """Does what is due in the background. Runs until cancelled."""
         async with trio.open_nursery() as nursery:
-            async for scenario, number in self._later_out:
-                nursery.start_soon(self._delayed, scenario, number)
+            async for running, number in self._later_out:
+                nursery.start_soon(self._delayed, running, number)
 
-    async def _delayed(self, scenario: Scenario, number: int) -> None:
-        await trio.sleep(scenario.steps[number].condition.seconds)
-        if scenario is self._scenario:
-            await self._perform(scenario, number)
+    async def _delayed(self, running: _Running, number: int) -> None:
+        try:
+            with trio.move_on_after(running.scenario.steps[number].condition.seconds):
+                await running.over.wait()
+            if running is self._running:
+                await self._perform(running, number)
+        finally:
+            self._waiting -= 1
 
-    async def _perform(self, scenario: Scenario, number: int) -> None:
-        told = self._told[number]
+    async def _perform(self, running: _Running, number: int) -> None:
+        scenario, told = running.scenario, running.told[number]
         told.due += 1
         for action in scenario.steps[number].actions:
             log.info("scenario %s, step %d: %s", scenario.name, number + 1, action.op)
             problem = await self._act(action)
             if problem is not None:
-                told.errors.append(f"{action.op}: {problem}")
+                told.fail(f"{action.op}: {problem}")
                 log.warning(
                     "scenario %s, step %d: %s: %s", scenario.name, number + 1, action.op, problem
                 )
@@ -169,6 +209,9 @@ class Director:
             return f"not done within {LONGEST:g} s"
         except ImafsError as error:
             return f"{error.errno_name}: {error}"
+        except Exception:  # a bug in one operation must not end the emulated kernel
+            log.exception("operation %s failed", action.op)
+            return "internal error, see the daemon's log"
         return None
 
 

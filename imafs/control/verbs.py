@@ -60,7 +60,9 @@ class Verbs:
         # rules under them (suspend, kexec, reboot) waits, so that a list is loaded whole.
         self._bulk = trio.Lock()
         self._faulting = Faulting(emulator)
-        self.director = Director(emulator.trouble, self.handlers)
+        self.director = Director(
+            emulator.trouble, self.handlers, lambda: self._emulator.queue.totals.added
+        )
 
     def handlers(self) -> dict[str, Handler]:
         """The table that the server is given."""

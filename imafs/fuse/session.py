@@ -43,18 +43,34 @@ def _user_allow_other() -> bool:
         return False
 
 
+class End:
+    """Ends the daemon when it is called, which is the orderly way.
+
+    Until :meth:`in_use` every end is in order: who tried to start it is told.
+    """
+
+    def __init__(self, cancel: Callable[[], object]) -> None:
+        self._cancel = cancel
+        self.in_order = True
+
+    def in_use(self) -> None:
+        """From now on clients rely on the mount: an end that nobody asked for is a death."""
+        self.in_order = False
+
+    def __call__(self) -> None:
+        self.in_order = True
+        self._cancel()
+
+
 @asynccontextmanager
 async def mounted(
-    emulator: Emulator,
-    path: str,
-    layout: str,
-    ended: Callable[[], object],
-    extras: Sequence[Extra] = (),
+    emulator: Emulator, path: str, layout: str, end: End, extras: Sequence[Extra] = ()
 ) -> AsyncIterator[None]:
     """Mounts ``emulator`` on ``path`` (resolved); inside, the mount has answered a stat.
 
-    ``ended`` is called when the mount ends by itself (somebody unmounted it). Raises
-    :class:`MountError`. Unmounts at the end, lazily if files are open.
+    ``end`` is called when the mount ends by itself (somebody unmounted it). Raises
+    :class:`MountError`. Unmounts at an end in order, lazily if files are open; after any
+    other one the mount stays and answers ENOTCONN, as after kill -9.
     """
     operations = ImaOperations(emulator, layout, extras)
     try:
@@ -63,7 +79,7 @@ async def mounted(
         raise MountError(f"{path}: cannot be mounted: {error}") from None
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_serve, ended)
+            nursery.start_soon(_serve, end)
             if _switch_readahead_off(await _first_answer(path)):
                 operations.without_readahead()
             try:
@@ -71,12 +87,12 @@ async def mounted(
             finally:
                 pyfuse3.terminate()
     finally:
-        pyfuse3.close(unmount=True)
+        pyfuse3.close(unmount=end.in_order)
 
 
-async def _serve(ended: Callable[[], object]) -> None:
+async def _serve(end: End) -> None:
     await pyfuse3.main()
-    ended()
+    end()
 
 
 async def _first_answer(path: str) -> int:

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,31 @@ def test_a_dead_mount_is_enotconn(daemon: Daemon) -> None:
     close_dead(reader)
     assert layers(daemon.dir) == 1
     wait_for(lambda: not alive(swtpm), 5, "swtpm died with the daemon")
+
+
+_BUG = """
+from imafs.control.directing import Director
+
+async def planted(*arguments):
+    raise RuntimeError("planted")
+
+Director._delayed = planted
+"""
+
+
+def test_a_daemon_that_a_bug_has_ended_is_enotconn(start: Starter, tmp_path: Path) -> None:
+    """Also when it ends by itself: an empty directory would be a kernel without IMA."""
+    (tmp_path / "sitecustomize.py").write_text(_BUG)
+    daemon = start("--tpm", "none", env={"PYTHONPATH": str(tmp_path)})
+    daemon.logs.expect("RuntimeError: planted")
+    daemon.logs.allow("Exception|Traceback|raise RuntimeError")
+    step = '[[step]]\nwhen = "start"\nseconds = 0.01\ndo = [{ op = "suspend" }]\n'
+    (tmp_path / "step.toml").write_text(step)
+    daemon.ctl("scenario", tmp_path / "step.toml", check=False)
+    assert daemon.wait() == 1
+    assert code(daemon.path(BINARY)) == code(daemon.dir) == "ENOTCONN"
+    assert layers(daemon.dir) == 1
+    assert start("--tpm", "none", place=daemon.place).count() == 1
 
 
 def test_a_restart_on_the_same_directory(start: Starter) -> None:

@@ -356,6 +356,8 @@ def test_steps_by_records_and_by_time(daemon: Daemon, tmp_path: Path) -> None:
     daemon.call("generate", count=3)
     wait_for(lambda: daemon.call("status")["violations"] == 2, 5, "the records are there")
     assert steps(daemon) == [(1, 1, []), (1, 1, [])]
+    ctl(daemon, "scenario", scenario(tmp_path, text))
+    wait_for(lambda: steps(daemon)[0] == (1, 1, []), 5, "they were there from the start")
 
 
 def test_a_step_that_fails_is_told(daemon: Daemon, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock, assert_no_checkpoints
 
-from imafs.control.directing import LONGEST, Director
+from imafs.control.directing import LONGEST, MOST_ERRORS, MOST_LATER, Director
 from imafs.control.ops import validate
 from imafs.control.server import Handler, ProgressCallback
 from imafs.engine.trouble import Trouble
@@ -150,7 +151,7 @@ async def test_steps_are_done_in_order_and_told() -> None:
     assert stage.asked == [("repeat", {}), ("violation", {"name": "/v"})]
     assert steps(director)[0] == {
         **{"when": "before write", "do": ["repeat", "violation"]},
-        **{"due": 1, "done": 1, "errors": []},
+        **{"due": 1, "done": 1, "failed": 0, "errors": []},
     }
     await director.happened("before write", NAMES)
     assert len(stage.asked) == 2
@@ -211,6 +212,74 @@ async def test_steps_by_records_and_time_are_done_in_the_background(
         assert not trouble.active
         await trio.sleep(10)
         assert len(stage.asked) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_bug_in_an_operation_is_told(
+    autojump_clock: MockClock, expected_logs: ExpectedLogs
+) -> None:
+    """In the background too, where nothing else would keep it from the daemon."""
+
+    async def repeat(
+        options: Mapping[str, object], progress: ProgressCallback
+    ) -> Mapping[str, object]:
+        raise RecursionError("planted")
+
+    expected_logs.expect("operation repeat failed")
+    expected_logs.expect("repeat: internal error, see the daemon's log")
+    director = Director(Trouble(), lambda: {"repeat": repeat})
+    step = '[[step]]\nwhen = "start"\nseconds = 0.01\ndo = [{ op = "repeat" }]\n'
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(director.run)
+        await director.begin(parse(step, "mine", validate))
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert steps(director)[0]["errors"] == ["repeat: internal error, see the daemon's log"]
+
+
+async def test_only_the_first_errors_are_told(expected_logs: ExpectedLogs) -> None:
+    expected_logs.expect("repeat: not offered")
+    director = Director(Trouble(), lambda: {})
+    await director.begin(parse(STEPS.replace('write"', 'write"\nevery = 1'), "mine", validate))
+    for _ in range(3 * MOST_ERRORS):
+        await director.happened("before write", NAMES)
+    told = steps(director)[0]
+    assert told["errors"] == MOST_ERRORS * ["repeat: not offered by this daemon"]
+    assert told["failed"] == 3 * MOST_ERRORS
+
+
+async def test_steps_that_wait_are_bounded_and_end_with_their_scenario(
+    autojump_clock: MockClock,
+) -> None:
+    stage = Stage()
+    director = Director(Trouble(), stage.handlers)
+    step = '[[step]]\nwhen = "after open"\nevery = 1\nseconds = 3000\ndo = [{op = "repeat"}]\n'
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(director.run)
+        for begun in range(2):
+            await director.begin(parse(step, "mine", validate))
+            for _ in range(MOST_LATER + 5):
+                await director.happened("after open", NAMES)
+            await trio.testing.wait_all_tasks_blocked()
+            assert steps(director)[0]["failed"] == 5, begun
+            assert trio.lowlevel.current_statistics().tasks_living > MOST_LATER
+            await director.scenario_end({}, lambda done, total: None)
+            await trio.testing.wait_all_tasks_blocked()
+            assert trio.lowlevel.current_statistics().tasks_living < 20
+        nursery.cancel_scope.cancel()
+    assert stage.asked == []
+
+
+async def test_records_that_are_there_when_a_scenario_begins() -> None:
+    stage = Stage()
+    director = Director(Trouble(), stage.handlers, lambda: 3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(director.run)
+        for records, due in ((4, 0), (3, 1), (2, 1)):
+            step = f'[[step]]\nwhen = "records"\nrecords = {records}\ndo = [{{op = "repeat"}}]\n'
+            await director.begin(parse(step, "mine", validate))
+            await trio.testing.wait_all_tasks_blocked()
+            assert steps(director)[0]["due"] == steps(director)[0]["done"] == due
         nursery.cancel_scope.cancel()
 
 
