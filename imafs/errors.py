@@ -55,7 +55,8 @@ class FileError(ImafsError):
             self.exit_code = UsageError.exit_code
         elif self.errno == _errno.EBUSY:
             self.exit_code = Refused.exit_code
-        super().__init__(f"{option} {path}: {_os.strerror(self.errno)}".lstrip())
+        why = error.strerror or _os.strerror(self.errno)
+        super().__init__(f"{option} {path}: {why}".lstrip())
 
 
 _NAMED_WRONGLY = frozenset(

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from imafs import disk
 from imafs.control.server import Handler, ProgressCallback
 from imafs.engine.emulator import Emulator
 from imafs.engine.lifecycle import Lifecycle
@@ -129,10 +129,8 @@ def _write(path: str, data: bytes) -> None:
     if target.exists() and not target.is_file():
         # Renaming would take the place of a device or a directory.
         raise UsageError(f"{path}: is no regular file")
-    partial_ = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        partial_.write_bytes(data)
-        partial_.replace(target)
+        with disk.replacing(path, 0o666) as descriptor:
+            disk.fill(descriptor, (data,))
     except OSError as error:
-        partial_.unlink(missing_ok=True)
         raise FileError(path, error) from None

@@ -7,10 +7,10 @@ import errno
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import trio
 
+from imafs import disk
 from imafs.control import uses
 from imafs.control.directing import Director
 from imafs.control.faulting import Faulting
@@ -18,7 +18,7 @@ from imafs.control.lifecycle import LifecycleVerbs
 from imafs.control.server import Handler, ProgressCallback
 from imafs.engine.emulator import Emulator, Receipt
 from imafs.engine.status import status
-from imafs.errors import FileError, FormatError, NotInTimeError, Refused
+from imafs.errors import FormatError, NotInTimeError, Refused
 from imafs.formats.algorithms import by_name
 from imafs.formats.fields import Measurement
 from imafs.kernel.policy.match import Access
@@ -32,6 +32,8 @@ Answer = dict[str, object]
 _TURN = 256
 #: Records that may wait for the TPM before a bulk operation waits too.
 _BACKLOG = 16384
+#: Bytes of a file of critical data.
+_MOST_DATA = 64 << 20
 
 
 def _text(options: Options, key: str, default: str | None = None) -> str:
@@ -94,7 +96,7 @@ class Verbs:
         rows: list[tuple[Receipt | None, Answer]] = []
         for given in paths:
             try:
-                found = await trio.to_thread.run_sync(partial(_walk, given))
+                found = await trio.to_thread.run_sync(_walk, given, abandon_on_cancel=True)
             except Refused as refused:
                 if alone:
                     raise
@@ -169,7 +171,9 @@ class Verbs:
         """A buffer in template ima-buf, where the policy measures its label."""
         file = options.get("file")
         if isinstance(file, str):
-            data = await trio.to_thread.run_sync(_read, file)
+            data = await trio.to_thread.run_sync(
+                disk.read_whole, file, _MOST_DATA, abandon_on_cancel=True
+            )
         else:
             data = bytes.fromhex(_text(options, "data"))
         label = _text(options, "label")
@@ -226,7 +230,8 @@ class Verbs:
             token.run_sync_soon(progress, done, 2 * total)
 
         loaded = await trio.to_thread.run_sync(
-            lists.load, path, bank if isinstance(bank, str) else None, parsing
+            partial(lists.load, path, bank if isinstance(bank, str) else None, parsing),
+            abandon_on_cancel=True,
         )
         records = loaded.records
         async with self._bulk:
@@ -281,10 +286,3 @@ def _walk(path: str) -> list[str]:
 
 def _refused(path: str, refused: Refused) -> Answer:
     return {"path": path, "errno": refused.errno_name, "error": str(refused)}
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise FileError(path, error) from None

@@ -11,11 +11,11 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from imafs import disk
 from imafs.errors import Refused
 from imafs.kernel.profiles import Export
 from imafs.kernel.queue import Queue
@@ -72,7 +72,9 @@ class Exporter:
     def _write(self, pieces: Iterable[bytes]) -> None:
         with _parent(self._root, self._name) as (directory, name):
             if self._first:
-                _replace(directory, name, pieces, self._rules.mode)
+                # Before the first export since boot the drafts unlink the target.
+                with disk.replacing(name, self._rules.mode, directory=directory) as descriptor:
+                    disk.fill(descriptor, pieces)
             else:
                 _append(directory, name, pieces, self._rules)
 
@@ -98,21 +100,6 @@ def _parent(root: bytes, path: bytes) -> Iterator[tuple[int, bytes]]:
         os.close(directory)
 
 
-def _replace(directory: int, name: bytes, pieces: Iterable[bytes], mode: int) -> None:
-    """The first export since boot, before which the drafts unlink the target."""
-    temporary = b".imafs-export-" + secrets.token_hex(8).encode()
-    flags = _FLAGS | os.O_CREAT | os.O_EXCL
-    descriptor = os.open(temporary, flags, mode, dir_fd=directory)
-    try:
-        _fill(descriptor, pieces)
-        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
-        os.unlink(temporary, dir_fd=directory)
-        raise
-    finally:
-        os.close(descriptor)
-
-
 def _append(directory: int, name: bytes, pieces: Iterable[bytes], rules: Export) -> None:
     """Behind what is there; on a failure the file is as it was."""
     new = True
@@ -129,7 +116,8 @@ def _append(directory: int, name: bytes, pieces: Iterable[bytes], rules: Export)
         if not stat.S_ISREG(before.st_mode):
             raise Refused(errno.EINVAL, "the target is no regular file")
         try:
-            _fill(descriptor, pieces)
+            disk.fill(descriptor, pieces)
+            os.fsync(descriptor)
         except BaseException:
             os.ftruncate(descriptor, before.st_size)
             if new:
@@ -137,11 +125,3 @@ def _append(directory: int, name: bytes, pieces: Iterable[bytes], rules: Export)
             raise
     finally:
         os.close(descriptor)
-
-
-def _fill(descriptor: int, pieces: Iterable[bytes]) -> None:
-    for piece in pieces:
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(descriptor, view) :]
-    os.fsync(descriptor)

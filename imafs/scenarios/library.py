@@ -6,10 +6,13 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from imafs.errors import FileError, UsageError
+from imafs import disk
+from imafs.errors import UsageError
 from imafs.scenarios.script import Scenario, Validate, parse
 
 _SUFFIX = ".toml"
+#: Bytes of a scenario file.
+_MOST = 1 << 20
 
 
 def names() -> list[str]:
@@ -40,10 +43,7 @@ def ready(name: str, validate: Validate) -> Scenario:
 
 def from_file(path: str, validate: Validate) -> Scenario:
     """The scenario in a file. Raises :class:`FileError` and :class:`FormatError`."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8", "replace")
-    except OSError as error:
-        raise FileError(path, error) from None
+    text = disk.read_whole(path, _MOST).decode("utf-8", "replace")
     return parse(text, Path(path).name.removesuffix(_SUFFIX), validate, source=path)
 
 

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from imafs.errors import FileError, FormatError
 from imafs.formats.algorithms import Bank, bank_named
@@ -38,12 +36,9 @@ def load(
     """
     named = bank_named(bank) if bank else None
     try:
-        parts = lists_of(path) or (b"", Path(path).read_bytes())
-    except tarfile.TarError as error:
-        raise FormatError(f"broken archive: {error}", source=path) from None
+        staged, current = lists_of(path)
     except OSError as error:
         raise FileError(error.filename or path, error) from None
-    staged, current = parts
     data = staged + current
     try:
         chosen = named or detect(data)

@@ -8,6 +8,7 @@ by ``imafs mount --load``.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import lzma
@@ -19,13 +20,18 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import IO
 
+from imafs import disk
 from imafs.attest.replay import PcrValues
 from imafs.attest.verify import Verdict, verify
 from imafs.errors import FileError, FormatError, MismatchError, UsageError
 
 CURRENT = "binary_runtime_measurements"
 STAGED = "binary_runtime_measurements_staged"
+#: Bytes of a list that is loaded, and files in a recording: small archives hold any number.
+MOST = 1 << 30
+_MOST_MEMBERS = 4096
 #: What a recording holds beside the directory's files.
 _OWN = frozenset({"pcrs.txt", "ls-la.txt", "meta.json"})
 #: Endings of a recording's name -> tarfile's mode.
@@ -128,15 +134,17 @@ def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
 
     It appears under its name only when it is whole. Raises :class:`FileError`.
     """
-    target = Path(path)
     ending = ending_of(path)
-    name, kind = target.name.removesuffix(ending) or "recording", KINDS[ending]
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    name, kind = Path(path).name.removesuffix(ending) or "recording", KINDS[ending]
     try:
         # tarfile's modes are literals to the type checker.
-        with tarfile.open(partial, kind) as archive:  # type: ignore[call-overload]
-            for file, content in snapshot.files.items():
-                _add(archive, f"{name}/{file}", content, snapshot.modes[file])
+        with (
+            disk.replacing(path, 0o666) as descriptor,
+            open(descriptor, "wb", closefd=False) as file,
+            tarfile.open(mode=kind, fileobj=file) as archive,  # type: ignore[call-overload]
+        ):
+            for entry, content in snapshot.files.items():
+                _add(archive, f"{name}/{entry}", content, snapshot.modes[entry])
             for link, where in snapshot.links.items():
                 info = tarfile.TarInfo(f"{name}/{link}")
                 info.type, info.linkname = tarfile.SYMTYPE, where
@@ -144,11 +152,8 @@ def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
             _add(archive, f"{name}/pcrs.txt", _pcr_lines(snapshot.pcrs))
             _add(archive, f"{name}/ls-la.txt", _listing(snapshot))
             _add(archive, f"{name}/meta.json", json.dumps(about, indent=2).encode() + b"\n")
-        partial.replace(target)
     except OSError as error:
         raise FileError(path, error) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
@@ -176,48 +181,80 @@ def _listing(snapshot: Snapshot) -> bytes:
     return "".join(lines).encode()
 
 
-def lists_of(path: str) -> tuple[bytes, bytes] | None:
-    """(staged, current) lists of a recording or an IMA directory; None for any other file.
+def lists_of(path: str) -> tuple[bytes, bytes]:
+    """(staged, current) lists of a recording or an IMA directory; any other file is a current one.
 
     Raises :class:`FormatError` for an archive without a list, or with several, and OSError.
     """
-    if Path(path).is_dir():
-        return _lists_in(Path(path))
-    try:
-        return _lists_of(path) if tarfile.is_tarfile(path) else None
-    except (tarfile.TarError, EOFError, KeyError, lzma.LZMAError, zlib.error) as error:
-        raise FormatError(f"broken archive: {error}", source=path) from None
+    with disk.opened(path) as descriptor:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            return _lists_in(path)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            try:
+                if tarfile.is_tarfile(file):
+                    file.seek(0)
+                    return _lists_of(path, file)
+            except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+                raise FormatError(f"broken archive: {error}", source=path) from None
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return b"", disk.content(descriptor, MOST)
 
 
-def _lists_in(directory: Path) -> tuple[bytes, bytes]:
+def _lists_in(directory: str) -> tuple[bytes, bytes]:
     # Open, the current list keeps writers out.
-    with (directory / CURRENT).open("rb") as current:
+    with disk.opened(os.path.join(directory, CURRENT)) as current:
         try:
-            staged = (directory / STAGED).read_bytes()
+            with disk.opened(os.path.join(directory, STAGED)) as descriptor:
+                staged = disk.content(descriptor, MOST)
         except FileNotFoundError:  # a kernel without staging
             staged = b""
-        return staged, current.read()
+        return staged, disk.content(current, MOST)
 
 
-def _lists_of(path: str) -> tuple[bytes, bytes]:
-    found: dict[tuple[PurePath, str], bytes] = {}
-    with tarfile.open(path) as archive:
+def _lists_of(path: str, file: IO[bytes]) -> tuple[bytes, bytes]:
+    with tarfile.open(fileobj=file) as archive:
+        members: dict[PurePath, tarfile.TarInfo] = {}
         for member in archive:
-            file = archive.extractfile(member) if member.isreg() or member.issym() else None
-            if file is not None:
-                place = PurePath(member.name)
-                found[place.parent, place.name] = file.read()
+            members[PurePath(member.name)] = member
+            if len(members) > _MOST_MEMBERS:
+                raise FormatError(f"more than {_MOST_MEMBERS} files in it", source=path)
         assert archive.fileobj is not None
         archive.fileobj.seek(archive.offset)
         if len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
             raise FormatError("the archive is cut: its end mark is missing", source=path)
-    places = [place for place, name in found if name == CURRENT]
-    if not places:
-        raise FormatError(f"there is no {CURRENT} in it", source=path)
-    if len(places) > 1:
-        raise FormatError(
-            f"{len(places)} moments in it: unpack it and name the directory of one ("
-            f"{', '.join(str(place) for place in places)})",
-            source=path,
-        )
-    return found.get((places[0], STAGED), b""), found[places[0], CURRENT]
+        places = [place for place in members if place.name == CURRENT]
+        if not places:
+            raise FormatError(f"there is no {CURRENT} in it", source=path)
+        if len(places) > 1:
+            raise FormatError(
+                f"{len(places)} moments in it: unpack it and name the directory of one ("
+                f"{', '.join(str(place.parent) for place in places)})",
+                source=path,
+            )
+        staged = places[0].with_name(STAGED)
+        try:
+            return (
+                _member(archive, members, staged) if staged in members else b"",
+                _member(archive, members, places[0]),
+            )
+        except FormatError as error:
+            raise error.at(path) from None
+
+
+def _member(
+    archive: tarfile.TarFile, members: Mapping[PurePath, tarfile.TarInfo], place: PurePath
+) -> bytes:
+    """The file's content, or that of the file which the link points to: once, as in a kernel."""
+    member = members[place]
+    if member.issym():
+        target = PurePath(os.path.normpath(place.parent / member.linkname))
+        member = members.get(target, member)
+    if not member.isreg():
+        raise FormatError(f"{place} is no file, and no link to one in it")
+    if member.size > MOST:
+        raise FormatError(f"{place} is larger than {MOST >> 20} MiB")
+    file = archive.extractfile(member)
+    assert file is not None
+    return file.read()

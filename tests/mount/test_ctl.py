@@ -275,3 +275,16 @@ def test_status_does_not_disturb(daemon: Daemon) -> None:
         ctl(daemon, "generate", "3")
         assert file.write(b"4\n") == 2
     assert daemon.count() == 0
+
+
+@pytest.mark.parametrize(
+    "words", [("critical-data", "--label", "l", "--name", "n", "--file"), ("load",), ("scenario",)]
+)
+def test_a_fifo_does_not_hold_the_daemon_up(
+    daemon: Daemon, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    fifo = tmp_path / "fifo.toml"
+    os.mkfifo(fifo)
+    said = f"imafs: {fifo}: is not a regular file\n"
+    assert ctl(daemon, *words, str(fifo)) == (2, "", said)
+    assert daemon.stop() == 0

@@ -23,15 +23,17 @@ from tests.support import ROOT
 #: open to all.
 ARROWS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
+    # Whole files by paths of others' choice: whoever does I/O may need it.
+    "disk": frozenset(),
     "formats": frozenset(),
     "kernel": frozenset({"formats"}),
     "tpm": frozenset({"formats"}),
     "attest": frozenset({"formats"}),
-    "engine": frozenset({"kernel", "tpm", "attest", "formats"}),
-    "sources": frozenset({"attest", "engine", "kernel", "formats"}),
+    "engine": frozenset({"kernel", "tpm", "attest", "formats", "disk"}),
+    "sources": frozenset({"attest", "engine", "kernel", "formats", "disk"}),
     # Scenario files name operations of the control socket, which checks them itself.
-    "scenarios": frozenset({"kernel"}),
-    "control": frozenset({"scenarios", "sources", "engine", "kernel", "formats"}),
+    "scenarios": frozenset({"kernel", "disk"}),
+    "control": frozenset({"scenarios", "sources", "engine", "kernel", "formats", "disk"}),
     "fuse": frozenset({"engine", "kernel", "formats"}),
     # Namespaces and processes, of any program: it knows nothing of IMA.
     "sandbox": frozenset(),

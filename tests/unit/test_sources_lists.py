@@ -92,7 +92,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
 )
 def test_exit_codes_of_files(code: int, exit_code: int) -> None:
     """A wrong name, a file that the kernel keeps for a writer, and what no name mends."""
-    error = FileError("/a", OSError(code, "no"))
+    error = FileError("/a", OSError(code, os.strerror(code)))
     assert (error.errno, error.exit_code) == (code, exit_code)
     assert str(error) == f"/a: {os.strerror(code)}"
 

@@ -6,12 +6,15 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from imafs.errors import FileError, FormatError, ImafsError, MismatchError
+from imafs.sources import recording
 from imafs.sources.lists import load
 from imafs.sources.recording import CURRENT, STAGED, Snapshot, lists_of, take, write
 from tests.property.builders import record
@@ -195,3 +198,51 @@ def test_a_broken_staged_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError) as caught:
         load(path)
     assert caught.value.record == 1
+
+
+def test_links_to_nowhere_to_themselves_and_in_circles_are_refused(tmp_path: Path) -> None:
+    data = binary_list(CURRENT_RECS, "sha1")
+    link, other = f"a/{CURRENT}", f"a/{STAGED}"
+    for members in (
+        ((link, b"", CURRENT),),
+        ((link, b"", "nothing"),),
+        ((link, b"", "/etc/passwd"),),
+        ((link, b"", STAGED), (other, b"", CURRENT)),
+        ((link, data, ""), (other, b"", "../../a/there"), ("b/there", data, "")),
+    ):
+        with pytest.raises(FormatError, match="is no file, and no link to one in it"):
+            load(archive(tmp_path / "list.tar", *members))
+    found = ((link, b"", "../b/list"), ("b/list", data, ""))
+    assert lists_of(archive(tmp_path / "list.tar", *found)) == (b"", data)
+
+
+def test_only_lists_are_read_and_only_so_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small archive may hold any amount of zeros."""
+    data = binary_list(CURRENT_RECS, "sha1")
+    members = ((f"a/{CURRENT}", data, ""), ("a/junk", bytes(64 << 20), ""))
+    path = archive(tmp_path / "list.tar", *members)
+    tracemalloc.start()
+    try:
+        assert lists_of(path) == (b"", data)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr(recording, "MOST", len(data) - 1)
+    with pytest.raises(FormatError, match=f"a/{CURRENT} is larger than"):
+        load(path)
+    plain = tmp_path / "list"
+    plain.write_bytes(data)
+    with pytest.raises(FileError, match="list: is larger than"):
+        load(str(plain))
+    monkeypatch.setattr(recording, "_MOST_MEMBERS", 1)
+    with pytest.raises(FormatError, match="more than 1 files in it"):
+        load(path)
+
+
+def test_a_fifo_is_no_list(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / CURRENT)  # must not wait for a writer
+    for path in (tmp_path, tmp_path / CURRENT):
+        with pytest.raises(FileError, match="is not a regular file"):
+            load(str(path))

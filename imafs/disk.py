@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Files that are read whole and written whole, by paths that others choose.
+
+Blocking: call it in a thread. No open waits for the other end of a fifo, no read goes on
+for ever, and nobody can prepare the name of what is not whole yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from imafs.errors import FileError, UsageError
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def opened(path: str | bytes) -> Iterator[int]:
+    """A descriptor to read from. Raises OSError."""
+    descriptor = os.open(path, _READ)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def content(descriptor: int, most: int) -> bytes:
+    """All of an open regular file (else EINVAL) of at most ``most`` bytes (else EFBIG).
+
+    Raises OSError.
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file")
+    pieces, size = [], 0
+    # Not by st_size: a file of proc or of an IMA directory has none.
+    while piece := os.read(descriptor, _CHUNK):
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise OSError(errno.EFBIG, f"is larger than {most >> 20} MiB")
+    return b"".join(pieces)
+
+
+def read_whole(path: str, most: int) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Raises :class:`FileError` where it cannot be read, :class:`UsageError` where it is larger.
+    """
+    try:
+        with opened(path) as descriptor:
+            return content(descriptor, most)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise UsageError(f"{path}: {error.strerror}") from None
+        raise FileError(path, error) from None
+
+
+@contextmanager
+def replacing(path: str | bytes, mode: int, *, directory: int | None = None) -> Iterator[int]:
+    """A descriptor to write to; what was written takes the place of ``path`` at the end.
+
+    All or nothing: after an error inside the old file is there. ``mode`` is less the umask,
+    ``directory`` what a relative path begins at. Raises OSError.
+    """
+    name = os.path.join(os.path.dirname(os.fsencode(path)), b".imafs-%x" % secrets.randbits(64))
+    descriptor = os.open(name, _CREATE, mode, dir_fd=directory)
+    try:
+        yield descriptor
+        os.fsync(descriptor)
+        os.rename(name, path, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        os.unlink(name, dir_fd=directory)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def fill(descriptor: int, pieces: Iterable[bytes]) -> None:
+    """Writes all ``pieces``. Raises OSError."""
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(descriptor, view) :]
