@@ -7,6 +7,7 @@ Source: Linux 7.3 ima_fs.c (``ima_write_policy``, ``ima_release_policy``), ima_m
 
 from __future__ import annotations
 
+import errno
 import logging
 
 import trio
@@ -41,6 +42,7 @@ class PolicyWriter:
         """
         async with self._mutex:
             try:
+                self._check_alive()  # after the wait for another write
                 return await self._write(data, position)
             except Refused as refused:
                 log.info("policy: %s: %s", refused.errno_name, _printable(str(refused)))
@@ -59,7 +61,13 @@ class PolicyWriter:
             content = await self._emulator.read_policy(path)
         except Refused as refused:
             raise file.refuse(refused.errno, str(refused)) from None
+        self._check_alive()  # after the wait for the file
         return file.load(data, content)
+
+    def _check_alive(self) -> None:
+        """Raises :class:`Refused` (ENODEV) where another kernel runs by now."""
+        if self._file is not self._emulator.policy_file:
+            raise Refused(errno.ENODEV, "the kernel whose policy was written is gone")
 
     def spoil(self, refused: Refused) -> None:
         """A write that failed before anything looked at it."""

@@ -7,7 +7,7 @@ normal life: then :attr:`Trouble.active` is false and a call goes its way withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from imafs.kernel.faults import Faults
@@ -48,12 +48,12 @@ class Trouble:
         self,
         operation: str,
         names: Sequence[str],
-        act: Callable[[], T],
+        act: Callable[[], Awaitable[T]],
         *,
         writing: bool | None = None,
         data: bytes = b"",
     ) -> T:
-        """What ``act()`` returns, in between what is due before it and after it.
+        """What ``await act()`` returns, in between what is due before it and after it.
 
         ``data`` is what a write says. Raises what ``act`` raises, and
         :class:`imafs.errors.Refused` where a fault is due.
@@ -64,7 +64,7 @@ class Trouble:
         await self._tell("before", whats, names, writing)
         try:
             self.faults.check(operation, names, writing=writing)
-            result = act()
+            result = await act()
         except Exception:
             await self._tell("refused", whats, names, writing)
             raise

@@ -246,12 +246,13 @@ class ImaOperations(pyfuse3.Operations):
         trouble = self._emulator.trouble
         if not trouble.active:
             return self._opened_file(inode, flags, ctx.pid)
-        return await trouble.around(
-            "open",
-            self._tree.names(self._tree.node(inode)),
-            lambda: self._opened_file(inode, flags, ctx.pid),
-            writing=flags & os.O_ACCMODE != os.O_RDONLY,
-        )
+
+        async def act() -> FileInfo:
+            return self._opened_file(inode, flags, ctx.pid)
+
+        names = self._tree.names(self._tree.node(inode))
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        return await trouble.around("open", names, act, writing=writing)
 
     def _opened_file(self, inode: InodeT, flags: int, tid: int) -> FileInfo:
         node = self._tree.node(inode)
@@ -317,26 +318,33 @@ class ImaOperations(pyfuse3.Operations):
         trouble = self._emulator.trouble
         if not trouble.active:
             return handle.read(off, size)  # type: ignore[return-value]
-        # A copy: what is due after the read may give another read of the handle a turn.
-        return await trouble.around(
-            "read", self._handles[fh].names, lambda: bytes(self._handle(fh).read(off, size))
-        )
+
+        async def act() -> bytes:
+            # A copy: what is due after the read may give another read of the handle a turn.
+            return bytes(self._handle(fh).read(off, size))
+
+        return await trouble.around("read", self._handles[fh].names, act)
 
     @boundary
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         trouble = self._emulator.trouble
-        names = self._handles[fh].names
+        handle = self._handle(fh)
+        if not trouble.active:
+            return await self._write(fh, off, buf)
+        around = trouble.around(
+            "write", self._handles[fh].names, lambda: self._write(fh, off, buf), data=buf
+        )
+        if not isinstance(handle, PolicyHandle):
+            return await around
+        with handle.failing():
+            return await around
+
+    async def _write(self, fh: int, off: int, buf: bytes) -> int:
+        # Looked up anew: what was due before the write may have ended the kernel.
         handle = self._handle(fh)
         if isinstance(handle, PolicyHandle):
-            if trouble.active:
-                with handle.failing():
-                    await trouble.around("write", names, lambda: None, data=buf)
             return await handle.store(off, bytes(buf))
-        if not trouble.active:
-            return handle.write(off, buf)
-        return await trouble.around(
-            "write", names, lambda: self._handle(fh).write(off, buf), data=buf
-        )
+        return handle.write(off, buf)
 
     @boundary
     async def release(self, fh: FileHandleT) -> None:

@@ -419,3 +419,48 @@ def test_opens_and_closes_in_turn_stay_in_order(daemon: Daemon, tmp_path: Path) 
         "        os.close(os.open(sys.argv[1], flags))\n"
     )
     run(["python3", "-c", program, str(daemon.path(STAGED))], deadline=60)
+
+
+# The policy file, whose writes take their time
+
+
+def policy_write(daemon: Daemon, data: bytes) -> int:
+    """The errno of one write, 0 where it succeeds."""
+    with opened(daemon, "policy", os.O_WRONLY) as descriptor:
+        try:
+            os.write(descriptor, data)
+        except OSError as error:
+            return error.errno or 0
+    return 0
+
+
+@pytest.mark.parametrize("data", [b"measure func=CRITICAL_DATA\n", b"FILE\n"])
+def test_a_policy_of_a_kernel_that_is_gone(start: Starter, tmp_path: Path, data: bytes) -> None:
+    """The write that came before the kexec changes nothing of the next kernel."""
+    rules = tmp_path / "rules"
+    rules.write_bytes(b"measure func=CRITICAL_DATA\n")
+    daemon = start("--policy", "tcb,critical_data")
+    before = daemon.read(ASCII)
+    text = '[[step]]\nwhen = "before write"\ndo = [{ op = "kexec_execute" }]\n'
+    ctl(daemon, "scenario", scenario(tmp_path, text))
+    assert policy_write(daemon, data.replace(b"FILE", os.fsencode(rules))) == errno.ENODEV
+    assert steps(daemon) == [(1, 1, [])]
+    names = [line.split()[4] for line in daemon.read(ASCII).decode().splitlines()]
+    assert daemon.read(ASCII).startswith(before)
+    assert not {"ima_policy_written", "ima_policy_loaded", str(rules)} & set(names)
+    assert daemon.group("policy")["source"] == "tcb,critical_data"
+
+
+def test_events_of_a_policy_write(start: Starter, tmp_path: Path) -> None:
+    """``after`` when the rule is taken, ``refused`` when it is not."""
+    daemon = start("--policy", "critical_data")
+    text = "".join(
+        f'[[step]]\nwhen = "{phase} write"\nevery = 1\n'
+        f'do = [{{ op = "violation", name = "/{phase}" }}]\n'
+        for phase in ("before", "after", "refused")
+    )
+    ctl(daemon, "scenario", scenario(tmp_path, text))
+    assert policy_write(daemon, b"nonsense\n") == errno.EINVAL
+    assert [due for due, _, _ in steps(daemon)] == [1, 0, 1]
+    assert policy_write(daemon, b"measure func=CRITICAL_DATA\n") == 0
+    assert [due for due, _, _ in steps(daemon)] == [2, 1, 1]
