@@ -214,13 +214,14 @@ class Watcher:
     async def _greet(self, listening: Listening) -> None:
         self._queue = self._emulator.queue
         self._send_rules(listening)
+        # From here on it is told of changes, and its questions are answered.
+        self._listening = listening
         if self._paths:
             try:
                 await self._tell(listening, self._paths)
             except Refused as refused:
                 raise Gone(str(refused)) from None
             log.info("the listener of watched files is back")
-        self._listening = listening
         self._ready.set()
 
     async def _listener(self) -> Listening:
