@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from imafs.cli.mount import add_shared_options
@@ -115,14 +116,16 @@ def _forget_others() -> None:
     """Takes other emulators' mounts out of our namespace.
 
     Clients look for the first line of /proc/mounts that begins with securityfs. In a user
-    namespace mounts from outside cannot be taken out.
+    namespace mounts from outside cannot be taken out, nor those that others cover: to take
+    away what covers them would show the command what it does not see outside.
     """
     from imafs.fuse import mountinfo
-    from imafs.sandbox import linux
 
-    for mount in mountinfo.mounts():
+    # Of two on one place the later one covers the other.
+    for mount in reversed(mountinfo.mounts()):
         if mount.ours:
-            linux.detach(mount.path)
+            with suppress(mountinfo.OutOfReachError):
+                mountinfo.detach(mount)
 
 
 def _become_daemon(signals: Signals, say: int) -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What dead daemons left on this machine, found and removed; the living are never touched.
+"""What this user's dead daemons left, found and removed; the living are never touched.
+
+Root is a user like the others here: the name of a FUSE file system is anybody's choice.
 
 After kill -9 three things stay: a mount that answers ENOTCONN, a control socket on which
 nobody listens, and the temporary state of a swtpm, whose lock the kernel freed with its
@@ -32,26 +34,29 @@ _NEVER_USED = 60.0
 
 
 def unmount_dead() -> Iterator[str]:
-    """Unmounts dead mounts of ours, all layers of each; yields the path of every layer.
+    """Unmounts dead mounts of this user's, all layers of each; yields the path of every layer.
 
-    Raises :class:`imafs.errors.MountError` for the first that cannot be unmounted (another
-    user's), after all the others.
+    Raises :class:`imafs.errors.MountError` for the first that cannot be unmounted, after all
+    the others.
     """
     refusal: MountError | None = None
-    for path in dict.fromkeys(mount.path for mount in mountinfo.mounts() if mount.ours):
-        while (mount := mountinfo.top(path)) is not None and mount.ours:
+    for path in dict.fromkeys(mount.path for mount in mountinfo.mounts() if _own(mount)):
+        while (mount := mountinfo.top(path)) is not None and _own(mount):
             # A stopped daemon hangs the probe: it lives.
             if mountinfo.probe(path) != errno.ENOTCONN:
                 break
             try:
-                mountinfo.check_owner(mount)
-                mountinfo.detach(path)
+                mountinfo.detach(mount)
             except MountError as error:
                 refusal = refusal or error
                 break
             yield path
     if refusal is not None:
         raise refusal
+
+
+def _own(mount: mountinfo.Mount) -> bool:
+    return mount.ours and mount.owner == os.geteuid()
 
 
 def remove_dead_sockets() -> Iterator[Path]:
@@ -67,7 +72,7 @@ def remove_dead_sockets() -> Iterator[Path]:
     else:
         yield from _clear(directory)
     for mount in mountinfo.mounts():
-        if mount.ours and mount.owner == os.geteuid():
+        if _own(mount):
             yield from _clear_socket(paths.beside(mount.path))
 
 

@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--stale",
         action="store_true",
         help="instead of DIR: remove the mounts, sockets, logs and temporary TPM states of all "
-        "dead daemons on this machine, a line for each",
+        "dead daemons of this user on this machine, a line for each",
     )
     parser.set_defaults(run=run)
 
@@ -86,7 +86,7 @@ def _umount(args: argparse.Namespace) -> int:
             raise MountError(
                 f"{path}: the daemon is alive but not {place}; name its socket with --control"
             ) from None
-        mountinfo.detach(path)
+        mountinfo.detach(mount)
     deadline = time.monotonic() + _DEADLINE
     while (now := mountinfo.top(path)) is not None and now.ours:
         if time.monotonic() > deadline:

@@ -26,10 +26,15 @@ _MNT_DETACH = 2
 _ANSWER = 2.0
 
 
+class OutOfReachError(MountError):
+    """A mount is not what its path leads to (any more): covered, gone, or renamed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mount:
     """A line of /proc/self/mountinfo (proc(5)); ``owner``: uid of who made a FUSE mount."""
 
+    number: int
     path: str
     fstype: str
     source: str
@@ -63,6 +68,7 @@ def mounts() -> list[Mount]:
             owner = re.search(r"(?:^|,)user_id=(\d+)", options[-1]) if options else None
             found.append(
                 Mount(
+                    int(fields[0]),
                     _unescape(fields[4]),
                     fstype,
                     _unescape(source),
@@ -105,19 +111,51 @@ def probe(path: str) -> int | None:
     return result[0] if result else None
 
 
-def detach(path: str) -> None:
-    """Lazy unmount of the topmost layer. Raises :class:`MountError`."""
+def detach(mount: Mount) -> None:
+    """Lazy unmount of ``mount`` and of nothing else, whatever its path leads to by now.
+
+    Raises :class:`MountError`.
+    """
     if os.geteuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(path), _MNT_DETACH) == 0:
-            return
-        raise MountError(f"{path}: cannot be unmounted: {os.strerror(ctypes.get_errno())}")
+        _detach_as_root(mount)
+        return
     command = shutil.which("fusermount3")
     if command is None:
-        raise MountError(f"{path}: cannot be unmounted: fusermount3 is missing (package fuse3)")
-    done = subprocess.run([command, "-u", "-z", path], capture_output=True, text=True, check=False)
+        raise MountError(
+            f"{mount.path}: cannot be unmounted: fusermount3 is missing (package fuse3)"
+        )
+    words = [command, "-u", "-z", mount.path]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise MountError(f"{path}: cannot be unmounted: {done.stderr.strip()}")
+        raise MountError(f"{mount.path}: cannot be unmounted: {done.stderr.strip()}")
+
+
+def _detach_as_root(mount: Mount) -> None:
+    """By a descriptor of the mount's root: whoever owns a directory above may have put a
+    symbolic link in its place. O_PATH asks no daemon, so that a dead one is no obstacle; while
+    the descriptor is open the number is nobody else's."""
+    try:
+        descriptor = os.open(mount.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise OutOfReachError(f"{mount.path}: cannot be unmounted: {error.strerror}") from None
+    try:
+        if _number(descriptor) != mount.number or mount not in mounts():
+            raise OutOfReachError(f"{mount.path}: cannot be unmounted: it is covered or gone")
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(b"/proc/self/fd/%d" % descriptor, _MNT_DETACH):
+            code = ctypes.get_errno()
+            # EINVAL: locked, a mount of a more privileged namespace.
+            kind = OutOfReachError if code == errno.EINVAL else MountError
+            raise kind(f"{mount.path}: cannot be unmounted: {os.strerror(code)}")
+    finally:
+        os.close(descriptor)
+
+
+def _number(descriptor: int) -> int | None:
+    """Of the mount that an open file is on."""
+    info = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+    found = re.search(r"^mnt_id:\s*(\d+)$", info, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def check_owner(mount: Mount) -> None:
@@ -149,7 +187,7 @@ def clean(path: str) -> int:
             )
         if answer != errno.ENOTCONN:
             raise MountError(f"{path}: {os.strerror(answer)}")
-        detach(path)
+        detach(mount)
         cleaned += 1
     return cleaned
 

@@ -17,7 +17,6 @@ MS_NOEXEC = 0x8
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
-_MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -49,11 +48,6 @@ def bind(source: str, target: str) -> None:
 def tmpfs(target: str) -> None:
     """An empty file system of our own on ``target``."""
     mount("imafs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
-
-
-def detach(target: str) -> None:
-    """Lazy unmount of the topmost mount on ``target``."""
-    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), target)
 
 
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:

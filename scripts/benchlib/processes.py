@@ -136,8 +136,8 @@ class Server(Process):
         """Ends the server; unmounts where it has not."""
         super().close()
         path = mountinfo.resolve(self.mount)
-        while mountinfo.top(path) is not None:
-            mountinfo.detach(path)
+        while (mount := mountinfo.top(path)) is not None:
+            mountinfo.detach(mount)
 
     def rss(self) -> int:
         """VmRSS in bytes."""

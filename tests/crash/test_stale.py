@@ -7,6 +7,7 @@ mounts that are another test's business.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,9 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import Daemon, alive
+from imafs.cli import stale
+from imafs.fuse import mountinfo
+from tests.crash.test_faults import as_user
+from tests.mount.daemon import Daemon, alive, layers
 from tests.mount.fixtures import Starter
 from tests.support import ROOT, run, wait_for
+
+__all__ = ["as_user"]
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -104,6 +110,27 @@ def test_everything_of_the_dead_and_nothing_of_the_living(start: Starter, tmp_pa
     for daemon in daemons[2:]:
         daemon.generate(3)
         daemon.assert_replays()
+
+
+def test_other_users_have_their_own(
+    start: Starter, as_user: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any user can give a file system our name; root does not go after it unless DIR is named."""
+    place = start.place()
+    os.chown(place.dir, 1000, 1000)
+    place.base.chmod(0o777)
+    prefix = ("env", "--unset=XDG_RUNTIME_DIR", *as_user)
+    start("--tpm", "none", place=place, prefix=prefix, control=False).kill()
+    theirs = mountinfo.top(str(place.dir))
+    assert theirs is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(mountinfo, "mounts", lambda: [theirs])
+        # What a root sees where /etc/fuse.conf has user_allow_other; else it is EACCES.
+        patch.setattr(mountinfo, "probe", lambda path: errno.ENOTCONN)
+        assert list(stale.unmount_dead()) == []
+    told = run([*prefix, sys.executable, "-m", "imafs", "umount", "--stale"], cwd=ROOT).stdout
+    assert f"imafs: unmounted {place.dir}\n" in told
+    assert layers(place.dir) == 0
 
 
 def test_a_start_removes_the_states_of_dead_daemons(start: Starter, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from imafs.fuse import mountinfo
 from tests.mount.daemon import ASCII, BINARY, Daemon, Place, alive, close_dead, imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
@@ -119,6 +120,27 @@ def test_umount_clears_a_dead_mount(daemon: Daemon) -> None:
     imafs("umount", daemon.dir, "--control", daemon.control)
     assert layers(daemon.dir) == 0
     assert imafs("umount", daemon.dir, check=False).returncode == 5
+
+
+def test_a_mount_is_not_its_path(start: Starter) -> None:
+    """Who owns a directory above may turn its name into a link between look and unmount."""
+    place, other = start.place(), start.place()
+    daemon = start("--tpm", "none", place=place)
+    daemon.kill()
+    run(["mount", "-t", "tmpfs", "precious", str(other.dir)])
+    seen = mountinfo.top(str(place.dir))
+    assert seen is not None
+    moved = place.base.rename(f"{place.base}.moved")
+    place.base.symlink_to(other.base)
+    try:
+        with pytest.raises(mountinfo.OutOfReachError, match="covered or gone"):
+            mountinfo.detach(seen)
+        assert layers(other.dir) == 1
+    finally:
+        place.base.unlink()
+        moved.rename(place.base)
+    mountinfo.detach(seen)
+    assert layers(place.dir) == 0
 
 
 def test_a_dead_mount_with_an_open_file(start: Starter) -> None:

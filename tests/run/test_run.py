@@ -175,6 +175,16 @@ def test_securityfs_is_found_where_clients_look(daemon: Daemon) -> None:
     assert daemon.count() == 1  # untouched
 
 
+def test_covered_mounts_outside(daemon: Daemon) -> None:
+    """Another file system lies on the mount, or on a directory above: it cannot be taken out."""
+    for place in (daemon.dir, daemon.place.base):
+        run(["mount", "-t", "tmpfs", "cover", str(place)])
+        assert in_shell(f"ls {SECURITY}") == "ima\nintegrity\n"
+    run(["umount", str(daemon.place.base)])
+    run(["umount", str(daemon.dir)])
+    assert daemon.count() == 1
+
+
 def test_boot_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(os.urandom(10000))
