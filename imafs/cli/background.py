@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import tempfile
@@ -57,10 +58,22 @@ def _default_log(directory: str) -> Path | None:
     try:
         socket = paths.default_socket(directory)
         paths.prepare_directory(socket.parent)
-        if paths.listener(socket) is not None:
+        if paths.listener(socket) is not None or _is_served(directory):
             return None  # its log is in use, and a second daemon will be refused
         path = socket.with_suffix(".log")
         path.unlink(missing_ok=True)
     except (ControlError, OSError):
         return None  # nowhere to log: the daemon has stderr
     return path
+
+
+def _is_served(directory: str) -> bool:
+    """Whether a mount of ours there lives; it may listen at any socket (--control)."""
+    from imafs.fuse import mountinfo
+
+    path = mountinfo.resolve(directory)
+    here = [mount for mount in mountinfo.mounts() if mount.path == path]
+    if not any(mount.ours for mount in here):
+        return False
+    # Covered by another file system: nobody can tell.
+    return not here[-1].ours or mountinfo.probe(path) != errno.ENOTCONN

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from imafs.control import paths
 from imafs.fuse import mountinfo
 from tests.mount.daemon import ASCII, BINARY, Daemon, alive, close_dead, gone, imafs, layers
 from tests.mount.fixtures import Starter
@@ -211,6 +212,23 @@ def test_background_gives_the_error_and_its_status(start: Starter) -> None:
     result = imafs("mount", "--background", place.dir, check=False)
     assert (result.returncode, result.stdout) == (5, "")
     assert result.stderr.startswith(f"imafs: {place.dir}: is not empty")
+
+
+def test_background_leaves_the_log_of_the_living_alone(start: Starter) -> None:
+    """Whatever socket that one listens at."""
+    place = start.place()
+    control = place.base / "control"
+    log = paths.default_socket(place.dir).with_suffix(".log")
+    try:
+        imafs("mount", place.dir, "--background", "--control", control)
+        before = log.stat().st_ino
+        result = imafs("mount", place.dir, "--background", check=False)
+        assert result.returncode == 5
+        assert "another imafs is mounted here" in result.stderr
+        assert log.stat().st_ino == before
+    finally:
+        imafs("umount", place.dir, "--control", control, check=False)
+        log.unlink(missing_ok=True)
 
 
 # What is refused
