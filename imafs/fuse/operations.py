@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""FUSE handlers: a few lines each, every one inside the same error boundary."""
+"""FUSE handlers: a few lines each, every one inside the same error boundary.
+
+Those that refuse whatever they are asked are in :mod:`imafs.fuse.refusals`.
+"""
 
 from __future__ import annotations
 
 import errno
-import functools
-import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pyfuse3
 from pyfuse3 import (
@@ -25,12 +26,11 @@ from pyfuse3 import (
     RequestContext,
     SetattrFields,
     StatvfsData,
-    XAttrNameT,
 )
 
 from imafs.engine.emulator import Emulator
 from imafs.engine.running import Boot
-from imafs.errors import ImafsError
+from imafs.fuse.boundary import boundary
 from imafs.fuse.caller import has_sys_admin
 from imafs.fuse.extras import Extra, ExtraHandle
 from imafs.fuse.handles import (
@@ -41,38 +41,10 @@ from imafs.fuse.handles import (
     RequestHandle,
     TextHandle,
 )
+from imafs.fuse.refusals import Refusals
 from imafs.fuse.tree import Inodes, Node, Tree
 from imafs.kernel.access import Holder, Opening, Role
 from imafs.kernel.profiles import Kind
-
-log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def boundary(
-    handler: Callable[P, Coroutine[Any, Any, R]],
-) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Any exception but FUSEError ends the daemon (measured), so none gets past this.
-
-    Errors of ours become their errno; everything else is a bug of ours: traceback in
-    the log, EIO for that one call.
-    """
-
-    @functools.wraps(handler)
-    async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await handler(*args, **kwargs)
-        except FUSEError:
-            raise
-        except ImafsError as error:
-            raise FUSEError(error.errno) from None
-        except Exception:
-            log.exception("%s failed: EIO for this call", handler.__name__)
-            raise FUSEError(errno.EIO) from None
-
-    return guarded
 
 
 class Opened(NamedTuple):
@@ -83,7 +55,7 @@ class Opened(NamedTuple):
     names: list[str]
 
 
-class ImaOperations(pyfuse3.Operations):
+class ImaOperations(Refusals):
     """The IMA directory of one emulator."""
 
     supports_dot_lookup = False
@@ -355,79 +327,9 @@ class ImaOperations(pyfuse3.Operations):
             await self._emulator.trouble.closed(opened.names)
 
     @boundary
-    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        raise FUSEError(errno.EINVAL)
-
-    @boundary
     async def flush(self, fh: FileHandleT) -> None:
         # One per close() of any duplicate: not the end of the open file.
         return None
-
-    # What securityfs refuses (observed)
-
-    @boundary
-    async def create(
-        self,
-        parent_inode: InodeT,
-        name: FileNameT,
-        mode: ModeT,
-        flags: FlagT,
-        ctx: RequestContext,
-    ) -> tuple[FileInfo, EntryAttributes]:
-        raise FUSEError(errno.EACCES)
-
-    @boundary
-    async def mknod(
-        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
-    ) -> EntryAttributes:
-        # Regular files by ->create, which securityfs lacks (EACCES), others by ->mknod.
-        raise FUSEError(errno.EACCES if stat.S_ISREG(mode) else errno.EPERM)
-
-    @boundary
-    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        return []
-
-    @boundary
-    async def mkdir(
-        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
-    ) -> EntryAttributes:
-        raise FUSEError(errno.EPERM)
-
-    @boundary
-    async def symlink(
-        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
-    ) -> EntryAttributes:
-        raise FUSEError(errno.EPERM)
-
-    @boundary
-    async def link(
-        self,
-        inode: InodeT,
-        new_parent_inode: InodeT,
-        new_name: FileNameT,
-        ctx: RequestContext,
-    ) -> EntryAttributes:
-        raise FUSEError(errno.EPERM)
-
-    @boundary
-    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        raise FUSEError(errno.EPERM)
-
-    @boundary
-    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        raise FUSEError(errno.EPERM)
-
-    @boundary
-    async def rename(
-        self,
-        parent_inode_old: InodeT,
-        name_old: FileNameT,
-        parent_inode_new: InodeT,
-        name_new: FileNameT,
-        flags: FlagT,
-        ctx: RequestContext,
-    ) -> None:
-        raise FUSEError(errno.EPERM)
 
 
 def _is_policy(node: Node) -> bool:

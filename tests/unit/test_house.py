@@ -71,7 +71,7 @@ BROAD_EXCEPTS: dict[str, str] = {
     "imafs/control/directing.py": "a bug in a step's operation is told, as in one of a client",
     "imafs/control/server.py": "a bug in one verb answers EIO and must not end the daemon",
     "imafs/sources/watch/listener.py": "an event without an answer would freeze who opens",
-    "imafs/fuse/operations.py": "pyfuse3 ends the daemon at anything but FUSEError: EIO instead",
+    "imafs/fuse/boundary.py": "pyfuse3 ends the daemon at anything but FUSEError: EIO instead",
 }
 
 MAX_LINES = 450
