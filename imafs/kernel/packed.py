@@ -267,15 +267,24 @@ class PackedList:
         number = bisect_right(offsets, inside) - 1
         return self._records[low] + number - self._first, inside - offsets[number]
 
+    def _wider(self, view: View) -> int:
+        """How much longer a record is than its SHA-1 form."""
+        return (self._widths[view.bank] - 20) * (2 if view.ascii else 1)
+
+    def may_have_pages(self, view: View) -> bool:
+        """False when no record has as many bytes as a page."""
+        most = self._most_text if view.ascii else self._most
+        return most + self._wider(view) >= 4096
+
     def longest(self, view: View, end: int) -> int:
         """Size of the longest of the records before index ``end``, to segment precision.
 
         For seq_file's buffer, which doubles for a record that does not fit: exact
         where the answer matters only as a comparison with a whole page.
         """
-        wider = (self._widths[view.bank] - 20) * (2 if view.ascii else 1)
-        if (self._most_text if view.ascii else self._most) + wider < 4096:
+        if not self.may_have_pages(view):
             return 0
+        wider = self._wider(view)
         last = self._first + end if self._segments else 0
         best = 0
         for at, segment in enumerate(self._segments):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from itertools import pairwise
 
 from imafs.kernel.layout import View
 from imafs.kernel.packed import PackedList
@@ -91,13 +92,14 @@ class SeqFile:
             offsets = run.offsets
             start = offsets[first]
             count = len(offsets) - 1
-            while left + len(rest) == size and offsets[first + 1] - start >= self._size:
-                self._size *= 2
             end, last = offsets[count], count
             if end - start > left:
                 end = start + left
                 last = bisect_left(offsets, end, first + 1)
                 self._rest = _slice(run, end, offsets[last])
+            if records.may_have_pages(self._view):
+                # In a kernel each of them was in the buffer, alone if need be.
+                self._hold(max(b - a for a, b in pairwise(offsets[first : last + 1])))
             pieces.append(_slice(run, start, end))
             self._index += last - first
             left -= end - start
@@ -122,9 +124,7 @@ class SeqFile:
             return b""
         run, first = found
         start = run.offsets[first]
-        # The kernel's buffer must not become quite full: count == size means overflow.
-        while run.offsets[first + 1] - start >= self._size:
-            self._size *= 2
+        self._hold(run.offsets[first + 1] - start)
         limit = self._size - 1
         pieces: list[Bytes] = []
         total = 0
@@ -155,6 +155,12 @@ class SeqFile:
         self._rest = view[want:]
         return view[:want]
 
+    def _hold(self, longest: int) -> None:
+        """Grow the buffer for a record of so many bytes."""
+        # It must not become quite full: count == size means overflow.
+        while longest >= self._size:
+            self._size *= 2
+
     def _traverse(self, position: int) -> None:
         self._rest = b""
         self._index = 0
@@ -163,9 +169,7 @@ class SeqFile:
         records = self._source()
         index, inside = records.locate(self._view, position)
         # traverse() renders every record on its way, so each of them grows the buffer.
-        longest = records.longest(self._view, index + (1 if inside else 0))
-        while longest >= self._size:
-            self._size *= 2
+        self._hold(records.longest(self._view, index + (1 if inside else 0)))
         self._index = index
         if inside:
             found = records.run(self._view, index)

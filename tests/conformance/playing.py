@@ -48,16 +48,19 @@ class Difference:
         )
 
 
-def play(emulator: Emulator, script: str, *, deadline: float = 120) -> str:
+def play(
+    emulator: Emulator, script: str, *, deadline: float = 120, algorithm: str = "sha256"
+) -> str:
     """Run a script against the emulator and return its answers.
 
     Files of the script are made below the emulator's home, and measured under the
-    script's own names.
+    script's own names with the hash ``algorithm``.
     """
     files = emulator.home / "files"
     files.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "tests.conformance.probe", str(emulator.ima)]
     command += ["--control", emulator.control, "--files", str(files)]
+    command += ["--hash", algorithm]
     result = run(command, stdin=script, deadline=deadline, cwd=ROOT)
     assert not result.stderr, f"probe wrote on stderr: {result.stderr}"
     return result.stdout
@@ -70,7 +73,8 @@ def directory_for(emulator: Emulator, path: str) -> Path:
     return directory
 
 
-def _split(line: str | None) -> tuple[str, str]:
+def split(line: str | None) -> tuple[str, str]:
+    """Call (without indentation) and answer of a line of answers."""
     if line is None:
         return NEVER, NEVER
     call, arrow, answer = line.partition(ARROW)
@@ -92,8 +96,8 @@ def compare(
     for number, (theirs, ours) in enumerate(lines, 1):
         if theirs == ours:
             continue
-        call, their_answer = _split(theirs)
-        our_call, our_answer = _split(ours)
+        call, their_answer = split(theirs)
+        our_call, our_answer = split(ours)
         known = [d for d in table if d.explains(call, their_answer, our_answer)]
         if call == our_call and known:
             used.update(known)

@@ -9,15 +9,14 @@ that were deleted unread are known to be the kernel's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.conformance import differences, recordings
-from tests.conformance.oracle import BANKS, EMPTY, QUESTIONS, questions
-from tests.conformance.playing import compare, directory_for, play
-from tests.emulator import Emulator
+from tests.conformance.oracle import QUESTIONS, questions
+from tests.conformance.playing import compare
+from tests.conformance.runs import Run, play_all
 from tests.support import unmet
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
@@ -28,46 +27,14 @@ SESSIONS = [(folder, sizes) for folder in QUESTIONS for sizes in ("zero", "actua
 ASKED = [(folder, sizes, name) for folder, sizes in SESSIONS for name in questions(folder)]
 
 
-@dataclass
-class Run:
-    """One emulator's way through a folder: by question its answers and then PCR 10 (sha256);
-    all lists and PCRs at the end. ``broken`` says why it ended early, ``readahead`` that
-    the emulator could not switch it off.
-    """
-
-    answers: dict[str, str] = field(default_factory=dict)
-    pcr10: dict[str, bytes] = field(default_factory=dict)
-    end: dict[str, bytes] = field(default_factory=dict)
-    broken: str = ""
-    readahead: bool = False
-
-
 Runs = Callable[[str, str], Run]
 
 
-def play_all(folder: str, sizes: str, directory: Path) -> Run:
+def play_folder(folder: str, sizes: str, directory: Path) -> Run:
     """Play every question of ``folder`` on one emulator with this ``--st-size``."""
-    start = directory / "start.binary"
-    start.write_bytes(RECORDED.files[f"{folder}/start.binary.sha1"])
-    options = ["--load", str(start), "--st-size", sizes, *OPTIONS[QUESTIONS[folder]]]
-    run = Run()
-    try:
-        with Emulator(*options) as emulator:
-            for name, script in questions(folder).items():
-                directory_for(emulator, f"/q/{name}")
-                play(emulator, EMPTY)
-                run.answers[name] = play(emulator, script)
-                run.pcr10[name] = emulator.pcr("sha256")
-            for bank in BANKS:
-                for kind in ("ascii", "binary"):
-                    content = emulator.read(f"{kind}_runtime_measurements_{bank}")
-                    run.end[f"{kind}.{bank}"] = content
-                run.end[f"pcr10.{bank}"] = emulator.pcr(bank)
-            run.readahead = "read_ahead_kb" in emulator.log()
-    except (AssertionError, OSError) as error:
-        # What was answered until then is compared; the rest and the end fail with this.
-        run.broken = f"the run ended here: {error}"
-    return run
+    start = RECORDED.files[f"{folder}/start.binary.sha1"]
+    options = ["--st-size", sizes, *OPTIONS[QUESTIONS[folder]]]
+    return play_all(questions(folder), start, directory, options)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
     def get(folder: str, sizes: str) -> Run:
         if (folder, sizes) not in made:
-            made[folder, sizes] = play_all(folder, sizes, tmp_path_factory.mktemp(folder))
+            made[folder, sizes] = play_folder(folder, sizes, tmp_path_factory.mktemp(folder))
         return made[folder, sizes]
 
     return get

@@ -176,3 +176,14 @@ def test_nothing_asked_is_nothing_read() -> None:
     file = File(200)
     assert file.seq.read(0, 0) == b""
     assert file.seq.read(7, -1) == b""
+
+
+@pytest.mark.parametrize("size", [4096, 8192, 1 << 20])
+def test_a_filled_read_grows_the_buffer_for_each_of_its_records(size: int) -> None:
+    """Asked of 7.2.13: after such reads to the end, one from 0 gives more than a page."""
+    file = File(158, 4200, 300)
+    whole = 158 + 4200 + 300
+    while got := len(file.seq.read(file.position, size, fill=True)):
+        file.position += got
+    assert file.position == whole
+    assert len(file.seq.read(0, 1 << 20)) == whole
