@@ -19,8 +19,10 @@ from tests.conformance.language import Call, number
 from tests.conformance.playing import Difference, split
 
 SEEK = "a kernel looks for the record at lseek, FUSE passes no lseek on: at the next read"
+GROWN = "a kernel's buffer grew for a long record in a call that FUSE does not pass on"
 PINNED = "FUSE wants the reader's memory before it asks for what is to go there"
-BELIEVED = "a seek to just where FUSE's position is looks like going on"
+BELIEVED = "a seek or pread to just where FUSE's position is looks like going on"
+APPENDED = "FUSE sends an O_APPEND write for the end of the file, not for the position"
 
 READS = {"read", "thread-read", "text", "readv", "readall", "chunks"}
 WRITES = {"write", "thread-write", "writev"}
@@ -40,8 +42,10 @@ ALWAYS = (
     Difference("", "mmap ?", "ENODEV", "ok", differences.PRIVATE_MAP),
     Difference("", "epoll ?", "EPERM", "0", differences.EPOLL),
     *(
-        Difference("", f"lseek ? * {where}", "*", "*", differences.SEEK_END)
+        Difference("", f"lseek ? * {where}", kernel, emulator, differences.SEEK_END)
         for where in ("end", "data", "hole")
+        for kernel in ("[0-9]* 0", "-1 EINVAL", "-1 ENXIO")
+        for emulator in ("[0-9]* 0", "-1 EINVAL", "-1 ENXIO")
     ),
     *(
         Difference("", f"{call} *", "mode=*", "mode=*", differences.ST_SIZE, "", True)
@@ -58,11 +62,13 @@ class Description:
     ``believed``, ``skew``: FUSE's position after the last write and the reads that went on
     from there, and how far it was from the kernel's then. ``sought``: the list's changes when
     a seek went somewhere else than 0 and nothing was read yet (None: no such seek);
-    ``grown``: nothing ever was read from there, the kernel's buffer may have grown on the way;
-    ``lost`` is why reads differ, until the next seek.
+    ``grown``: nothing was read from such a place, the kernel's buffer may have grown on the way;
+    ``now``: where the last read or pread ended; ``lost`` is why reads differ, until the next seek.
     """
 
     is_list: bool
+    append: bool
+    now: int = 0
     grown: bool = False
     kernel: int = 0
     fuse: int = 0
@@ -113,8 +119,10 @@ class Explainer:
             self._parent, self._slots = self._slots, dict(self._slots)
         elif verb in ("open", "thread-open", "reopen"):
             self._slots.pop(slot, None)
+            # A file of the script: that may be a violation.
+            self._changes += call.words[2].startswith("/")
             if kernel == "ok":
-                self._slots[slot] = Description(self._is_list(call))
+                self._slots[slot] = Description(self._is_list(call), "a" in call.words[3])
         elif verb == "dup" and description is not None:
             self._slots[call.words[2]] = description
         elif verb in ("close", "thread-close"):
@@ -127,9 +135,11 @@ class Explainer:
             self._written(description, kernel)
         elif verb in READS or verb == "pread":
             return self._read(description, call, kernel, emulator)
-        elif verb == "badread" and kernel == "-1 EFAULT" and description.sought is None:
+        elif verb == "badread" and kernel == "-1 EFAULT":
             # The kernel's buffer is filled, the emulator was not asked.
-            description.sought = self._changes
+            description.grown = True
+            if description.sought is None:
+                description.sought = self._changes
         elif verb == "lseek":
             return self._sought(description, call, kernel, emulator)
         return ""
@@ -144,6 +154,8 @@ class Explainer:
         taken = number(kernel)
         if taken > 0 and description.is_list:
             self._changes += 1
+            if description.append and description.now != description.kernel:
+                description.lost = APPENDED
             description.fuse += taken
             description.believed = description.fuse
             description.skew = description.fuse - description.kernel
@@ -151,19 +163,25 @@ class Explainer:
     def _read(self, d: Description, call: Call, kernel: str, emulator: str) -> str:
         total = re.search(r"total=(\d+)", kernel)
         size = max(0, int(total[1]) if total else number(kernel))
+        longer = d.grown and number(kernel) > number(emulator) > 0
         if call.verb == "pread":
-            at_believed = d.skew and number(call.words[2]) == d.believed
-            if at_believed:
+            if d.skew and number(call.words[2]) == d.believed:
                 d.lost = BELIEVED
-            return BELIEVED if at_believed else ""
-        more = number(kernel) > number(emulator) > 0
-        if (d.sought is not None and d.sought != self._changes) or (d.grown and more):
+                return BELIEVED
+            d.now = number(call.words[2]) + size
+            if d.skew and d.now == d.believed:
+                d.lost = BELIEVED
+            return GROWN if longer else ""
+        if d.sought is not None and d.sought != self._changes:
             d.lost = SEEK
+        elif longer:
+            d.lost = GROWN
         d.sought = None
         if d.fuse == d.believed and not d.lost:
             d.believed += size
         d.kernel += size
         d.fuse += size
+        d.now = d.kernel
         if d.lost:
             return d.lost
         pages = call.verb == "chunks" and not number(call.words[2]) % 4096
@@ -180,6 +198,8 @@ class Explainer:
                 moved = d.kernel + step < 0 <= d.fuse + step == ours
             else:
                 moved = theirs >= 0 and theirs - d.kernel == step == ours - d.fuse
+            # With O_APPEND nobody can tell what the end of the file was for FUSE.
+            moved = moved or (d.append and d.skew > 0 <= ours)
             reason = d.lost or (differences.POSITION if moved else "")
         if ours >= 0 and (step or where != "cur"):
             d.fuse = ours
@@ -195,4 +215,11 @@ class Explainer:
 
 
 #: The reasons of all rules.
-RULES = {d.reason for d in ALWAYS} | {differences.POSITION, differences.FILLED, SEEK, BELIEVED}
+RULES = {d.reason for d in ALWAYS} | {
+    differences.POSITION,
+    differences.FILLED,
+    SEEK,
+    BELIEVED,
+    GROWN,
+    APPENDED,
+}

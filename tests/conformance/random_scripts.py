@@ -407,6 +407,6 @@ class Writer:
         return "".join(f"{line}\n" for line in self.lines)
 
 
-def script(seed: int, name: str, calls: int = 60) -> str:
+def script(seed: int, name: str, calls: int) -> str:
     """The script of a seed; its files are below ``/q/NAME``."""
     return Writer(Random(seed), f"/q/{name}").whole(calls)

@@ -14,20 +14,18 @@ from tests.conformance.random_questions import BOOTS, NAME, STORED, Verdict, jud
 from tests.conformance.random_scripts import script
 from tests.support import unmet
 
-RECORDED = recordings.load(NAME)
-
 
 @cache
 def verdict(kind: str) -> Verdict:
     """One emulator plays all scripts of a boot, in the kernel's order."""
-    kernel = RECORDED.below(kind)
+    kernel = recordings.load(NAME).below(kind)
     names = sorted(name for name in kernel if name.endswith(".script"))
     asked = {name.removesuffix(".script"): kernel[name].decode() for name in names}
-    assert len(asked) == STORED[kind][1]
+    assert len(asked) == len(STORED[kind])
     run = ours(asked, kernel["start.binary.sha1"], BOOTS[kind], "actual")
     if run.readahead:
         unmet(["read_ahead_kb of a FUSE mount cannot be written here"])
-    return judge(kernel, run)
+    return judge(BOOTS[kind], kernel, run)
 
 
 @pytest.mark.root
@@ -52,8 +50,8 @@ def test_every_rule_explains_something() -> None:
 
 
 def test_a_seed_is_a_script() -> None:
-    assert script(7, "x") == script(7, "x") != script(8, "x")
-    assert set(random_questions.scripts(9, 3)) == {"r9", "r10", "r11"}
+    assert script(7, "x", 50) == script(7, "x", 50) != script(8, "x", 50)
+    assert set(random_questions.scripts(BOOTS["plain"], range(9, 12))) == {"r9", "r10", "r11"}
 
 
 START = "open a ascii_runtime_measurements_staged rw -> ok\n"

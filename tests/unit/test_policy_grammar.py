@@ -254,3 +254,14 @@ def test_numbers_that_do_not_fit() -> None:
     with pytest.raises(Refused) as caught:
         parse(b"measure fsmagic=0x10000000000000000\n")
     assert caught.value.errno == errno.ERANGE
+
+
+@pytest.mark.parametrize("func", ["CRITICAL_DATA", "KEY_CHECK", "SETXATTR_CHECK"])
+def test_a_magic_of_zero_is_given_too(func: str) -> None:
+    """Asked of 7.2.13: ``fsmagic=0 measure func=CRITICAL_DATA`` is EINVAL."""
+    action = "appraise" if func == "SETXATTR_CHECK" else "measure"
+    rest = " appraise_algos=sha256" if func == "SETXATTR_CHECK" else ""
+    parse(f"{action} func={func}{rest}\n".encode())
+    with pytest.raises(Refused) as caught:
+        parse(f"{action} func={func} fsmagic=0{rest}\n".encode())
+    assert caught.value.errno == errno.EINVAL

@@ -45,7 +45,7 @@ _BUFFERS = ("KEXEC_CMDLINE", "KEY_CHECK", "CRITICAL_DATA")
 
 def check(rule: Rule) -> None:
     """Raises :class:`Refused` (EINVAL) for a combination that the kernel refuses."""
-    has = {name for name in _CHECKED if getattr(rule, name) not in (None, (), False)}
+    has = {name for name in _CHECKED if _given(getattr(rule, name))}
     if rule.pcr is not None and rule.action is not Action.MEASURE:
         raise _invalid("pcr: only with measure")
     if rule.action is not Action.APPRAISE and has & _APPRAISING:
@@ -63,6 +63,11 @@ def check(rule: Rule) -> None:
         raise _invalid("func=SETXATTR_CHECK: only with appraise and appraise_algos")
     if rule.action is Action.APPRAISE and rule.verity and not rule.signature:
         raise _invalid("digest_type=verity: appraising it takes a signature")
+
+
+def _given(value: object) -> bool:
+    # By identity: 0 is a value (fsmagic=0, pcr=0), and equal to False.
+    return value is not None and value is not False and value != ()
 
 
 def _names(options: set[str] | frozenset[str]) -> str:
