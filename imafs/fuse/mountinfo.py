@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imafs.errors import MountError
+from imafs.formats import mounttable
 
 FSNAME = "securityfs"
 SUBTYPE = "imafs"
 _MNT_DETACH = 2
+_OWNER = re.compile(rb"(?:^|,)user_id=(\d+)")
 #: Seconds that a mount of ours gets to answer before it counts as hung.
 _ANSWER = 2.0
 
@@ -32,7 +34,7 @@ class OutOfReachError(MountError):
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of /proc/self/mountinfo (proc(5)); ``owner``: uid of who made a FUSE mount."""
+    """A line of /proc/self/mountinfo; ``owner``: uid of who made a FUSE mount."""
 
     number: int
     path: str
@@ -47,35 +49,21 @@ class Mount:
         return self.fstype == f"fuse.{SUBTYPE}" and self.source == FSNAME
 
 
-def _unescape(text: str) -> str:
-    raw = re.sub(
-        rb"\\([0-7]{3})",
-        lambda m: bytes((int(m.group(1), 8),)),
-        text.encode(errors="surrogateescape"),
-    )
-    return os.fsdecode(raw)
-
-
 def mounts() -> list[Mount]:
     """All mounts, in order: of several at one place the last is on top."""
     found = []
-    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
-        for line in file:
-            left, _, right = line.rstrip("\n").partition(" - ")
-            fstype, source, *options = right.split(" ")
-            fields = left.split(" ")
-            minor = int(fields[2].partition(":")[2])
-            owner = re.search(r"(?:^|,)user_id=(\d+)", options[-1]) if options else None
-            found.append(
-                Mount(
-                    int(fields[0]),
-                    _unescape(fields[4]),
-                    fstype,
-                    _unescape(source),
-                    minor,
-                    int(owner[1]) if owner else None,
-                )
+    for row in mounttable.rows(Path("/proc/self/mountinfo").read_bytes()):
+        owner = _OWNER.search(row.options)
+        found.append(
+            Mount(
+                row.number,
+                os.fsdecode(row.point),
+                row.kind,
+                os.fsdecode(row.source),
+                int(row.device.partition(b":")[2]),
+                int(owner[1]) if owner else None,
             )
+        )
     return found
 
 

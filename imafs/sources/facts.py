@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imafs.errors import Refused
+from imafs.formats.mounttable import rows
 from imafs.kernel.policy.match import Access
 from imafs.kernel.policy.rules import MAY_EXEC, MAY_READ
 
@@ -121,22 +122,20 @@ def _magic(descriptor: int) -> int:
     return kind & 0xFFFFFFFF
 
 
-def _mount_id(descriptor: int) -> bytes:
+def _mount_id(descriptor: int) -> int:
     with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
         for line in file:
             if line.startswith(b"mnt_id:"):
-                return line.split()[1]
+                return int(line.split()[1])
     raise OSError(errno.ENODATA, "/proc/self/fdinfo has no mnt_id")
 
 
-def _type(mount_id: bytes) -> tuple[str, str]:
+def _type(mount_id: int) -> tuple[str, str]:
     """Type and subtype of a mount of ours; empty where it is in nobody's table (a pipe)."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            if line.split(b" ", 1)[0] == mount_id:
-                kind = line.partition(b" - ")[2].split(b" ", 1)[0]
-                name, _, subtype = os.fsdecode(kind).partition(".")
-                return name, subtype
+    for row in rows(Path("/proc/self/mountinfo").read_bytes()):
+        if row.number == mount_id:
+            name, _, subtype = row.kind.partition(".")
+            return name, subtype
     return "", ""
 
 

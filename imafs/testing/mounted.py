@@ -19,6 +19,7 @@ from typing import Protocol
 
 from imafs.control.client import ControlClient
 from imafs.errors import MountError
+from imafs.formats import mounttable
 
 START = 30.0
 STOP = 15.0
@@ -113,8 +114,8 @@ class Mounted:
         assert self._process.stdout is not None
         self._process.stdout.close()
         mountpoint = self._home / "ima"
-        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-        if f" {mountpoint} " in mounts:
+        mounts = mounttable.rows(Path("/proc/self/mountinfo").read_bytes())
+        if any(mount.point == os.fsencode(mountpoint) for mount in mounts):
             subprocess.run(["umount", "--lazy", mountpoint], check=False, timeout=STOP)
         shutil.rmtree(self._home)
         return f"{problem}; its log: {log}" if problem else None

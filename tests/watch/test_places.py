@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from imafs.sources.watch.places import Places, below, holding, parse, submounts
+from imafs.formats.mounttable import rows
+from imafs.sources.watch.places import Places, below, holding, submounts
 
 MOUNTINFO = rb"""21 1 8:1 / / rw - ext4 /dev/sda1 rw
 22 21 0:20 / /proc rw - proc proc rw
@@ -43,16 +44,8 @@ def test_below(path: bytes, root: bytes, answer: bool) -> None:
     assert below(path, root) is answer
 
 
-def test_parse() -> None:
-    mounts = parse(MOUNTINFO)
-    assert [mount.number for mount in mounts] == [21, 22, 30, 31, 32, 33, 34, 35, 36]
-    assert mounts[6].point == b"/with space\\"
-    assert mounts[7].kind == "fuse.thing"
-    assert (mounts[4].device, mounts[4].root) == (b"8:2", b"/in/sub")
-
-
 def test_holding() -> None:
-    mounts = parse(MOUNTINFO)
+    mounts = list(rows(MOUNTINFO))
     for path, number in ((b"/x", 21), (b"/srv/in/data/x", 31), (b"/srv", 36), (b"/srvx", 21)):
         found = holding(mounts, path)
         assert found is not None

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from os import O_ACCMODE, O_APPEND, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY
 
+from imafs.kernel.policy.rules import MAY_APPEND, MAY_EXEC, MAY_READ, MAY_WRITE
 from imafs.sources.watch.opener import Way
 
-MAY_EXEC, MAY_WRITE, MAY_READ, MAY_APPEND = 1, 2, 4, 8
 _MODES = {O_RDONLY: MAY_READ, O_WRONLY: MAY_WRITE, O_RDWR: MAY_READ | MAY_WRITE}
 
 Hook = tuple[str, int]

@@ -9,30 +9,9 @@ below a watched path, so directories are compared by file system and path in it.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of /proc/self/mountinfo. ``device`` is ``major:minor``, ``root`` the path in
-    the file system that is mounted, ``options`` those of the file system."""
-
-    number: int
-    device: bytes
-    root: bytes
-    point: bytes
-    kind: str
-
-    def inside(self, path: bytes) -> bytes | None:
-        """``path`` (below this mount) as a path in the file system; None: not below."""
-        if not below(path, self.point):
-            return None
-        rest = path[len(self.point) :] if self.point != b"/" else path
-        return (self.root.rstrip(b"/") + b"/" + rest.lstrip(b"/")).rstrip(b"/") or b"/"
+from imafs.formats.mounttable import Row, rows
 
 
 def below(path: bytes, root: bytes) -> bool:
@@ -40,23 +19,15 @@ def below(path: bytes, root: bytes) -> bool:
     return path == root or root == b"/" or path.startswith(root + b"/")
 
 
-def parse(mountinfo: bytes) -> list[Mount]:
-    """The mounts in their order: of two on one point the later one is on top."""
-    mounts = []
-    for line in mountinfo.splitlines():
-        words = line.split(b" ")
-        kind = words[words.index(b"-") + 1]
-        mounts.append(
-            Mount(int(words[0]), words[2], _plain(words[3]), _plain(words[4]), os.fsdecode(kind))
-        )
-    return mounts
+def inside(mount: Row, path: bytes) -> bytes | None:
+    """``path`` (below ``mount``) as a path in the file system; None: not below."""
+    if not below(path, mount.point):
+        return None
+    rest = path[len(mount.point) :] if mount.point != b"/" else path
+    return (mount.root.rstrip(b"/") + b"/" + rest.lstrip(b"/")).rstrip(b"/") or b"/"
 
 
-def _plain(text: bytes) -> bytes:
-    return _ESCAPE.sub(lambda match: bytes((int(match[1], 8),)), text)
-
-
-def holding(mounts: Iterable[Mount], path: bytes) -> Mount | None:
+def holding(mounts: Iterable[Row], path: bytes) -> Row | None:
     """The mount that ``path`` is on."""
     found = None
     for mount in mounts:
@@ -70,7 +41,7 @@ class Places:
 
     def __init__(self) -> None:
         self.roots: tuple[bytes, ...] = ()
-        self._mounts: dict[int, Mount] = {}
+        self._mounts: dict[int, Row] = {}
         self._inside: dict[bytes, list[tuple[bytes, bytes]]] = {}
 
     def update(
@@ -78,13 +49,13 @@ class Places:
     ) -> None:
         """Takes other paths, or a newer table of mounts; ``files`` are no directories."""
         self.roots = tuple(roots)
-        mounts = parse(mountinfo)
+        mounts = list(rows(mountinfo))
         self._mounts = {mount.number: mount for mount in mounts}
         self._inside = {}
         for root in self.roots:
             on = holding(mounts, root)
             for mount in ([on] if on is not None else []) + submounts(mounts, root):
-                at = mount.root if mount is not on else mount.inside(root)
+                at = mount.root if mount is not on else inside(mount, root)
                 assert at is not None
                 # The directory of a watched file is not ignored either.
                 kept = os.path.dirname(at) if root in files else at
@@ -100,7 +71,7 @@ class Places:
         False for a mount that is not in the table: of another mount namespace, or newer.
         """
         mount = self._mounts.get(number)
-        at = None if mount is None else mount.inside(directory)
+        at = None if mount is None else inside(mount, directory)
         if mount is None or at is None:
             return False
         return not any(
@@ -108,6 +79,6 @@ class Places:
         )
 
 
-def submounts(mounts: Iterable[Mount], root: bytes) -> list[Mount]:
+def submounts(mounts: Iterable[Row], root: bytes) -> list[Row]:
     """The mounts on points below ``root`` (not on it)."""
     return [mount for mount in mounts if mount.point != root and below(mount.point, root)]

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from imafs.errors import FileError, Refused
+from imafs.formats.mounttable import Row, rows
 from imafs.sources import facts
 from imafs.sources.watch import places, wire
 
@@ -29,7 +30,7 @@ def resolve(path: str, leave: bytes) -> bytes:
         os.stat(real)
     except OSError as error:
         raise FileError(path, error) from None
-    mounts = places.parse(Path("/proc/self/mountinfo").read_bytes())
+    mounts = list(rows(Path("/proc/self/mountinfo").read_bytes()))
     on = places.holding(mounts, os.fsencode(real))
     if on is not None and on.kind in _NEVER:
         raise Refused(errno.EINVAL, f"{path} is on {on.kind}, which cannot be watched")
@@ -38,7 +39,7 @@ def resolve(path: str, leave: bytes) -> bytes:
     return os.fsencode(real)
 
 
-def _devices(mounts: Iterable[places.Mount], point: bytes) -> set[bytes]:
+def _devices(mounts: Iterable[Row], point: bytes) -> set[bytes]:
     return {mount.device for mount in mounts if mount.point == point and mount.point != b"/"}
 
 
@@ -48,7 +49,7 @@ def survey(
     """One directory (or file) per file system that ``paths`` concern, paths first, and what
     rules ask of each. ``leave`` is the emulator's own mountpoint: a kernel's policies leave
     securityfs out as well, and each look at the list would make it longer."""
-    mounts = places.parse(Path("/proc/self/mountinfo").read_bytes())
+    mounts = list(rows(Path("/proc/self/mountinfo").read_bytes()))
     wanted = dict.fromkeys(paths)
     own = _devices(mounts, leave)
     points = list(wanted)
