@@ -228,11 +228,11 @@ async def _measure(emulator: Emulator, paths_: list[str]) -> None:
     names = await trio.to_thread.run_sync(lambda: list(files.walk(paths_)))
     measured = 0
     for name in names:
-        decision = await judging.judge(emulator, name, judging.root_read)
-        if not decision.measure:
+        judged = await judging.judge(emulator, name, judging.root_read)
+        if judged.measurement is None:
             continue
-        measurement = await judging.examine(emulator, name, decision)
-        emulator.append(emulator.record(measurement, decision.template, decision.pcr))
+        decision = judged.decision
+        emulator.append(emulator.record(judged.measurement, decision.template, decision.pcr))
         measured += 1
     await emulator.wait_extended(emulator.queue.totals.added, 60.0)
     log.info("measured %d files of %d", measured, len(names))

@@ -119,15 +119,15 @@ class Verbs:
         emulator = self._emulator
         given = _raw(name) if isinstance(name, str) else None
         try:
-            decision = await judging.judge(emulator, path, how.access)
-            said = {"path": path} | uses.explained(decision, how.explain)
-            if not decision.measure:
-                return None, said
-            measurement = await judging.examine(emulator, path, decision, given)
+            judged = await judging.judge(emulator, path, how.access, given)
         except Refused as refused:
             if alone:
                 raise
             return None, _refused(path, refused)
+        decision, measurement = judged.decision, judged.measurement
+        said = {"path": path} | uses.explained(decision, how.explain)
+        if measurement is None:
+            return None, said
         receipt = emulator.append(emulator.record(measurement, decision.template, decision.pcr))
         digest = f"{measurement.algorithm.name}:{measurement.digest.hex()}"
         return receipt, said | {"digest": digest}

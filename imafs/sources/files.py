@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """Files of this machine as IMA would measure them.
 
-Blocking: call :func:`examine` in a thread. Source of the fields: Linux 7.3
+Blocking: call it in a thread. Source of the fields: Linux 7.3
 ima_template_lib.c (signature and xattrs from ``security.ima``/``security.evm``).
 """
 
@@ -23,40 +23,26 @@ _SIGNATURE = 0x03
 _EVM_PORTABLE = 0x05
 
 
-def examine(
-    path: str, algorithm: HashAlgorithm, *, name: bytes | None = None, want_sha1: bool = False
-) -> Measurement:
-    """Hashes ``path`` and collects what templates may ask for.
-
-    Raises :class:`Refused` with the errno of the failing call; only regular files
-    are measured (EINVAL), as IMA does.
-    """
-    try:
-        # O_NONBLOCK: opening a fifo without a writer would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            measured = os.fsencode(path) if name is None else name
-            return describe(descriptor, measured, algorithm, want_sha1=want_sha1)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        code = error.errno or errno.EIO
-        raise Refused(code, f"{path}: {os.strerror(code)}") from None
-
-
 def describe(
-    descriptor: int, name: bytes, algorithm: HashAlgorithm, *, want_sha1: bool = False
+    descriptor: int,
+    name: bytes,
+    algorithm: HashAlgorithm,
+    *,
+    want_sha1: bool = False,
+    content: bytes | None = None,
 ) -> Measurement:
-    """The same of an open file, read from where its descriptor stands.
+    """Hashes an open file from where its descriptor stands, or ``content`` that was read of it.
 
-    Raises :class:`Refused` (EINVAL) for what is no regular file, and OSError.
+    Also collects what templates may ask for. Raises :class:`Refused` (EINVAL) for what is no
+    regular file, as IMA measures no other, and OSError.
     """
     info = os.fstat(descriptor)
     if not stat.S_ISREG(info.st_mode):
         raise Refused(errno.EINVAL, f"{os.fsdecode(name)} is not a regular file")
     main = algorithm.constructor()()
     sha1 = SHA1.constructor()() if want_sha1 and algorithm is not SHA1 else None
-    while chunk := os.read(descriptor, _CHUNK):
+    chunks = iter(lambda: os.read(descriptor, _CHUNK), b"") if content is None else (content,)
+    for chunk in chunks:
         main.update(chunk)
         if sha1 is not None:
             sha1.update(chunk)

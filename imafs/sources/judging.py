@@ -5,28 +5,89 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import trio
 
+from imafs import disk
+from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.errors import Refused
 from imafs.formats.fields import Measurement
-from imafs.kernel.policy.match import UNCONDITIONAL, Access, Decision
+from imafs.kernel.policy.match import UNCONDITIONAL, Access, Decision, Policy
 from imafs.kernel.policy.rules import MAY_READ
 from imafs.sources import facts, files
 
+#: Bytes of a policy file.
+MOST_POLICY = 64 << 20
 
-async def judge(emulator: Emulator, path: str, access: Callable[[facts.Facts], Access]) -> Decision:
-    """What the policy says about one use of ``path``, the access that its facts make.
 
-    Nothing of the file is looked at while no policy is active. Raises :class:`Refused`.
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One use of a file; ``measurement`` None: it is not measured."""
+
+    decision: Decision
+    measurement: Measurement | None
+
+
+class Judge:
+    """What judges and measures the uses of a moment: the policy, and how to hash.
+
+    Blocking: use it in a thread. Facts, content and digest are of one open file each.
     """
-    if emulator.policy is None:
-        return UNCONDITIONAL
-    return emulator.judge(access(await trio.to_thread.run_sync(facts.of_path, path)))
+
+    def __init__(self, policy: Policy | None, config: EmulatorConfig) -> None:
+        self._policy = policy
+        self._config = config
+
+    def use(
+        self, path: str, access: Callable[[facts.Facts], Access], name: bytes | None = None
+    ) -> Judged:
+        """One use of ``path``, the access that its facts make. Raises :class:`Refused`."""
+        try:
+            with disk.opened(path) as descriptor:
+                decision = self._decide(descriptor, access)
+                named = os.fsencode(path) if name is None else name
+                return self._measured(decision, descriptor, named)
+        except OSError as error:
+            raise _refused(path, error) from None
+
+    def policy_file(self, path: bytes) -> tuple[bytes, Judged]:
+        """A file of rules and the use that reading it is. Raises :class:`Refused`.
+
+        As in ``ima_post_read_file`` the digest is of the very bytes that were read.
+        """
+        name = os.fsdecode(path)
+        try:
+            with disk.opened(path) as descriptor:
+                content = disk.content(descriptor, MOST_POLICY)
+                if not content:
+                    raise Refused(errno.EINVAL, f"{name} is empty")
+                if self._policy is None:
+                    return content, Judged(UNCONDITIONAL, None)
+                decision = self._decide(descriptor, _root_policy)
+                return content, self._measured(decision, descriptor, _opened(descriptor), content)
+        except OSError as error:
+            raise _refused(name, error) from None
+
+    def _decide(self, descriptor: int, access: Callable[[facts.Facts], Access]) -> Decision:
+        # Nothing of the file is looked at while no policy is active.
+        if self._policy is None:
+            return UNCONDITIONAL
+        return self._policy.decide(access(facts.of_descriptor(descriptor)))
+
+    def _measured(
+        self, decision: Decision, descriptor: int, name: bytes, content: bytes | None = None
+    ) -> Judged:
+        if not decision.measure:
+            return Judged(decision, None)
+        want_sha1 = (decision.template or self._config.template).has("d")
+        measurement = files.describe(
+            descriptor, name, self._config.algorithm, want_sha1=want_sha1, content=content
+        )
+        return Judged(decision, measurement)
 
 
 def root_read(found: facts.Facts) -> Access:
@@ -38,48 +99,43 @@ def _root_policy(found: facts.Facts) -> Access:
     return facts.access("POLICY_CHECK", MAY_READ, facts.User(), found)
 
 
-async def examine(
-    emulator: Emulator, path: str, decision: Decision, name: bytes | None = None
-) -> Measurement:
-    """Hashes ``path`` for the template that ``decision`` asks for. Raises :class:`Refused`."""
-    config = emulator.config
-    template = decision.template or config.template
-    return await trio.to_thread.run_sync(
-        partial(files.examine, path, config.algorithm, name=name, want_sha1=template.has("d"))
-    )
+def _opened(descriptor: int) -> bytes:
+    """The path that was opened, through links, as ``ima_d_path`` tells it."""
+    name = os.readlink(os.fsencode(f"/proc/self/fd/{descriptor}"))
+    # Only d_path says so, not d_absolute_path, which a kernel takes here.
+    return name if os.fstat(descriptor).st_nlink else name.removesuffix(b" (deleted)")
+
+
+async def judge(
+    emulator: Emulator,
+    path: str,
+    access: Callable[[facts.Facts], Access],
+    name: bytes | None = None,
+) -> Judged:
+    """One use of ``path`` under the policy of this moment. Raises :class:`Refused`."""
+    use = partial(Judge(emulator.policy, emulator.config).use, path, access, name)
+    return await trio.to_thread.run_sync(use, abandon_on_cancel=True)
 
 
 async def read_policy(emulator: Emulator, path: bytes) -> bytes:
     """A policy file as ``kernel_read_file_from_path`` reads it, in the daemon's own root.
 
     It is measured where the policy has POLICY_CHECK. Raises :class:`Refused`: the open's
-    errno, EINVAL for what is no regular file or empty.
+    errno, EINVAL for what is no regular file or empty, EFBIG above :data:`MOST_POLICY`,
+    ENODEV where another kernel runs when it has been read.
     """
-    content = await trio.to_thread.run_sync(_read, path, abandon_on_cancel=True)
-    if emulator.policy is not None:
-        real = await trio.to_thread.run_sync(os.path.realpath, os.fsdecode(path))
-        decision = await judge(emulator, real, _root_policy)
-        if decision.measure:
-            measurement = await examine(emulator, real, decision)
-            emulator.append(emulator.record(measurement, decision.template, decision.pcr))
+    boot = emulator.boot
+    read = partial(Judge(emulator.policy, emulator.config).policy_file, path)
+    content, judged = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+    if emulator.boot is not boot:
+        raise Refused(errno.ENODEV, "the kernel that read the policy file is gone")
+    if judged.measurement is not None:
+        decision = judged.decision
+        record = emulator.record(judged.measurement, decision.template, decision.pcr)
+        emulator.append(record)
     return content
 
 
-def _read(path: bytes) -> bytes:
-    name = os.fsdecode(path)
-    try:
-        # O_NONBLOCK: a kernel waits for a fifo's writer, and with it who wrote the path.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Refused(errno.EINVAL, f"{name} is not a regular file")
-            with open(descriptor, "rb", closefd=False) as file:
-                content = file.read()
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        code = error.errno or errno.EIO
-        raise Refused(code, f"{name}: {os.strerror(code)}") from None
-    if not content:
-        raise Refused(errno.EINVAL, f"{name} is empty")
-    return content
+def _refused(path: str, error: OSError) -> Refused:
+    code = error.errno or errno.EIO
+    return Refused(code, f"{path}: {error.strerror or os.strerror(code)}")

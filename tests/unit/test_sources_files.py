@@ -10,12 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from imafs.engine.config import EmulatorConfig
 from imafs.errors import Refused
-from imafs.formats.algorithms import by_name
-from imafs.sources.files import examine, walk
+from imafs.formats.algorithms import HashAlgorithm, by_name
+from imafs.formats.fields import Measurement
+from imafs.sources.files import describe, walk
+from imafs.sources.judging import Judge, root_read
 from tests.support import require
 
 SHA256 = by_name("sha256")
+
+
+def examine(path: str, algorithm: HashAlgorithm, *, name: bytes | None = None) -> Measurement:
+    """While no policy is active."""
+    config = EmulatorConfig(algorithm=algorithm)
+    judged = Judge(None, config).use(path, root_read, name)
+    assert judged.measurement is not None
+    return judged.measurement
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256", "sha512"])
@@ -37,7 +48,14 @@ def test_the_digest_of_the_content(tmp_path: Path, algorithm: str, size: int) ->
 def test_the_sha1_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content")
-    assert examine(str(path), SHA256, want_sha1=True).sha1 == hashlib.sha1(b"content").digest()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        found = describe(descriptor, b"/f", SHA256, want_sha1=True)
+        read = describe(descriptor, b"/f", SHA256, want_sha1=True, content=b"content")
+    finally:
+        os.close(descriptor)
+    assert found == read
+    assert found.sha1 == hashlib.sha1(b"content").digest()
 
 
 def test_another_name(tmp_path: Path) -> None:
