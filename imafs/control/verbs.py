@@ -16,7 +16,7 @@ from imafs.control.directing import Director
 from imafs.control.faulting import Faulting
 from imafs.control.lifecycle import LifecycleVerbs
 from imafs.control.server import Handler, ProgressCallback
-from imafs.engine.emulator import Emulator, Receipt
+from imafs.engine.emulator import EXTEND_WAIT, Emulator, Receipt
 from imafs.engine.status import status
 from imafs.errors import FormatError, NotInTimeError, Refused
 from imafs.formats.algorithms import by_name
@@ -106,9 +106,10 @@ class Verbs:
                 alone_here = alone and path == given
                 rows.append(await self._measure_path(path, name, how, alone=alone_here))
                 progress(len(rows), max(len(found), len(rows)))
+        deadline = trio.current_time() + EXTEND_WAIT  # of all together
         return {
             "measured": [
-                row if receipt is None else row | await self._outcome(receipt)
+                row if receipt is None else row | await self._outcome(receipt, deadline)
                 for receipt, row in rows
             ]
         }
@@ -155,11 +156,12 @@ class Verbs:
         outcome = await self._outcome(self._emulator.append(record))
         return said | {"digest": f"{algorithm.name}:{digest.hex()}"} | outcome
 
-    async def _outcome(self, receipt: Receipt) -> Answer:
-        """The outcome of a measurement, after its own extend or the deadline."""
+    async def _outcome(self, receipt: Receipt, deadline: float | None = None) -> Answer:
+        """The outcome of a measurement, after its own extend or the deadline (trio's time)."""
         if receipt.duplicate:
             return {"duplicate": True, "extended": True}
-        extended = await self._emulator.wait_for(receipt, 5.0)
+        left = EXTEND_WAIT if deadline is None else max(0.0, deadline - trio.current_time())
+        extended = await self._emulator.wait_for(receipt, left)
         return {"duplicate": False, "number": receipt.number, "extended": extended}
 
     async def violation(self, options: Options, progress: ProgressCallback) -> Answer:
