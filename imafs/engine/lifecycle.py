@@ -46,8 +46,8 @@ class Lifecycle:
     def load(self) -> Image:
         """``kexec_file_load``: reserves the segment and measures ``kexec_load``.
 
-        Another load takes the place of an earlier one. Raises :class:`Refused`: EBUSY while
-        a kexec is held, ENODEV while suspended.
+        Another load takes the place of an earlier one. Raises :class:`Refused` (EBUSY) while
+        a kexec is held or measurements are suspended; a record that cannot be added is only logged.
         """
         emulator = self._emulator
         self._check_idle()
