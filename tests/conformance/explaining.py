@@ -22,6 +22,7 @@ SEEK = "a kernel looks for the record at lseek, FUSE passes no lseek on: at the 
 GROWN = "a kernel's buffer grew for a long record in a call that FUSE does not pass on"
 PINNED = "FUSE wants the reader's memory before it asks for what is to go there"
 BELIEVED = "a seek or pread to just where FUSE's position is looks like going on"
+SCATTERED = "FUSE makes one read of a readv, a kernel as many as it has parts"
 APPENDED = "FUSE sends an O_APPEND write for the end of the file, not for the position"
 
 READS = {"read", "thread-read", "text", "readv", "readall", "chunks"}
@@ -176,6 +177,8 @@ class Explainer:
             d.lost = SEEK
         elif longer:
             d.lost = GROWN
+        elif call.verb == "readv" and min(number(kernel), number(emulator)) > 0:
+            d.lost = d.lost or (SCATTERED if kernel != emulator else "")
         d.sought = None
         if d.fuse == d.believed and not d.lost:
             d.believed += size
@@ -222,4 +225,5 @@ RULES = {d.reason for d in ALWAYS} | {
     BELIEVED,
     GROWN,
     APPENDED,
+    SCATTERED,
 }

@@ -58,7 +58,7 @@ BOOTS = {
 }
 #: Seeds of the scripts that the tests keep: each rule of explaining.py explains something in them.
 STORED = {
-    "plain": (10026, 10046, 10069, 10080, 10092, 30009),
+    "plain": (10026, 10046, 10069, 10080, 10092, 30009, 600018),
     "flush-htable": (20001, 20006, 20008),
     "sha1": (40010, 40012, 40035),
     "ima-sig": (50003, 50021, 50034),

@@ -323,7 +323,7 @@ class Writer:
             self.add(f"measuren {file}-{random.randrange(4)} {number} tag")
         elif kind == 8:
             size = random.choice((256, 300, 1000, 4000, 4095, random.randrange(100, 4096)))
-            self.add(f"measurelong {self.place}/l {size} text{random.randrange(3)}")
+            self.add(f"measurelong {self.place}/l{size} {size} text{random.randrange(3)}")
         else:
             self.violation()
 
