@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_output()  # nobody reads it any more
         return _PIPE_CLOSED
-    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+    except (MemoryError, OSError, RuntimeError, ImportError, ValueError) as error:
         if is_out_of_memory(error):
             what = f"out of memory: {' '.join(str(error).split()) or 'MemoryError'}"
         elif _is_of_output(error):
