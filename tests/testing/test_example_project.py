@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -119,11 +120,14 @@ class TestKilled:
     def test_an_agent_that_is_killed_at_any_moment_loses_nothing(
         self, ima: Ima, tmp_path: Path
     ) -> None:
-        """kill -9 at 15 moments of a round; then what it has stored leads to the PCR."""
+        """kill -9 at 15 moments of rounds; then what it has stored leads to the PCR."""
         require("tpm2_quote")
         seeds = random.Random(15)
         command = [sys.executable, str(AGENT), str(ima.dir), str(tmp_path / "store")]
         command.append(str(tmp_path / "sent"))
+        began = time.monotonic()
+        ima.run(command).check_returncode()
+        whole = time.monotonic() - began
         kills = 0
         for number in range(15):
             ima.generate(40, f"/usr/bin/{number}-")
@@ -138,7 +142,7 @@ class TestKilled:
                 start_new_session=True,
             )
             try:
-                process.wait(seeds.uniform(0.05, 0.45))
+                process.wait(whole * seeds.uniform(0.05, 0.8))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
