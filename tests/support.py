@@ -165,6 +165,12 @@ def kill_group(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def unpack(archive: Path, directory: Path) -> None:
+    """Everything in ``archive``, below ``directory``: Python 3.11.2 has no tarfile filters."""
+    directory.mkdir(exist_ok=True)
+    run(["tar", "-C", directory, "-xf", archive])
+
+
 class ExpectedLogs:
     """Which log lines of level WARNING or higher a test allows; see the fixture expected_logs."""
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from imafs.control.client import ControlClient
@@ -110,15 +112,25 @@ def _add(daemon: Daemon, seconds: float, prefix: str, measuring: bool) -> list[b
 
 
 def _left(daemon: Daemon) -> list[Piece]:
-    """What is staged and what is current, by writers: a reader's open may never be refused."""
+    """What is staged and what is current; that a writer gets in proves that all have gone."""
     left = []
     for name in (f"{BINARY}_staged", BINARY):
-        descriptor = os.open(daemon.path(name), os.O_RDWR)
-        os.close(descriptor)
+        # Not at once: a soak has readers that come and go all the time.
+        wait_for(partial(_writable, daemon.path(name)), 10, f"{name} is free again")
         left.append(list(records(daemon.read(name), "sha1")))
     # The release of what was just closed and the question come on two ways.
     wait_for(lambda: _nobody(daemon.call("status")), 10, "nobody who is gone counts still")
     return left
+
+
+def _writable(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def _nobody(status: Mapping[str, object]) -> bool:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from imafs.errors import FormatError, Refused
 from tests.conformance.recordings import DATA
 from tests.mount.daemon import ASCII, BINARY, Daemon, layers, replay
 from tests.mount.fixtures import Starter
+from tests.support import unpack
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -130,8 +130,7 @@ def test_load_of_an_unpacked_moment(start: Starter, tmp_path: Path) -> None:
     moments = "(7.3.4-tcb-ima-ng/boot, 7.3.4-tcb-ima-ng/work)"
     said = f"2 moments in it: unpack it and name the directory of one {moments}"
     assert log == f"imafs: {recording}: {said}\n"
-    with tarfile.open(recording) as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(recording, tmp_path)
     work = tmp_path / "7.3.4-tcb-ima-ng" / "work"
     daemon = start("--load", work)
     assert daemon.read() == (work / BINARY).read_bytes()

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.daemon import alive, children
-from tests.support import ROOT, DeadlineError, require, run, unmet, wait_for
+from tests.support import ROOT, DeadlineError, require, run, wait_for
 
 SECURITY = "/sys/kernel/security"
 IMA = f"{SECURITY}/integrity/ima"
@@ -48,7 +48,9 @@ def _python_for(before: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
         if done.returncode == 0:
             return (candidate, "-m", "imafs"), packages
         said = done.stderr.strip()[-200:]
-    return unmet([f"no Python that uid {_USER} may run finds imafs: {said}"])
+    # No tool that is missing: the project lies where root alone may go, or its .venv is of a
+    # Python that does, and the system's is another one.
+    pytest.skip(f"no Python that uid {_USER} may run finds imafs: {said}")
 
 
 def imafs_for(before: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -24,7 +24,8 @@ def test_own_credentials() -> None:
 
 @pytest.mark.root
 def test_credentials_of_another() -> None:
-    code = "import os, sys; os.setresgid(1, 2, 3); os.setresuid(4, 5, 6); print(flush=True); sys.stdin.read()"
+    ids = "os.setresgid(1, 2, 3); os.setresuid(4, 5, 6)"
+    code = f"import os, sys; {ids}; print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
