@@ -114,7 +114,9 @@ class Daemon:
         self.control = place.base / "control"
         self.tcti = ""
         self.ready_line = ""
-        self._stderr = Path(tempfile.mkstemp(prefix="stderr-", dir=place.base)[1])
+        descriptor, name = tempfile.mkstemp(prefix="stderr-", dir=place.base)
+        os.close(descriptor)
+        self._stderr = Path(name)
         words: list[str | os.PathLike[str]] = [*prefix, *IMAFS, "mount", self.dir, *options]
         if control:
             words += ["--control", self.control]
