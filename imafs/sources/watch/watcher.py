@@ -36,6 +36,8 @@ _RETRY_FIRST, _RETRY_LONGEST = 0.05, 10.0
 _HEALTHY = 30.0
 #: Seconds after a change of the table of mounts.
 _SETTLE = 0.02
+#: Seconds for a look at the file systems below the paths: a dead NFS or FUSE hangs it.
+_SURVEY = 10.0
 #: Seconds that a status waits for a listener.
 _STATUS = 1.0
 
@@ -237,11 +239,16 @@ class Watcher:
 
     async def _tell(self, listening: Listening, paths: tuple[bytes, ...]) -> None:
         try:
-            points, systems = await trio.to_thread.run_sync(
-                partial(survey, paths, self._leave), abandon_on_cancel=True
-            )
+            with trio.fail_after(_SURVEY):
+                points, systems = await trio.to_thread.run_sync(
+                    partial(survey, paths, self._leave), abandon_on_cancel=True
+                )
         except OSError as error:
             raise Refused(error.errno or errno.EIO, str(error)) from None
+        except trio.TooSlowError:
+            names = ", ".join(map(os.fsdecode, paths))
+            what = f"{names}: a file system there does not answer within {_SURVEY:g} s"
+            raise Refused(errno.ETIMEDOUT, what) from None
         self._number += 1
         await listening.watch(wire.Watch(self._number, paths, points, systems))
 
