@@ -99,10 +99,10 @@ def neutral(ascii_list: bytes, prefix: str, names: dict[str, str]) -> list[str]:
 
 
 _RUN = """\
-mkdir /work /t; mount -t tmpfs none /work; cp /mnt/image /mnt/use /mnt/uses.sh /work
-mount -t ext4 -o loop /work/image /t && cd /t
+mkdir /case /t; mount -t tmpfs none /case; cp /mnt/image /mnt/use /mnt/uses.sh /case
+mount -t ext4 -o loop /case/image /t && cd /t
 LONG={long}; export LONG
-sh /work/uses.sh /work/use
+sh /case/uses.sh /case/use
 cd /; cat /sys/kernel/security/ima/ascii_runtime_measurements_sha256 > /mnt/list
 cat /sys/kernel/security/ima/violations
 """
