@@ -61,11 +61,16 @@ def children(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether ``pid`` is a process that has not ended."""
+    """Whether ``pid`` is a process that has not ended, with all its threads.
+
+    A killed process shows as a zombie once its first thread is gone; the others may still
+    hold what it had open, /dev/fuse among them, so that a mount of it is not dead yet.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "XZ"
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
+    return state not in "XZ" or int(fields[16]) > 1
 
 
 def layers(path: str | os.PathLike[str]) -> int:
