@@ -34,7 +34,7 @@ class Played:
     ) -> None:
         self.take = take
         self.sent: list[wire.ToListener] = []
-        self.counters = wire.Counters()
+        self.counters = wire.Counters(pid=len(self.lives) + 1)
         self.asked, self.marked, self.dead = trio.Event(), trio.Event(), trio.Event()
         if not self.lives:
             self.marked.set()
@@ -46,6 +46,9 @@ class Played:
     async def watch(self, message: wire.Watch) -> None:
         self.asked.set()
         await self.marked.wait()
+
+    async def report(self, seconds: float) -> bool:
+        return True
 
     async def run(self) -> None:
         await self.dead.wait()
@@ -66,7 +69,9 @@ def lives(monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs) -> list[
 
 
 @asynccontextmanager
-async def _restarting(lives: list[Played]) -> AsyncIterator[tuple[Emulator, Played]]:
+async def _restarting(
+    lives: list[Played],
+) -> AsyncIterator[tuple[Emulator, watcher.Watcher, Played]]:
     """A second listener has its rules, and has not answered yet that it marks the paths."""
     emulator = Emulator(EmulatorConfig(), FakeDevice())
     await emulator.start()
@@ -81,12 +86,12 @@ async def _restarting(lives: list[Played]) -> AsyncIterator[tuple[Emulator, Play
                 await trio.sleep(0.01)
             await lives[1].asked.wait()
             lives[1].sent.clear()
-            yield emulator, lives[1]
+            yield emulator, watching, lives[1]
         nursery.cancel_scope.cancel()
 
 
 async def test_a_policy_comes_while_a_listener_restarts(lives: list[Played]) -> None:
-    async with _restarting(lives) as (emulator, listener):
+    async with _restarting(lives) as (emulator, _, listener):
         session = PolicyWriter(emulator)
         await session.write(b"measure func=FILE_CHECK uid=4711\n", 0)
         session.close()
@@ -96,14 +101,23 @@ async def test_a_policy_comes_while_a_listener_restarts(lives: list[Played]) -> 
 
 
 async def test_a_boot_comes_while_a_listener_restarts(lives: list[Played]) -> None:
-    async with _restarting(lives) as (emulator, listener):
+    async with _restarting(lives) as (emulator, _, listener):
         await emulator.reset()
         assert wire.Forget() in listener.sent
 
 
 async def test_openers_are_answered_while_a_listener_restarts(lives: list[Played]) -> None:
     """Marks work one after the other: the first ones ask before the last one is set."""
-    async with _restarting(lives) as (_, listener):
+    async with _restarting(lives) as (_, _, listener):
         listener.take(wire.Violation(7, b"/x", "ToMToU"))
         while wire.Done(7) not in listener.sent:
+            await trio.sleep(0.01)
+
+
+async def test_a_listener_that_has_not_marked_is_none_yet(lives: list[Played]) -> None:
+    """Who waits for it to be back would open a file too early."""
+    async with _restarting(lives) as (_, watching, listener):
+        assert (await watching.status())["listener"] is None
+        listener.marked.set()
+        while (await watching.status())["listener"] != 2:
             await trio.sleep(0.01)

@@ -127,7 +127,10 @@ class Watcher:
     async def status(self) -> dict[str, object]:
         """What ``imafs ctl status`` shows of it."""
         listening = self._listening
-        answering = listening is not None and await listening.report(_STATUS)
+        # One that was started anew is of no use before it has marked what is watched.
+        answering = (
+            listening is not None and self._ready.is_set() and await listening.report(_STATUS)
+        )
         now = listening.counters if listening is not None else wire.Counters()
         counts = {name: getattr(now, name) + getattr(self._before, name) for name in _SUMMED}
         return {
