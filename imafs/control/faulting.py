@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 
 from imafs.control.server import Handler, ProgressCallback
+from imafs.control.values import Answer, Options, number, text
 from imafs.engine.emulator import Emulator
 from imafs.errors import Refused, UsageError
 from imafs.kernel.access import Accounting, Holder, Opening, Role
 from imafs.kernel.faults import Rule, number_of
 from imafs.kernel.requests import Grammar, Operation, Request, parse
-
-Options = Mapping[str, object]
-Answer = dict[str, object]
 
 #: The other agent's thread: no client's, so that it never counts as the same writer.
 _STRANGER = -1
@@ -51,20 +48,20 @@ class Faulting:
         if len(chosen) == 2:
             raise UsageError("fault: of writing and reading give one")
         rule = Rule(
-            operation=_text(options, "operation"),
-            errno=number_of(_text(options, "errno")),
-            files=_text(options, "files", "*"),
-            next=_number(options, "next"),
-            every=_number(options, "every"),
-            percent=_number(options, "percent"),
-            seed=_number(options, "seed") or 0,
+            operation=text(options, "operation"),
+            errno=number_of(text(options, "errno")),
+            files=text(options, "files", "*"),
+            next=number(options, "next"),
+            every=number(options, "every"),
+            percent=number(options, "percent"),
+            seed=number(options, "seed") or 0,
             writing="writing" in chosen if chosen else None,
         )
         return {"fault": self._emulator.trouble.faults.add(rule)}
 
     async def fault_clear(self, options: Options, progress: ProgressCallback) -> Answer:
         """Drops rules."""
-        return {"cleared": self._emulator.trouble.faults.clear(_number(options, "fault"))}
+        return {"cleared": self._emulator.trouble.faults.clear(number(options, "fault"))}
 
     async def fault_list(self, options: Options, progress: ProgressCallback) -> Answer:
         """All rules and what they did."""
@@ -84,8 +81,8 @@ class Faulting:
             else:
                 emulator.device.go_on()
             pace.hang = bool(hang)
-        behind, delay = _number(options, "behind"), _number(options, "delay")
-        fail = _number(options, "fail")
+        behind, delay = number(options, "behind"), number(options, "delay")
+        fail = number(options, "fail")
         pace.behind = pace.behind if behind is None else behind
         pace.delay = pace.delay if delay is None else delay / 1000
         pace.fail = pace.fail if fail is None else fail
@@ -99,7 +96,7 @@ class Faulting:
 
     async def agent(self, options: Options, progress: ProgressCallback) -> Answer:
         """One act of the other agent."""
-        return self._agent.act(_text(options, "action"), _number(options, "count"))
+        return self._agent.act(text(options, "action"), number(options, "count"))
 
 
 class OtherAgent:
@@ -171,15 +168,3 @@ class OtherAgent:
                 if found == wanted:
                     return file.grammar, file.opening, words
         raise Refused(errno.EOPNOTSUPP, f"no file of this profile takes {action}")
-
-
-def _text(options: Options, key: str, default: str | None = None) -> str:
-    value = options.get(key, default)
-    assert isinstance(value, str)
-    return value
-
-
-def _number(options: Options, key: str) -> int | None:
-    value = options.get(key)
-    assert value is None or isinstance(value, int)
-    return value

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,15 +12,13 @@ import trio
 
 from imafs import disk
 from imafs.control.server import Handler, ProgressCallback
+from imafs.control.values import Answer, Options, text
 from imafs.engine.emulator import Emulator
 from imafs.engine.lifecycle import Lifecycle
 from imafs.errors import FileError, Refused, UsageError
 from imafs.kernel import profiles
 from imafs.kernel.kexec import Crossing
 from imafs.kernel.profiles import Profile
-
-Options = Mapping[str, object]
-Answer = dict[str, object]
 
 
 class LifecycleVerbs:
@@ -97,8 +95,7 @@ class LifecycleVerbs:
 
     async def kexec_buffer(self, options: Options, progress: ProgressCallback) -> Answer:
         """The file is written whole or not at all."""
-        path = options["file"]
-        assert isinstance(path, str)
+        path = text(options, "file")
         data, records = self._lifecycle.buffer()
         await trio.to_thread.run_sync(partial(_write, path, data))
         return {"file": path, "bytes": len(data), "records": records}

@@ -16,6 +16,7 @@ from imafs.control.directing import Director
 from imafs.control.faulting import Faulting
 from imafs.control.lifecycle import LifecycleVerbs
 from imafs.control.server import Handler, ProgressCallback
+from imafs.control.values import Answer, Options, text
 from imafs.engine.emulator import EXTEND_WAIT, Emulator, Receipt
 from imafs.engine.status import status
 from imafs.errors import FormatError, NotInTimeError, Refused
@@ -25,21 +26,12 @@ from imafs.kernel.policy.match import Access
 from imafs.sources import files, generate, judging, lists
 from imafs.sources.facts import Facts
 
-Options = Mapping[str, object]
-Answer = dict[str, object]
-
 #: Records appended between two turns of everybody else.
 _TURN = 256
 #: Records that may wait for the TPM before a bulk operation waits too.
 _BACKLOG = 16384
 #: Bytes of a file of critical data.
 _MOST_DATA = 64 << 20
-
-
-def _text(options: Options, key: str, default: str | None = None) -> str:
-    value = options.get(key, default)
-    assert isinstance(value, str)
-    return value
 
 
 def _raw(text: str) -> bytes:
@@ -134,7 +126,7 @@ class Verbs:
         return receipt, said | {"digest": digest}
 
     async def _measure_digest(self, options: Options) -> Answer:
-        algorithm_name, _, digits = _text(options, "digest").partition(":")
+        algorithm_name, _, digits = text(options, "digest").partition(":")
         algorithm = by_name(algorithm_name)
         try:
             digest = bytes.fromhex(digits)
@@ -144,7 +136,7 @@ class Verbs:
             raise FormatError(
                 f"a {algorithm.name} digest has {algorithm.digest_size} bytes, not {len(digest)}"
             )
-        name = _text(options, "name")
+        name = text(options, "name")
         how = uses.use(options)
         # No file, so nothing is known of one but what the request says.
         decision = self._emulator.judge(how.access(Facts()))
@@ -166,7 +158,7 @@ class Verbs:
 
     async def violation(self, options: Options, progress: ProgressCallback) -> Answer:
         """A violation record."""
-        record = self._emulator.violation(_raw(_text(options, "name")))
+        record = self._emulator.violation(_raw(text(options, "name")))
         return await self._outcome(self._emulator.append(record))
 
     async def critical_data(self, options: Options, progress: ProgressCallback) -> Answer:
@@ -177,19 +169,19 @@ class Verbs:
                 disk.read_whole, file, _MOST_DATA, abandon_on_cancel=True
             )
         else:
-            data = bytes.fromhex(_text(options, "data"))
-        label = _text(options, "label")
+            data = bytes.fromhex(text(options, "data"))
+        label = text(options, "label")
         decision = self._emulator.judge(Access("CRITICAL_DATA", 0, label=label))
         if not decision.measure:
             return uses.explained(decision, False)
-        record = self._emulator.critical_data(_raw(_text(options, "name")), data, decision)
+        record = self._emulator.critical_data(_raw(text(options, "name")), data, decision)
         return await self._outcome(self._emulator.append(record))
 
     async def generate(self, options: Options, progress: ProgressCallback) -> Answer:
         """Distinct records; numbering goes on per prefix, so none is a duplicate."""
         count = options["count"]
         assert isinstance(count, int)
-        prefix = _text(options, "name", generate.PREFIX)
+        prefix = text(options, "name", generate.PREFIX)
         start = self._generated.get(prefix, 0)
         self._generated[prefix] = start + count
         config = self._emulator.config
@@ -225,7 +217,7 @@ class Verbs:
     async def load(self, options: Options, progress: ProgressCallback) -> Answer:
         """A recorded list: parsed and checked whole before the first record is taken."""
         bank = options.get("bank")
-        path = _text(options, "file")
+        path = text(options, "file")
         token = trio.lowlevel.current_trio_token()
 
         def parsing(done: int, total: int) -> None:

@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from imafs.control.server import Handler, ProgressCallback
+from imafs.control.values import Answer, Options
 from imafs.sources.watch.watcher import Watcher
-
-Options = Mapping[str, object]
-Answer = dict[str, object]
 
 
 class WatchVerbs:
