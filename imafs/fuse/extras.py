@@ -74,7 +74,7 @@ async def _pcr(emulator: Emulator, bank: str, pcr: int) -> bytes:
 class ExtraHandle(Handle):
     """An open file whose content is made by a read at its start, as sysfs does.
 
-    :meth:`fetch` goes before each :meth:`read`; a failed one keeps nothing of what was
+    A failed :meth:`prepare` keeps nothing of what was
     read before, so that an old value is never taken for the present one.
     """
 
@@ -84,7 +84,7 @@ class ExtraHandle(Handle):
         self._content = content
         self._text: bytes | None = None
 
-    async def fetch(self, offset: int) -> None:
+    async def prepare(self, offset: int) -> None:
         """Makes the content anew where a read begins."""
         if offset == 0 or self._text is None:
             self._text = None

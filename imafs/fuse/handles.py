@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 
 from imafs.engine.emulator import Emulator
@@ -51,6 +51,19 @@ class Filling(Enum):
 
 class Handle:
     """An open file without methods of its own: reads and writes are EINVAL."""
+
+    __slots__ = ()
+
+    async def prepare(self, offset: int) -> None:
+        """Goes before each :meth:`read`; a file whose content takes time makes it here."""
+
+    async def store(self, offset: int, data: bytes) -> int:
+        """A write that may take time; without a turn for anybody else where it takes none."""
+        return self.write(offset, data)
+
+    def failing(self) -> AbstractContextManager[None]:
+        """Around a write that may be refused before it gets here."""
+        return nullcontext()
 
     def read(self, offset: int, size: int) -> Bytes:
         """Up to ``size`` bytes for FUSE's ``offset``."""
@@ -201,7 +214,7 @@ class PolicyHandle(Handle):
         that, so here it is what was given.
         """
         real = self._position.at_write(offset, append=self._append)
-        size = min(await self._writer.write(data, real), len(data))
+        size = min(await self._writer.write(bytes(data), real), len(data))
         self._position.after_write(offset, real, size)
         return size
 

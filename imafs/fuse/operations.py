@@ -285,8 +285,7 @@ class ImaOperations(Refusals):
     @boundary
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         handle = self._handle(fh)
-        if isinstance(handle, ExtraHandle):
-            await handle.fetch(off)
+        await handle.prepare(off)
         trouble = self._emulator.trouble
         if not trouble.active:
             return handle.read(off, size)  # type: ignore[return-value]
@@ -302,21 +301,15 @@ class ImaOperations(Refusals):
         trouble = self._emulator.trouble
         handle = self._handle(fh)
         if not trouble.active:
-            return await self._write(fh, off, buf)
-        around = trouble.around(
-            "write", self._handles[fh].names, lambda: self._write(fh, off, buf), data=buf
-        )
-        if not isinstance(handle, PolicyHandle):
-            return await around
-        with handle.failing():
-            return await around
+            return await handle.store(off, buf)
+        names = self._handles[fh].names
 
-    async def _write(self, fh: int, off: int, buf: bytes) -> int:
-        # Looked up anew: what was due before the write may have ended the kernel.
-        handle = self._handle(fh)
-        if isinstance(handle, PolicyHandle):
-            return await handle.store(off, bytes(buf))
-        return handle.write(off, buf)
+        async def act() -> int:
+            # Looked up anew: what was due before the write may have ended the kernel.
+            return await self._handle(fh).store(off, buf)
+
+        with handle.failing():
+            return await trouble.around("write", names, act, data=buf)
 
     @boundary
     async def release(self, fh: FileHandleT) -> None:
