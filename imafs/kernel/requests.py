@@ -8,6 +8,7 @@ of each draft on the mailing list, in the order of the kernel's checks.
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 
@@ -53,7 +54,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Grammar:
+class Grammar(ABC):
     """What every kind of file checks first.
 
     ``shortest`` and ``longest`` count all bytes; ``position`` tells whether a write at a
@@ -65,9 +66,9 @@ class Grammar:
     longest: int = 21
     position: bool = False
 
+    @abstractmethod
     def read(self, data: bytes, *, flush_htable: bool, trimmed: int) -> Request:
         """The request in ``data``, whose length and position are right."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
