@@ -51,7 +51,7 @@ def use(options: Mapping[str, object]) -> Use:
     return Use(
         func,
         MASKS[func] if mask is None else _mask(str(mask)),
-        User(**ids),
+        User.of(**ids),
         _id(options, "fowner"),
         _id(options, "fgroup"),
         options.get("explain") is True,

@@ -58,12 +58,22 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who uses the file. An effective root may change its ids, as the capabilities say."""
+    """Who uses the file; the saved ids are those that a task with the capability may take."""
 
     uid: int = 0
     euid: int = 0
+    suid: int = 0
     gid: int = 0
     egid: int = 0
+    sgid: int = 0
+    cap_setuid: bool = False
+    cap_setgid: bool = False
+
+    @classmethod
+    def of(cls, uid: int = 0, euid: int = 0, gid: int = 0, egid: int = 0) -> User:
+        """By ids alone: an effective root may change them, nobody else."""
+        root = euid == 0
+        return cls(uid, euid, euid, gid, egid, egid, root, root)
 
 
 def access(func: str, mask: int, user: User, facts: Facts) -> Access:
@@ -81,8 +91,10 @@ def access(func: str, mask: int, user: User, facts: Facts) -> Access:
         fsname=facts.fsname,
         fs_subtype=facts.fs_subtype,
         fsuuid=facts.fsuuid,
-        cap_setuid=user.euid == 0,
-        cap_setgid=user.euid == 0,
+        suid=user.suid,
+        sgid=user.sgid,
+        cap_setuid=user.cap_setuid,
+        cap_setgid=user.cap_setgid,
     )
 
 

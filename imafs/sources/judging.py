@@ -92,11 +92,11 @@ class Judge:
 
 def root_read(found: facts.Facts) -> Access:
     """Root opens the file for reading."""
-    return facts.access("FILE_CHECK", MAY_READ, facts.User(), found)
+    return facts.access("FILE_CHECK", MAY_READ, facts.User.of(), found)
 
 
 def _root_policy(found: facts.Facts) -> Access:
-    return facts.access("POLICY_CHECK", MAY_READ, facts.User(), found)
+    return facts.access("POLICY_CHECK", MAY_READ, facts.User.of(), found)
 
 
 def _opened(descriptor: int) -> bytes:

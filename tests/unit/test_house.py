@@ -30,7 +30,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "tpm": frozenset({"formats"}),
     "attest": frozenset({"formats"}),
     "engine": frozenset({"kernel", "tpm", "attest", "formats", "disk"}),
-    "sources": frozenset({"attest", "engine", "kernel", "formats", "disk"}),
+    # The listener of watched files ends with the process that started it.
+    "sources": frozenset({"attest", "engine", "kernel", "formats", "disk", "sandbox"}),
     # Scenario files name operations of the control socket, which checks them itself.
     "scenarios": frozenset({"kernel", "disk"}),
     "control": frozenset({"scenarios", "sources", "engine", "kernel", "formats", "disk"}),

@@ -66,9 +66,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_use_of_a_file() -> None:
-    user = facts.User(uid=1000, euid=0, gid=3, egid=4)
+    user = facts.User.of(uid=1000, euid=0, gid=3, egid=4)
     access = facts.access("FILE_CHECK", MAY_READ, user, facts.Facts(fowner=7, fsname="ext4"))
     assert (access.uid, access.euid, access.gid, access.egid) == (1000, 0, 3, 4)
     assert (access.fowner, access.fsname, access.mask) == (7, "ext4", MAY_READ)
     assert access.cap_setuid
-    assert not facts.access("FILE_CHECK", 0, facts.User(euid=5), facts.Facts()).cap_setuid
+    assert not facts.access("FILE_CHECK", 0, facts.User.of(euid=5), facts.Facts()).cap_setuid

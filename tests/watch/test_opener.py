@@ -33,7 +33,7 @@ def test_credentials_of_another() -> None:
         process.stdout.readline()
         found = opener.credentials(process.pid)
         process.communicate()
-    assert found == opener.Credentials(process.pid, 4, 5, 6, 1, 2, 3, False, False)
+    assert found == opener.Credentials(4, 5, 6, 1, 2, 3, False, False, process.pid)
 
 
 @pytest.mark.root

@@ -72,22 +72,6 @@ class Opener:
     numbers: set[int]
 
 
-@dataclass(slots=True)
-class Counts:
-    """As :class:`imafs.sources.watch.wire.Counters`, while they count."""
-
-    events: int = 0
-    watched: int = 0
-    hashed: int = 0
-    late: int = 0
-    unasked: int = 0
-    lost: int = 0
-    hidden: int = 0
-    overflows: int = 0
-    errors: int = 0
-    trouble: str = ""
-
-
 class Jobs:
     """``allow`` lets an opener go on; ``finished`` is readable when threads have hashed."""
 
@@ -95,7 +79,7 @@ class Jobs:
         self, channel: socket.socket, deadline: float, allow: Callable[[Event], None]
     ) -> None:
         self.settings = wire.Settings("sha256", False, ())
-        self.counts = Counts()
+        self.counts = wire.Counters(pid=os.getpid())
         self.finished = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._channel = channel
         self._seconds = deadline
@@ -271,8 +255,8 @@ class Jobs:
 
     def report(self, *, ignoring: bool) -> None:
         """The counters."""
-        counts = {name: getattr(self.counts, name) for name in Counts.__slots__}
-        self.send(wire.Counters(**counts, pid=os.getpid(), ignoring=ignoring))
+        self.counts.ignoring = ignoring
+        self.send(self.counts)
 
     def trouble(self, error: BaseException | None) -> None:
         """An event that could not be judged, or a file that could not be read."""

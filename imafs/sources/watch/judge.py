@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from imafs.kernel.policy import grammar
 from imafs.kernel.policy.match import Access, Policy
+from imafs.sources import facts
 from imafs.sources.watch import fanotify, hooks, opener, wire
 from imafs.sources.watch.fanotify import Event
 from imafs.sources.watch.inodes import Identity, Inodes, Key
@@ -58,7 +59,7 @@ class Judge:
 
     def watch(self, message: wire.Watch) -> None:
         """Other paths."""
-        self._facts = {facts.device: facts for facts in message.file_systems}
+        self._facts = {system.device: system for system in message.file_systems}
         self._decisions.clear()
         self._paths = message.paths
         self.look_at_mounts()
@@ -162,28 +163,16 @@ class Judge:
     ) -> tuple[Access, ...]:
         """What the hooks of a kernel would know."""
         # A file system may have several devices (btrfs): the first one's facts do for all.
-        facts = self._facts.get(info.st_dev) or next(iter(self._facts.values()), _NOWHERE)
-        return tuple(
-            Access(
-                func,
-                mask,
-                uid=who.uid,
-                euid=who.euid,
-                gid=who.gid,
-                egid=who.egid,
-                fowner=info.st_uid,
-                fgroup=info.st_gid,
-                fsmagic=facts.magic,
-                fsname=facts.name,
-                fs_subtype=facts.subtype,
-                fsuuid=facts.uuid or None,
-                suid=who.suid,
-                sgid=who.sgid,
-                cap_setuid=who.cap_setuid,
-                cap_setgid=who.cap_setgid,
-            )
-            for func, mask in passed
+        system = self._facts.get(info.st_dev) or next(iter(self._facts.values()), _NOWHERE)
+        found = facts.Facts(
+            info.st_uid,
+            info.st_gid,
+            system.magic,
+            system.name,
+            system.subtype,
+            system.uuid or None,
         )
+        return tuple(facts.access(func, mask, who, found) for func, mask in passed)
 
     def _pcrs(self, accesses: tuple[Access, ...]) -> set[int]:
         """The PCRs that rules want this use measured into."""

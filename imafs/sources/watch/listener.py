@@ -14,7 +14,6 @@ traceback (which reads source files) is never printed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import resource
@@ -26,6 +25,7 @@ import time
 from typing import NoReturn
 
 from imafs.errors import FormatError
+from imafs.sandbox.linux import die_with_parent
 from imafs.sources.watch import wire
 from imafs.sources.watch.fanotify import Event, Moves, Permissions
 from imafs.sources.watch.jobs import Jobs
@@ -37,7 +37,6 @@ HUNG, FAILED, ENDED = 3, 4, 0
 _BEAT = 0.25
 #: Descriptors beside those of events; one read may bring 170 of them.
 _SPARE = 512
-_PR_SET_PDEATHSIG = 1
 _BOTH = select.POLLIN | select.POLLOUT
 #: Everybody's opens wait for this process.
 _NICE = -10
@@ -237,8 +236,7 @@ def watchdog(beats: int, child: int, seconds: float) -> int:
 
 
 def _child(channel: socket.socket, beat: int, deadline: float, parent: int) -> NoReturn:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     if os.getppid() != parent:
         os._exit(ENDED)
     # A lease that is_written() holds for a moment may be broken; that tells nothing.

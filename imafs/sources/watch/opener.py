@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from imafs.sources.facts import User
+
 _CAP_SETGID, _CAP_SETUID = 6, 7
 
 #: System call number -> index of its flags argument (-1: as creat, -2: executes a file).
@@ -30,18 +32,10 @@ _DESCRIPTORS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(User):
     """Whose open it is; ``process`` is the thread group's id."""
 
     process: int = 0
-    uid: int = 0
-    euid: int = 0
-    suid: int = 0
-    gid: int = 0
-    egid: int = 0
-    sgid: int = 0
-    cap_setuid: bool = False
-    cap_setgid: bool = False
 
 
 #: A task that cannot be looked up (gone, or of another pid namespace): judged as root,
@@ -67,7 +61,6 @@ def credentials(tid: int) -> Credentials:
     gid = _line(text, b"\nGid:").split()
     capabilities = int(_line(text, b"\nCapEff:"), 16)
     return Credentials(
-        int(_line(text, b"\nTgid:")),
         int(uid[0]),
         int(uid[1]),
         int(uid[2]),
@@ -76,6 +69,7 @@ def credentials(tid: int) -> Credentials:
         int(gid[2]),
         bool(capabilities >> _CAP_SETUID & 1),
         bool(capabilities >> _CAP_SETGID & 1),
+        process=int(_line(text, b"\nTgid:")),
     )
 
 

@@ -118,14 +118,14 @@ class Violation:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Counters:
-    """Since the listener's start. ``events`` came; ``watched`` of them were about watched
-    files; ``hashed`` files were read; ``late`` openers went on at the deadline and
-    ``unasked`` without waiting, because the daemon had not answered before; ``lost`` uses
-    never reached it; of ``hidden`` ones the open's flags could not be seen; ``overflows`` of
-    the kernel's queue; ``errors``: events that could not be judged, the last one for
-    ``trouble``. ``ignoring``: directories elsewhere are left out."""
+    """Since the listener's start, who counts in one of these. ``events`` came; ``watched`` of
+    them were about watched files; ``hashed`` files were read; ``late`` openers went on at the
+    deadline and ``unasked`` without waiting, because the daemon had not answered before;
+    ``lost`` uses never reached it; of ``hidden`` ones the open's flags could not be seen;
+    ``overflows`` of the kernel's queue; ``errors``: events that could not be judged, the last
+    one for ``trouble``. ``ignoring``: directories elsewhere are left out."""
 
     events: int = 0
     watched: int = 0
