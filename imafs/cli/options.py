@@ -43,6 +43,17 @@ def padded_banks(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_padded_banks(parser: argparse.ArgumentParser) -> None:
+    """``--padded-banks`` of the commands that replay a list."""
+    parser.add_argument(
+        "--padded-banks",
+        type=padded_banks,
+        metavar="ALG,...",
+        default=(),
+        help="banks that hold zero-padded SHA-1",
+    )
+
+
 def count(text: str) -> int:
     """A number of records, one or more."""
     return _number(text, 1, None)

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import queue
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 
 from imafs.attest import pcrfile
 from imafs.attest.replay import PcrValues
-from imafs.errors import ControlError, ImafsError, TpmError, UsageError
+from imafs.errors import ControlError, TpmError, UsageError
 
 #: The kernel's own TPM, where there is one.
 SYSFS = "/sys/class/tpm/tpm0"
@@ -107,22 +105,16 @@ def _of_tpm(tcti: str) -> PcrValues:
     A stopped one takes connections and blocks its clients for ever, in a library that knows
     no deadline: the thread is left behind.
     """
-    answers: queue.SimpleQueue[PcrValues | ImafsError] = queue.SimpleQueue()
+    import trio
 
-    def ask() -> None:
-        try:
-            answers.put(_ask(tcti))
-        except ImafsError as error:
-            answers.put(error)
+    async def ask() -> PcrValues:
+        with trio.fail_after(DEADLINE):
+            return await trio.to_thread.run_sync(_ask, tcti, abandon_on_cancel=True)
 
-    Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=DEADLINE)
-    except queue.Empty:
+        return trio.run(ask)
+    except trio.TooSlowError:
         raise TpmError(f"the TPM {tcti} did not answer within {DEADLINE:g} s") from None
-    if isinstance(answer, ImafsError):
-        raise answer
-    return answer
 
 
 def _ask(tcti: str) -> PcrValues:

@@ -36,13 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="archive: .tar, .tar.gz (.tgz) or .tar.xz (.txz)",
     )
     pcrsource.add_options(parser)
-    parser.add_argument(
-        "--padded-banks",
-        type=options.padded_banks,
-        metavar="ALG,...",
-        default=(),
-        help="banks that hold zero-padded SHA-1",
-    )
+    options.add_padded_banks(parser)
     parser.add_argument(
         "--no-check", action="store_true", help="record although list and PCRs do not agree"
     )

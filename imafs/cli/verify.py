@@ -40,13 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--bank", type=options.bank, metavar="ALG", help="bank of the list (found by its digests)"
     )
-    parser.add_argument(
-        "--padded-banks",
-        type=options.padded_banks,
-        metavar="ALG,...",
-        default=(),
-        help="banks that hold zero-padded SHA-1",
-    )
+    options.add_padded_banks(parser)
     pcrsource.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
     parser.set_defaults(run=run)
