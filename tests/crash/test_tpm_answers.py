@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -31,16 +30,7 @@ def tpm(start: Starter) -> Iterator[FaultyTpm]:
 def goes_on(daemon: Daemon) -> bytes:
     """Reads, stages, deletes: at once. The staged list in the ASCII form of SHA-256."""
     began = time.monotonic()
-    writer = os.open(daemon.path(f"{ASCII}_sha256_staged"), os.O_RDWR)
-    try:
-        os.write(writer, b"A\n")
-        os.lseek(writer, 0, os.SEEK_SET)
-        data = b""
-        while piece := os.read(writer, 65536):
-            data += piece
-        os.write(writer, b"D\n")
-    finally:
-        os.close(writer)
+    data = daemon.take(f"{ASCII}_sha256_staged")
     assert time.monotonic() - began < AT_ONCE, "somebody waited for the TPM"
     return data
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -265,6 +266,29 @@ class Daemon:
             return read_to_end(descriptor)
         finally:
             os.close(descriptor)
+
+    def write(self, name: str, data: bytes) -> str:
+        """ok, or the errno of the write; the open must succeed, all must be taken."""
+        descriptor = os.open(self.dir / name, os.O_WRONLY)
+        try:
+            assert os.write(descriptor, data) == len(data)
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+        finally:
+            os.close(descriptor)
+        return "ok"
+
+    def take(self, name: str) -> bytes:
+        """Stages, reads the staged file ``name`` and deletes, by one descriptor."""
+        writer = os.open(self.dir / name, os.O_RDWR)
+        try:
+            os.write(writer, b"A\n")
+            os.lseek(writer, 0, os.SEEK_SET)
+            data = read_to_end(writer)
+            os.write(writer, b"D\n")
+        finally:
+            os.close(writer)
+        return data
 
     def count(self) -> int:
         """runtime_measurements_count."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -22,15 +21,7 @@ SHA1 = f"{ASCII}_sha1"
 
 def name(daemon: Daemon, path: Path | str) -> str:
     """Writes a path to list_name: ok or the errno."""
-    descriptor = os.open(daemon.path("list_name"), os.O_WRONLY)
-    data = os.fsencode(path) + b"\n"
-    try:
-        assert os.write(descriptor, data) == len(data)
-    except OSError as error:
-        return errno.errorcode[error.errno or 0]
-    finally:
-        os.close(descriptor)
-    return "ok"
+    return daemon.write("list_name", os.fsencode(path) + b"\n")
 
 
 @pytest.fixture

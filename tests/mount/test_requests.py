@@ -20,33 +20,21 @@ from tests.support import wait_for
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
 
-def request(daemon: Daemon, name: str, data: bytes) -> str:
-    """ok, or the errno of the write."""
-    descriptor = os.open(daemon.path(name), os.O_WRONLY)
-    try:
-        assert os.write(descriptor, data) == len(data)
-    except OSError as error:
-        return errno.errorcode[error.errno or 0]
-    finally:
-        os.close(descriptor)
-    return "ok"
-
-
 STAGED = f"{ASCII}_sha256_staged"
 
 
 def test_order_of_refusals(daemon: Daemon) -> None:
-    assert request(daemon, STAGED, b"D\n") == "ENOENT"
-    assert request(daemon, STAGED, b"A\n") == "ok"
-    assert request(daemon, STAGED, b"A\n") == "EEXIST"
+    assert daemon.write(STAGED, b"D\n") == "ENOENT"
+    assert daemon.write(STAGED, b"A\n") == "ok"
+    assert daemon.write(STAGED, b"A\n") == "EEXIST"
     daemon.generate(3)
-    assert request(daemon, STAGED, b"A\n") == "EEXIST"
+    assert daemon.write(STAGED, b"A\n") == "EEXIST"
     # Delete N is about the current list, with something staged too.
-    assert request(daemon, BINARY, b"4\n") == "ENOENT"
-    assert request(daemon, BINARY, b"3\n") == "ok"
-    assert request(daemon, BINARY, b"1\n") == "ENOENT"
-    assert request(daemon, STAGED, b"D\n") == "ok"
-    assert request(daemon, STAGED, b"A\n") == "ENOENT"
+    assert daemon.write(BINARY, b"4\n") == "ENOENT"
+    assert daemon.write(BINARY, b"3\n") == "ok"
+    assert daemon.write(BINARY, b"1\n") == "ENOENT"
+    assert daemon.write(STAGED, b"D\n") == "ok"
+    assert daemon.write(STAGED, b"A\n") == "ENOENT"
 
 
 @pytest.mark.parametrize(
@@ -79,24 +67,24 @@ def test_request_table(daemon: Daemon, data: bytes, original: str, staged: str) 
     daemon.generate(9)
     for name in (f"{BINARY}_sha384", ASCII):
         before = daemon.count()
-        assert request(daemon, name, data) == original
+        assert daemon.write(name, data) == original
         assert daemon.count() == before - (5 if original == "ok" else 0)
         if original == "ok":
             daemon.generate(5)
-    assert request(daemon, STAGED, data) == staged
+    assert daemon.write(STAGED, data) == staged
 
 
 def test_suspended(daemon: Daemon) -> None:
     """As after the reboot notifier: A EACCES, D and N ESTALE, measurements ENODEV."""
     daemon.generate(9)
-    assert request(daemon, STAGED, b"A\n") == "ok"
+    assert daemon.write(STAGED, b"A\n") == "ok"
     daemon.generate(5)
     before = daemon.lists()
     daemon.call("suspend")
-    assert request(daemon, STAGED, b"D\n") == "ESTALE"
-    assert request(daemon, BINARY, b"1\n") == "ESTALE"
-    assert request(daemon, STAGED, b"A\n") == "EEXIST", "comes before EACCES"
-    assert request(daemon, BINARY, b"6\n") == "ENOENT", "comes before ESTALE"
+    assert daemon.write(STAGED, b"D\n") == "ESTALE"
+    assert daemon.write(BINARY, b"1\n") == "ESTALE"
+    assert daemon.write(STAGED, b"A\n") == "EEXIST", "comes before EACCES"
+    assert daemon.write(BINARY, b"6\n") == "ENOENT", "comes before ESTALE"
     for op, options in (
         ("measure", {"digest": "sha256:" + "00" * 32, "name": "x"}),
         ("generate", {"count": 3}),
@@ -108,12 +96,12 @@ def test_suspended(daemon: Daemon) -> None:
     assert daemon.lists() == before
     assert daemon.call("status")["suspended"] is True
     daemon.call("resume")
-    assert request(daemon, STAGED, b"D\n") == "ok"
+    assert daemon.write(STAGED, b"D\n") == "ok"
     daemon.call("suspend")
-    assert request(daemon, STAGED, b"D\n") == "ENOENT", "comes before ESTALE"
-    assert request(daemon, STAGED, b"A\n") == "EACCES"
+    assert daemon.write(STAGED, b"D\n") == "ENOENT", "comes before ESTALE"
+    assert daemon.write(STAGED, b"A\n") == "EACCES"
     daemon.call("resume")
-    assert request(daemon, STAGED, b"A\n") == "ok"
+    assert daemon.write(STAGED, b"A\n") == "ok"
     daemon.assert_replays()
 
 
@@ -142,7 +130,7 @@ def test_reset_keeps_the_mount(daemon: Daemon) -> None:
     with pytest.raises(OSError, match="No such device"):
         os.read(reader, 4096)
     os.close(reader)
-    assert request(daemon, STAGED, b"A\n") == "ok"
+    assert daemon.write(STAGED, b"A\n") == "ok"
     daemon.call("reset")
     assert daemon.read(STAGED) == b""
     daemon.generate(3)
@@ -159,7 +147,7 @@ OBEYED = re.compile(rb"[AD]\n|\+?[0-9]+\n?(\0.*)?\n?", re.DOTALL)
 def test_random_bytes_change_nothing(daemon: Daemon) -> None:
     """Every writable file: EINVAL each time, the same lists, the same daemon."""
     daemon.generate(9)
-    assert request(daemon, STAGED, b"A\n") == "ok"
+    assert daemon.write(STAGED, b"A\n") == "ok"
     daemon.generate(9)
     before = daemon.lists()
     chance = random.Random(20261122)
@@ -225,7 +213,7 @@ def test_a_name_longer_than_name_max(daemon: Daemon) -> None:
 
 def test_o_path_holds_nothing(daemon: Daemon) -> None:
     held = os.open(daemon.path(BINARY), os.O_PATH)
-    assert request(daemon, BINARY, b"1\n") == "ok"
+    assert daemon.write(BINARY, b"1\n") == "ok"
     os.close(held)
 
 
@@ -246,7 +234,7 @@ def test_thousands_of_readers(daemon: Daemon) -> None:
         for descriptor in readers:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert request(daemon, BINARY, b"1\n") == "ok"
+    assert daemon.write(BINARY, b"1\n") == "ok"
 
 
 def test_a_descriptor_sent_to_another_process(daemon: Daemon) -> None:
