@@ -24,8 +24,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Reads every file of DIR (a real machine's /sys/kernel/security/ima or an "
         "emulator's) and the PCRs until list and PCRs agree, and writes one archive that "
         "`imafs mount --load` plays and a bug report can carry. While it reads, nobody can stage "
-        "or delete. Without a TPM there are no PCRs: the lists are checked by themselves. It holds "
-        "file names of the machine: look at it before you send it.",
+        "or delete, and what is measured meanwhile is left out. "
+        "Without a TPM there are no PCRs: the lists are checked by themselves. It holds file "
+        "names of the machine: look at it before you send it.",
     )
     parser.add_argument("dir", metavar="DIR", help="an IMA directory")
     parser.add_argument(
@@ -63,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
         "kernel": f"{system.sysname} {system.release} {system.machine}",
         # null: there were no PCRs to agree with.
         "agree": None if not snapshot.pcrs else verdict is not None,
-        "records": verdict.records if verdict else None,
+        "records": verdict.records - snapshot.later if verdict else None,
+        # Read behind those that the PCRs knew of, and left out of every list.
+        "later": snapshot.later,
     }
     recording.write(snapshot, args.output, about)
     print(f"{args.output}: {_said(snapshot)}")
@@ -93,4 +96,7 @@ def _said(snapshot: recording.Snapshot) -> str:
     if snapshot.verdict is None:
         return "unchecked"
     what = "no PCRs confirm: there is no TPM" if not snapshot.pcrs else "the PCRs confirm"
-    return f"{counted(snapshot.verdict.records, 'record')}, which {what}"
+    said = f"{counted(snapshot.verdict.records - snapshot.later, 'record')}, which {what}"
+    if snapshot.later:
+        said += f"; {snapshot.later} that came meanwhile are left out"
+    return said

@@ -18,6 +18,7 @@ import tarfile
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO
@@ -26,9 +27,14 @@ from imafs import disk
 from imafs.attest.replay import PcrValues
 from imafs.attest.verify import Verdict, verify
 from imafs.errors import FileError, FormatError, MismatchError, UsageError
+from imafs.formats.algorithms import by_name
+from imafs.sources import cutting
+from imafs.sources.cutting import ShorterError
 
 CURRENT = "binary_runtime_measurements"
-STAGED = "binary_runtime_measurements_staged"
+#: What was taken out of it: staged, and in the prototype of November 2025 a snapshot.
+STAGED = ("binary_runtime_measurements_staged", "binary_runtime_measurements_snap")
+COUNT = "runtime_measurements_count"
 #: Bytes of a list that is loaded, and files in a recording: small archives hold any number.
 MOST = 1 << 30
 _MOST_MEMBERS = 4096
@@ -40,13 +46,17 @@ KINDS = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.xz": "w:xz", ".tx
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Files by name, links by name, and the PCRs that the lists lead to."""
+    """Files by name, links by name, and the PCRs that the lists lead to.
+
+    ``later`` records were read beyond those that the PCRs knew of, and are left out.
+    """
 
     files: Mapping[str, bytes]
     links: Mapping[str, str]
     modes: Mapping[str, int]
     pcrs: PcrValues
     verdict: Verdict | None
+    later: int = 0
 
 
 def take(
@@ -57,10 +67,11 @@ def take(
     tries: int = 20,
     check: bool = True,
 ) -> Snapshot:
-    """Reads lists and PCRs until they agree, at most ``tries`` times.
+    """Reads PCRs, then lists, until those lead to these, at most ``tries`` times.
 
-    While it reads, an open descriptor keeps writers out (A, D and N are EBUSY). Raises
-    :class:`FileError` where a file cannot be read (EBUSY: a writer has it),
+    While it reads, an open descriptor keeps writers out (A, D and N are EBUSY). Of a machine
+    that goes on measuring, what came after the PCRs were read is left out of every list.
+    Raises :class:`FileError` where a file cannot be read (EBUSY: a writer has it),
     :class:`FormatError` where a list is malformed and :class:`MismatchError` where list and
     PCRs never agree, at once where neither of them moves; ``check`` False takes the
     first pair as it is. Without any PCR (no TPM) the lists are checked by themselves:
@@ -69,43 +80,88 @@ def take(
     before: tuple[bytes, PcrValues] | None = None
     verdict: Verdict | None = None
     for _ in range(tries):
+        pcrs = read_pcrs()
         try:
             with open(Path(directory, CURRENT), "rb"):
                 files, links, modes = _files(directory)
         except OSError as error:
             raise FileError(error.filename, error) from None
-        pcrs = read_pcrs()
-        lists = files.get(_real(STAGED, links), b"") + files[_real(CURRENT, links)]
+        staged = next((files[_real(n, links)] for n in STAGED if _real(n, links) in files), b"")
+        current = files[_real(CURRENT, links)]
         if not check:
             return Snapshot(files, links, modes, pcrs, None)
-        verdict = verify(lists, pcrs, padded=padded)
-        if not pcrs or verdict.matched == verdict.records:
-            return Snapshot(files, links, modes, pcrs, verdict)
-        if verdict.matched is None and before == (lists, pcrs):
-            raise MismatchError(
-                f"{directory}: these PCRs are not of this list: no part of its {verdict.records} "
-                "records leads to them. Were records deleted, or are the PCRs another machine's? "
-                "--no-check records them as they are"
-            )
-        before = lists, pcrs
-    found = "list and PCRs did not agree: is the machine too busy?"
+        verdict = verify(staged + current, pcrs, padded=padded)
+        now = staged + current, pcrs
+        if pcrs and now == before and verdict.matched != verdict.records:
+            raise MismatchError(f"{directory}: {_why(verdict)} --no-check records them as they are")
+        # Only where both move is the rest of the list known to be newer, and not lost.
+        going_on = before is not None and before[0] != now[0] and before[1] != pcrs
+        known = verdict.matched if pcrs else verdict.records
+        if known is not None and (known == verdict.records or going_on):
+            with suppress(ShorterError):
+                kept = _cut(files, staged, current, known, verdict)
+                return Snapshot(kept, links, modes, pcrs, verdict, verdict.records - known)
+        before = now
+    why = "list and PCRs did not agree: were records deleted again and again?"
     if verdict is not None and verdict.matched is not None:
-        found = (
-            f"the PCRs are those after record {verdict.matched} of {verdict.records}: are they "
-            "older than the list, or is the TPM behind?"
+        why = _why(verdict)
+    raise MismatchError(f"{directory}: {why} ({tries} tries) --no-check records them as they are")
+
+
+def _why(verdict: Verdict) -> str:
+    if verdict.matched is None:
+        return (
+            f"these PCRs are not of this list: no part of its {verdict.records} records leads to "
+            "them. Were records deleted, or are the PCRs another machine's?"
         )
-    raise MismatchError(f"{directory}: {found} ({tries} tries) --no-check records them as they are")
+    return (
+        f"the PCRs are those after record {verdict.matched} of {verdict.records}: are they "
+        "older than the list, or is the TPM behind?"
+    )
+
+
+def _cut(
+    files: Mapping[str, bytes], staged: bytes, current: bytes, records: int, verdict: Verdict
+) -> dict[str, bytes]:
+    """The files with the first ``records`` of the staged and the current list."""
+    width = by_name(verdict.bank).digest_size
+    staged_records = cutting.count(staged, width)
+    first = min(records, staged_records)
+    parts = {
+        True: cutting.cut(staged, width, first),
+        False: cutting.cut(current, width, records - first),
+    }
+    kept = dict(files)
+    for name, content in files.items():
+        part = parts["_staged" in name or "_snap" in name]
+        if name.startswith("binary_"):
+            kept[name] = part.binary(content)
+        elif name.startswith("ascii_"):
+            kept[name] = part.ascii(content)
+    if COUNT in kept and records < verdict.records:
+        # Read right after the current list, whose last records are left out.
+        out = verdict.records - staged_records - (records - first)
+        kept[COUNT] = b"%d\n" % (int(kept[COUNT]) - out)
+    return kept
 
 
 def _real(name: str, links: Mapping[str, str]) -> str:
     return links.get(name, name)
 
 
+def _target(directory: str, name: str) -> str:
+    path = Path(directory, name)
+    return os.readlink(path) if path.is_symlink() else name
+
+
 def _files(directory: str) -> tuple[dict[str, bytes], dict[str, str], dict[str, int]]:
     files: dict[str, bytes] = {}
     links: dict[str, str] = {}
     modes: dict[str, int] = {}
-    for entry in sorted(Path(directory).iterdir()):
+    # The list that the others are cut by comes first, the count right behind it.
+    order = [*(_target(directory, name) for name in (*STAGED, CURRENT)), COUNT]
+    first = {name: place for place, name in enumerate(order)}
+    for entry in sorted(Path(directory).iterdir(), key=lambda e: (first.get(e.name, 9), e.name)):
         if entry.name in _OWN:  # of an unpacked recording: this one gets its own
             continue
         mode = entry.lstat().st_mode
@@ -113,12 +169,28 @@ def _files(directory: str) -> tuple[dict[str, bytes], dict[str, str], dict[str, 
         if stat.S_ISLNK(mode):
             links[entry.name] = str(entry.readlink())
         elif stat.S_ISREG(mode):
-            try:
-                files[entry.name] = entry.read_bytes()
-            except PermissionError:
-                if entry.name != "policy":  # not readable in every kernel
-                    raise
+            content = _content(entry)
+            if content is not None:
+                files[entry.name] = content
     return files, links, modes
+
+
+def _content(entry: Path) -> bytes | None:
+    """None where a kernel lets nobody read it: what takes requests only, and its policy."""
+    is_list = entry.name.startswith(("ascii_", "binary_"))
+    try:
+        return entry.read_bytes()
+    except PermissionError:
+        if entry.name == "policy":
+            return None
+        raise
+    except OSError as error:
+        if error.errno == errno.EINVAL and not is_list:
+            return None
+        # Some drafts say so of an empty list: the open was well, the read was not.
+        if error.errno == errno.ENOENT and is_list and entry.exists():
+            return b""
+        raise OSError(error.errno, error.strerror, str(entry)) from None
 
 
 def ending_of(path: str) -> str:
@@ -205,12 +277,13 @@ def lists_of(path: str) -> tuple[bytes, bytes]:
 def _lists_in(directory: str) -> tuple[bytes, bytes]:
     # Open, the current list keeps writers out.
     with disk.opened(os.path.join(directory, CURRENT)) as current:
-        try:
-            with disk.opened(os.path.join(directory, STAGED)) as descriptor:
-                staged = disk.content(descriptor, MOST)
-        except FileNotFoundError:  # a kernel without staging
-            staged = b""
-        return staged, disk.content(current, MOST)
+        for name in STAGED:
+            try:
+                with disk.opened(os.path.join(directory, name)) as descriptor:
+                    return disk.content(descriptor, MOST), disk.content(current, MOST)
+            except FileNotFoundError:  # a kernel without staging, or with nothing staged
+                continue
+        return b"", disk.content(current, MOST)
 
 
 def _lists_of(path: str, file: IO[bytes]) -> tuple[bytes, bytes]:
@@ -233,10 +306,12 @@ def _lists_of(path: str, file: IO[bytes]) -> tuple[bytes, bytes]:
                 f"{', '.join(str(place.parent) for place in places)})",
                 source=path,
             )
-        staged = places[0].with_name(STAGED)
+        staged = [places[0].with_name(name) for name in STAGED]
         try:
             return (
-                _member(archive, members, staged) if staged in members else b"",
+                next(
+                    (_member(archive, members, place) for place in staged if place in members), b""
+                ),
                 _member(archive, members, places[0]),
             )
         except FormatError as error:

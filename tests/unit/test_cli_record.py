@@ -20,9 +20,12 @@ from imafs.cli.main import main
 from imafs.control.client import ControlClient
 from imafs.sources.lists import load as load_list
 from tests.conformance.recordings import Moment, load
-from tests.mount.daemon import BINARY, imafs
+from tests.mount.daemon import BINARY, Daemon, imafs
 from tests.mount.fixtures import Starter
 from tests.support import unpack
+
+#: How the names of lists begin.
+FORMS = ("ascii_", "binary_")
 
 Output = pytest.CaptureFixture[str]
 
@@ -236,6 +239,54 @@ def test_a_recorded_emulator_is_played_again(tmp_path: Path) -> None:
         verify = ("verify", again.path(f"{BINARY}_staged"), again.path(BINARY), "--tcti")
         assert "match after record 43\n" in imafs(*verify, again.tcti).stdout
         assert again.stop() == 0
+
+
+@pytest.mark.mount
+@pytest.mark.root
+@pytest.mark.swtpm
+@pytest.mark.parametrize(
+    ("profile", "options", "stages"),
+    [
+        ("v5", (), True),
+        ("rfc-v2", (), True),
+        ("rfc-v1", (), True),
+        ("snap", (), True),
+        ("trim-v5", (), False),
+        ("flush-2020", (), False),
+        ("export-2020", ("--export-root", "/run"), False),
+    ],
+)
+def test_drafts_are_recorded(
+    tmp_path: Path, profile: str, options: tuple[str, ...], stages: bool
+) -> None:
+    """An empty stage may be ENOENT, a file for requests alone EINVAL: no list is left out."""
+    with ExitStack() as stack:
+        start = Starter(stack)
+        first = start("--profile", profile, *options)
+        first.generate(5)
+        recorded(first, tmp_path / "nothing-staged.tar", 6)
+        if stages:
+            first.call("agent", action="stage")
+        first.generate(3)
+        lists = recorded(first, tmp_path / "all.tar", 9)
+        assert first.stop() == 0
+        again = start("--profile", profile, *options, "--load", tmp_path / "all.tar")
+        assert recorded(again, tmp_path / "again.tar", 9) == lists
+        assert again.stop() == 0
+
+
+def recorded(daemon: Daemon, target: Path, records: int) -> dict[str, bytes]:
+    """What a recording of it has of lists; which is what it shows."""
+    said = imafs("record", daemon.dir, "-o", target, "--control", daemon.control).stdout
+    assert said == f"{target}: {records} records, which the PCRs confirm\n"
+    found = {Path(name).name: content for name, content in members(target).items()}
+    lists = {name: found[name] for name in os.listdir(daemon.dir) if name.startswith(FORMS)}
+    for name, content in lists.items():
+        try:
+            assert daemon.read(name) == content
+        except FileNotFoundError:  # nothing is staged
+            assert content == b""
+    return lists
 
 
 @pytest.mark.mount
