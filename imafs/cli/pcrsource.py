@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,12 +68,13 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
         return lambda: Reading(_of_tpm(args.tcti))
     if args.control is not None:
         return lambda: _of_imafs(Path(args.control))
-    socket = _socket_of_mount(path)
+    from imafs.cli import sockets
+
+    socket = sockets.of_place(path)
     if socket is not None:
         return lambda: _of_imafs(socket)
     if Path(SYSFS, "pcr-sha1").is_dir() or Path(SYSFS, "pcr-sha256").is_dir():
         return lambda: Reading(pcrfile.read(SYSFS))
-    from imafs.cli import sockets
     from imafs.control.paths import find_sockets
 
     kind = UsageError
@@ -126,16 +126,3 @@ def _ask(tcti: str) -> PcrValues:
         return device.read_pcrs(range(24))
     finally:
         device.close()
-
-
-def _socket_of_mount(path: str) -> Path | None:
-    """The control socket of the mount that holds ``path``."""
-    from imafs.cli import sockets
-    from imafs.fuse import mountinfo
-
-    real = mountinfo.resolve(path)
-    ours = [mount for mount in mountinfo.mounts() if mount.ours]
-    for mount in sorted(ours, key=lambda mount: len(mount.path), reverse=True):
-        if real == mount.path or real.startswith(mount.path + os.sep):
-            return sockets.of_mount(mount)
-    return None

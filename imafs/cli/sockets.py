@@ -37,16 +37,55 @@ def chosen(control: str | None) -> Path:
 def of_mount(mount: Mount) -> Path:
     """The socket on which the daemon of ``mount`` listens.
 
-    Raises :class:`ControlError` that says what to do where that is not found: the daemon is
-    dead, or was given a socket of another name.
+    Where it was given one of another name (``--control``), that of the process which serves
+    the mount. Raises :class:`ControlError` that says what to do where none is found: the
+    daemon is dead, or of another namespace or user.
     """
     path = paths.of_mount(mount.path, mount.owner)
     if paths.listener(path) is not None:
         return path
     reason = _death(mount.path)
     if reason is None:
+        served = _of_process(mount)
+        if served is not None:
+            return served
         reason = f"the daemon does not listen at its default socket {path}; name it with --control"
     raise ControlError(f"{mount.path}: {reason}")
+
+
+def of_place(path: str) -> Path | None:
+    """The socket of the emulator on whose mount ``path`` lies; None where it lies on none.
+
+    Raises what :func:`of_mount` raises.
+    """
+    from imafs.fuse import mountinfo
+
+    real = mountinfo.resolve(path)
+    ours = [mount for mount in mountinfo.mounts() if mount.ours]
+    for mount in sorted(ours, key=lambda mount: len(mount.path), reverse=True):
+        if real == mount.path or real.startswith(mount.path + os.sep):
+            return of_mount(mount)
+    return None
+
+
+def _of_process(mount: Mount) -> Path | None:
+    from imafs.fuse import mountinfo
+
+    pid = mountinfo.holder(mount)
+    if pid is None:
+        return None
+    return next((path for path in paths.of_process(pid) if _is_of(path, mount)), None)
+
+
+def _is_of(path: Path, mount: Mount) -> bool:
+    """Whether the daemon that listens there says that the mount is its own."""
+    from imafs.control.client import ControlClient
+
+    try:
+        with ControlClient(path) as client:
+            return client.hello().get("mountpoint") == mount.path
+    except ControlError:
+        return False
 
 
 def _own_mounts() -> Iterator[str]:

@@ -73,7 +73,7 @@ def remove_dead_sockets() -> Iterator[Path]:
         yield from _clear(directory)
     for mount in mountinfo.mounts():
         if _own(mount):
-            yield from _clear_socket(paths.beside(mount.path))
+            yield from remove_dead_socket(paths.beside(mount.path))
 
 
 def _clear(directory: Path) -> Iterator[Path]:
@@ -93,10 +93,10 @@ def _clear(directory: Path) -> Iterator[Path]:
                 yield log
 
 
-def _clear_socket(path: Path) -> Iterator[Path]:
+def remove_dead_socket(path: Path) -> list[Path]:
+    """Removes it where nobody listens on it; what it has removed."""
     with _locked(path.parent) as there:
-        if there:
-            yield from _remove_if_dead(path)
+        return list(_remove_if_dead(path)) if there else []
 
 
 @contextmanager

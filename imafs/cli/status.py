@@ -9,7 +9,10 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from imafs.errors import MountError, UsageError
 
 if TYPE_CHECKING:
     from imafs.control.client import ControlClient
@@ -29,10 +32,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "anything else gets a block per look, until Ctrl-C.",
     )
     parser.add_argument(
-        "--control",
-        metavar="SOCKET",
-        help="control socket (default: $IMAFS_CONTROL, else this user's only daemon's)",
+        "dir",
+        metavar="DIR",
+        nargs="?",
+        help="its mountpoint, where several run (default: $IMAFS_CONTROL, else this user's only "
+        "daemon)",
     )
+    parser.add_argument("--control", metavar="SOCKET", help="its control socket, instead of DIR")
     parser.add_argument(
         "--watch",
         metavar="SECONDS",
@@ -57,11 +63,11 @@ def _seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Asks and prints; the exit code. Raises what :class:`ControlClient` raises."""
-    from imafs.cli import answers, sockets
+    from imafs.cli import answers
     from imafs.control.client import ControlClient
 
     try:
-        with ControlClient(sockets.chosen(args.control)) as client:
+        with ControlClient(_socket(args)) as client:
             if args.watch is None:
                 return answers.show("status", client.status(), as_json=args.json)
             _watch(client, args.watch, as_json=args.json)
@@ -71,6 +77,19 @@ def run(args: argparse.Namespace) -> int:
         if sys.stdout.isatty():
             print()  # behind the terminal's ^C
     return 0
+
+
+def _socket(args: argparse.Namespace) -> Path:
+    from imafs.cli import sockets
+
+    if args.dir is None:
+        return sockets.chosen(args.control)
+    if args.control is not None:
+        raise UsageError("name DIR or --control, not both")
+    path = sockets.of_place(args.dir)
+    if path is None:
+        raise MountError(f"{args.dir}: no imafs is mounted here")
+    return path
 
 
 def _watch(client: ControlClient, seconds: float, *, as_json: bool) -> NoReturn:

@@ -9,11 +9,16 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imafs.cli import answers
+from imafs.cli import answers, sockets
 from imafs.control import paths
 from imafs.control.client import ControlClient
 from imafs.errors import ControlError, MountError, Refused, UsageError
+
+if TYPE_CHECKING:
+    from imafs.fuse.mountinfo import Mount
 
 #: Seconds that a daemon gets to unmount after it was told to stop.
 _DEADLINE = 15.0
@@ -30,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "whose daemon is dead is unmounted; nobody else's is touched.",
     )
     parser.add_argument("dir", metavar="DIR", nargs="?")
-    parser.add_argument("--control", metavar="SOCKET", help="where mount was given one")
+    parser.add_argument("--control", metavar="SOCKET", help="its control socket (found by itself otherwise)")
     parser.add_argument(
         "--stale",
         action="store_true",
@@ -73,7 +78,7 @@ def _umount(args: argparse.Namespace) -> int:
     mountinfo.check_owner(mount)
     holders: list[str] = []
     try:
-        socket = args.control or paths.of_mount(path, mount.owner)
+        socket = args.control or sockets.of_mount(mount)
         with ControlClient(socket) as client:
             _check_is_of(client, path, socket)
             with suppress(Refused):  # it ends all the same
@@ -82,11 +87,12 @@ def _umount(args: argparse.Namespace) -> int:
     except ControlError:
         # No daemon to ask: its mount must be dead, else it listens somewhere else.
         if mountinfo.probe(path) == 0:
-            place = f"at {args.control}" if args.control else "at its default socket"
+            place = f"at {args.control}" if args.control else "at a socket that can be found"
             raise MountError(
                 f"{path}: the daemon is alive but not {place}; name its socket with --control"
             ) from None
         mountinfo.detach(mount)
+        _forget(mount, args.control)
     deadline = time.monotonic() + _DEADLINE
     while (now := mountinfo.top(path)) is not None and now.ours:
         if time.monotonic() > deadline:
@@ -96,6 +102,15 @@ def _umount(args: argparse.Namespace) -> int:
         names = ", ".join(holders)
         print(f"imafs: {shlex.quote(path)}: was open in {names}: ENOTCONN there from now on")
     return 0
+
+
+def _forget(mount: Mount, control: str | None) -> None:
+    """Removes the socket of a dead daemon; its log may say why it died, and stays."""
+    from imafs.cli import stale
+
+    with suppress(ControlError):  # it had none that this user could have
+        socket = paths.of_mount(mount.path, mount.owner) if control is None else Path(control)
+        stale.remove_dead_socket(socket)
 
 
 def _check_is_of(client: ControlClient, path: str, socket: object) -> None:

@@ -30,6 +30,8 @@ VARIABLE = "IMAFS_CONTROL"
 #: Takes the place of the user's directory of sockets: likewise.
 DIRECTORY_VARIABLE = "IMAFS_SOCKET_DIR"
 _SUFFIX = ".sock"
+#: __SO_ACCEPTCON (include/linux/net.h): in /proc/net/unix, who has called listen().
+_ACCEPTS = 1 << 16
 _ROOTS = Path("/run/imafs")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._")
 
@@ -244,6 +246,22 @@ def listener(path: Path) -> Peer | None:
         except OSError as error:
             raise ControlError(f"{path}: {error.strerror or error}") from error
         return peer_of(probe)
+
+
+def of_process(pid: int) -> list[Path]:
+    """Named sockets on which a process listens (proc(5)): none where this user may not look."""
+    try:
+        links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        rows = Path(f"/proc/{pid}/net/unix").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    found = []
+    for row in rows[1:]:
+        # Num RefCount Protocol Flags Type St Inode Path
+        parts = row.split(None, 7)
+        if len(parts) == 8 and int(parts[3], 16) & _ACCEPTS and f"socket:[{parts[6]}]" in links:
+            found.append(Path(parts[7]))
+    return [path for path in found if path.is_absolute()]
 
 
 def find_sockets(directory: Path | None = None) -> list[FoundSocket]:

@@ -29,11 +29,34 @@ def test_the_status_names_the_process(start: Starter) -> None:
     assert f"\nprocess     {daemon.pid}\n" in daemon.ctl("status")
 
 
-def test_verify_says_where_its_pcrs_could_be(start: Starter) -> None:
-    daemon = start("--tpm", "none")  # with a socket of another name
-    result = imafs("verify", daemon.path(BINARY), check=False)
-    assert result.returncode == 6
-    assert "name it with --control" in result.stderr
+def test_a_socket_of_another_name_is_found_by_the_mount(start: Starter) -> None:
+    """By the process that serves it: status, verify and umount need no --control."""
+    one, other = start("--tpm", "none"), start("--tpm", "none")
+    shown = imafs("status", one.dir).stdout
+    assert f" on {one.dir}, " in shown
+    assert f" on {other.dir}, " in imafs("status", f"{other.dir}/{BINARY}").stdout
+    result = imafs("verify", one.path(BINARY), check=False)
+    assert (result.returncode, "that imafs has no TPM" in result.stderr) == (2, True)
+    imafs("umount", one.dir)
+    assert one.process.wait(10) == 0
+    assert (layers(one.dir), layers(other.dir)) == (0, 1)
+
+
+def test_status_of_what_is_no_mount(start: Starter) -> None:
+    daemon = start("--tpm", "none")
+    result = imafs("status", daemon.place.base, check=False)
+    assert (result.returncode, "no imafs is mounted here" in result.stderr) == (5, True)
+    result = imafs("status", daemon.dir, "--control", daemon.control, check=False)
+    assert (result.returncode, "DIR or --control, not both" in result.stderr) == (2, True)
+
+
+def test_umount_of_a_dead_mount_takes_its_socket_along(start: Starter) -> None:
+    daemon = start("--tpm", "none")
+    daemon.kill()
+    assert daemon.control.exists()
+    imafs("umount", daemon.dir, "--control", daemon.control)
+    assert not daemon.control.exists()
+    assert layers(daemon.dir) == 0
 
 
 def test_verify_of_a_dead_mount(start: Starter) -> None:
