@@ -35,7 +35,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "whose daemon is dead is unmounted; nobody else's is touched.",
     )
     parser.add_argument("dir", metavar="DIR", nargs="?")
-    parser.add_argument("--control", metavar="SOCKET", help="its control socket (found by itself otherwise)")
+    parser.add_argument(
+        "--control", metavar="SOCKET", help="its control socket (found by itself otherwise)"
+    )
     parser.add_argument(
         "--stale",
         action="store_true",

@@ -241,7 +241,7 @@ def detect(data: bytes) -> Bank:
     """
     if not data:
         return LIST_BANKS[0]
-    furthest: tuple[tuple[int, bool, int], FormatError] | None = None
+    furthest: tuple[tuple[int, bool, bool, int], FormatError] | None = None
     only_violations = False
     for bank in LIST_BANKS:
         assert bank.algorithm is not None
@@ -259,8 +259,9 @@ def detect(data: bytes) -> Bank:
             only_violations = True
         except FormatError as error:
             # The attempt that read the most is the true one; a wrong width hardly
-            # ever gets a record whole.
-            reach = (error.record or 0, whole, error.offset or 0)
+            # ever gets a record whole, or finds a template's name.
+            named = _begins_with_template(data, bank.digest_size)
+            reach = (error.record or 0, whole, named, error.offset or 0)
             if furthest is None or reach > furthest[0]:
                 furthest = (reach, error)
     if only_violations or furthest is None:
@@ -269,6 +270,14 @@ def detect(data: bytes) -> Bank:
             "with --bank (imafs mount: --load-bank)"
         )
     raise furthest[1]
+
+
+def _begins_with_template(data: bytes, width: int) -> bool:
+    """Whether a template's name stands where the first record of this width has one."""
+    at = 4 + width + 4
+    length = int.from_bytes(data[at - 4 : at], "little")
+    name = data[at : at + min(length, TEMPLATE_NAME_MAX)]
+    return name.decode("latin-1") in templates.TEMPLATES
 
 
 def wrong_digest(parsed: Parsed, bank: Bank, number: int) -> FormatError:

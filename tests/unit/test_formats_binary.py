@@ -12,7 +12,7 @@ from imafs.errors import FormatError
 from imafs.formats.algorithms import Bank, bank_for, by_name
 from imafs.formats.binary import Parsed, Reader, detect, encode, read
 from tests.property.builders import record
-from tests.property.reference import Rec, binary_list, ng, u32, violation
+from tests.property.reference import WIDTHS, Rec, binary_list, ng, u32, violation
 
 NAMES = ("sha1", "sha256", "sha384", "sha512")
 DIGEST = hashlib.sha256(b"content").digest()
@@ -90,6 +90,17 @@ def test_the_bank_is_found(name: str) -> None:
 def test_violations_in_front_do_not_hide_the_bank(name: str) -> None:
     records = [violation(10, b"/v%d" % number) for number in range(20)] + list(LIST)
     assert detect(binary_list(records, name)).name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_record_that_is_cut_is_not_taken_for_another_banks(name: str) -> None:
+    """Once the template's name is there, the place told is that of the length behind it."""
+    data = binary_list(LIST[:1], name)
+    length_at = 4 + WIDTHS[name] + 4 + len(LIST[0].label)
+    for size in range(length_at + 4, len(data)):
+        with pytest.raises(FormatError) as caught:
+            detect(data[:size])
+        assert (caught.value.record, caught.value.offset) == (0, length_at)
 
 
 def test_the_empty_list_is_a_list() -> None:
