@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -80,6 +81,13 @@ def replacing(path: str | bytes, mode: int, *, directory: int | None = None) -> 
         raise
     finally:
         os.close(descriptor)
+
+
+def mount_number(descriptor: int) -> int | None:
+    """Of the mount that an open file is on (proc(5), fdinfo); asks no file system."""
+    with opened(f"/proc/self/fdinfo/{descriptor}") as info:
+        found = re.search(rb"^mnt_id:\s*(\d+)$", os.read(info, _CHUNK), re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def fill(descriptor: int, pieces: Iterable[bytes]) -> None:

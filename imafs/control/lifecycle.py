@@ -127,7 +127,7 @@ def _write(path: str, data: bytes) -> None:
         # Renaming would take the place of a device or a directory.
         raise UsageError(f"{path}: is no regular file")
     try:
-        with disk.replacing(path, 0o666) as descriptor:
+        with disk.replacing(path, 0o600) as descriptor:
             disk.fill(descriptor, (data,))
     except OSError as error:
         raise FileError(path, error) from None

@@ -93,11 +93,33 @@ def _parent(root: bytes, path: bytes) -> Iterator[tuple[int, bytes]]:
         for part in parts[:-1]:
             flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             inner = os.open(part, flags, dir_fd=directory)
-            os.close(directory)
-            directory = inner
+            outer, directory = directory, inner
+            try:
+                _check_mount(outer, inner)
+            finally:
+                os.close(outer)
         yield directory, parts[-1]
     finally:
         os.close(directory)
+
+
+def _check_mount(outer: int, inner: int) -> None:
+    """Raises :class:`Refused` at a mountpoint: behind it may be this very daemon, which would
+    wait for its own answer, or another file system that hangs. O_PATH has asked neither."""
+    if disk.mount_number(outer) != disk.mount_number(inner):
+        raise Refused(errno.EXDEV, "another file system is mounted there")
+
+
+def _existing(directory: int, name: bytes) -> int:
+    """The file ``name``, open for appending, and no link."""
+    place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        _check_mount(directory, place)
+        if stat.S_ISLNK(os.fstat(place).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return os.open(f"/proc/self/fd/{place}", _FLAGS & ~os.O_NOFOLLOW | os.O_APPEND)
+    finally:
+        os.close(place)
 
 
 def _append(directory: int, name: bytes, pieces: Iterable[bytes], rules: Export) -> None:
@@ -110,7 +132,7 @@ def _append(directory: int, name: bytes, pieces: Iterable[bytes], rules: Export)
         if rules.exclusive:
             raise
         new = False
-        descriptor = os.open(name, _FLAGS | os.O_APPEND, dir_fd=directory)
+        descriptor = _existing(directory, name)
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):

@@ -15,8 +15,17 @@ from imafs.errors import ImafsError
 
 log = logging.getLogger(__name__)
 
+#: Linux's FUSE takes no answer with a larger errno (fs/fuse/dev.c, fuse_dev_do_write: -512 is
+#: the kernel's own), and its caller would wait for ever.
+_LARGEST = 511
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def carried(number: int) -> int:
+    """The errno that a caller gets: EINVAL in place of one that FUSE cannot carry."""
+    return number if 0 < number <= _LARGEST else errno.EINVAL
 
 
 def boundary(
@@ -35,7 +44,7 @@ def boundary(
         except FUSEError:
             raise
         except ImafsError as error:
-            raise FUSEError(error.errno) from None
+            raise FUSEError(carried(error.errno)) from None
         except Exception:
             log.exception("%s failed: EIO for this call", handler.__name__)
             raise FUSEError(errno.EIO) from None

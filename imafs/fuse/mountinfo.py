@@ -17,6 +17,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from imafs import disk
 from imafs.errors import MountError
 from imafs.formats import mounttable
 
@@ -127,7 +128,7 @@ def _detach_as_root(mount: Mount) -> None:
     except OSError as error:
         raise OutOfReachError(f"{mount.path}: cannot be unmounted: {error.strerror}") from None
     try:
-        if _number(descriptor) != mount.number or mount not in mounts():
+        if disk.mount_number(descriptor) != mount.number or mount not in mounts():
             raise OutOfReachError(f"{mount.path}: cannot be unmounted: it is covered or gone")
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.umount2(b"/proc/self/fd/%d" % descriptor, _MNT_DETACH):
@@ -137,13 +138,6 @@ def _detach_as_root(mount: Mount) -> None:
             raise kind(f"{mount.path}: cannot be unmounted: {os.strerror(code)}")
     finally:
         os.close(descriptor)
-
-
-def _number(descriptor: int) -> int | None:
-    """Of the mount that an open file is on."""
-    info = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
-    found = re.search(r"^mnt_id:\s*(\d+)$", info, re.MULTILINE)
-    return int(found[1]) if found else None
 
 
 def check_owner(mount: Mount) -> None:

@@ -108,6 +108,9 @@ class Faults:
         """The rule's number, by which it can be cleared. Raises :class:`UsageError`."""
         if rule.operation not in OPERATIONS:
             raise UsageError(f"{rule.operation!r} cannot fail: {', '.join(OPERATIONS)} can")
+        if rule.operation == "open" and rule.errno == errno.ENOSYS:
+            # FUSE takes that for a file system without opens, and asks for none ever again.
+            raise UsageError("open cannot fail with ENOSYS: no open would get here after it")
         if rule.writing is not None and rule.operation != "open":
             raise UsageError("only an open is for reading or for writing")
         for what, value, most in (

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from imafs.engine.records import EXTENDABLE
 from imafs.errors import FileError, FormatError
 from imafs.formats.algorithms import Bank, bank_named
 from imafs.formats.binary import Record, detect, read, refuse_other_bank
@@ -45,6 +46,12 @@ def load(
         records: list[Record] = []
         in_stage = 0
         for parsed in read(data, chosen):
+            if parsed.record.pcr not in EXTENDABLE:
+                raise FormatError(
+                    f"PCR {parsed.record.pcr}, which no TPM lets IMA extend: 0 to 16, or 23",
+                    record=len(records),
+                    offset=parsed.start,
+                )
             records.append(parsed.record)
             in_stage += parsed.end <= len(staged)
             if len(records) % _EVERY == 0:

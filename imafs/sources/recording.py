@@ -204,14 +204,15 @@ def ending_of(path: str) -> str:
 def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
     """Writes the archive; compressed as the suffix says (:data:`KINDS`; UsageError for another).
 
-    It appears under its name only when it is whole. Raises :class:`FileError`.
+    It appears under its name only when it is whole, and for its owner alone: a kernel does not
+    show names of files to everybody either. Raises :class:`FileError`.
     """
     ending = ending_of(path)
     name, kind = Path(path).name.removesuffix(ending) or "recording", KINDS[ending]
     try:
         # tarfile's modes are literals to the type checker.
         with (
-            disk.replacing(path, 0o666) as descriptor,
+            disk.replacing(path, 0o600) as descriptor,
             open(descriptor, "wb", closefd=False) as file,
             tarfile.open(mode=kind, fileobj=file) as archive,  # type: ignore[call-overload]
         ):

@@ -83,6 +83,25 @@ def test_the_target_may_not_be_a_link_or_a_pipe(exporting: Daemon, tmp_path: Pat
     assert exporting.count() == 2
 
 
+def test_no_way_leads_through_a_mount(start: Starter, tmp_path: Path) -> None:
+    """Behind one may be the daemon itself, which would wait for its own answer."""
+    place = start.place()
+    daemon = start("--profile", "export-2020", "--export-root", place.base, place=place)
+    assert name(daemon, place.base / "list") == "ok"
+    daemon.call("generate", count=3)
+    (place.base / "file").write_bytes(b"")
+    run(["mount", "--bind", daemon.path(SHA1), place.base / "file"])
+    try:
+        script = 'echo "$1" > "$2"'
+        for way in ("ima/x", "file"):
+            words = ["bash", "-c", script, "sh", f"{place.base}/{way}", f"{daemon.dir}/list_name"]
+            assert "cross-device" in run(words, check=False, deadline=10).stderr.lower()
+    finally:
+        run(["umount", place.base / "file"])
+    assert daemon.count() == 3
+    assert name(daemon, place.base / "list") == "ok"
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A filesystem that a few hundred records fill."""

@@ -15,7 +15,8 @@ import pytest
 
 from imafs.errors import Refused
 from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon
-from tests.support import wait_for
+from tests.mount.fixtures import Starter
+from tests.support import run, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -72,6 +73,15 @@ def test_request_table(daemon: Daemon, data: bytes, original: str, staged: str) 
         if original == "ok":
             daemon.generate(5)
     assert daemon.write(STAGED, data) == staged
+
+
+def test_an_errno_that_fuse_cannot_carry_is_einval(start: Starter) -> None:
+    """An answer of more than 511 would leave the writer waiting, out of reach of SIGKILL."""
+    daemon = start("--profile", "trim-v3", "--tpm", "none")
+    script = 'printf -- "-%s\\n" "$1" > "$2"'
+    for number, said in ((511, "Unknown error 511"), (512, "Invalid"), (4095, "Invalid")):
+        words = ["bash", "-c", script, "sh", str(number), str(daemon.path("ima_trim_log"))]
+        assert said in run(words, check=False, deadline=10).stderr
 
 
 def test_suspended(daemon: Daemon) -> None:

@@ -55,6 +55,14 @@ def test_which_calls_fail(rule: Rule, failing: list[int]) -> None:
     assert [at for at, hit in enumerate(outcomes(rule, 6), 1) if hit] == failing
 
 
+def test_an_errno_after_which_no_open_would_come_again() -> None:
+    faults = Faults()
+    with pytest.raises(UsageError, match="open cannot fail with ENOSYS"):
+        faults.add(Rule("open", errno.ENOSYS))
+    faults.add(Rule("read", errno.ENOSYS))
+    assert outcome(faults, "read", STAGED) == errno.ENOSYS
+
+
 def test_other_calls_and_files_neither_fail_nor_count() -> None:
     faults = Faults()
     faults.add(Rule("read", errno.EIO, files="*_staged", every=2))

@@ -53,6 +53,14 @@ def test_a_broken_list_is_refused_whole_with_file_record_and_byte(tmp_path: Path
     assert str(error).startswith(f"{path}: record 3, byte {start + 4}: the sha256 template digest")
 
 
+def test_a_pcr_that_ima_may_not_extend_is_refused(tmp_path: Path) -> None:
+    """The TPM would refuse it for ever, and what comes behind it would wait for ever."""
+    path = write(tmp_path / "list", binary_list([*RECS, ng(23, b"/c"), ng(20, b"/d")], "sha1"))
+    with pytest.raises(FormatError, match="PCR 20, which no TPM lets IMA extend") as caught:
+        load(path)
+    assert caught.value.record == 5
+
+
 @pytest.mark.parametrize("bank", ["sha256", "sha512", "sm3"])
 def test_the_wrong_bank_is_refused(tmp_path: Path, bank: str) -> None:
     path = write(tmp_path / "list", binary_list(RECS, "sha1"))
