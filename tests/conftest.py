@@ -52,6 +52,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in nightly]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # nohup, and shells that start jobs in the background, have them ignored; so would be all
+    # that the tests start, and then tell (imafs run hands its dispositions on).
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, needs in NEEDS.items():
         if item.get_closest_marker(marker):

@@ -74,6 +74,10 @@ def alive(pid: int) -> bool:
     return state not in "XZ" or int(fields[16]) > 1
 
 
+#: Shell, for a mount namespace of a test's own: no other emulator of this machine is seen.
+ALONE = "findmnt --raw --noheadings --types fuse.imafs --output TARGET | xargs -r umount -l"
+
+
 def layers(path: str | os.PathLike[str]) -> int:
     """How many mounts lie on exactly ``path``."""
     real = mountinfo.resolve(path)

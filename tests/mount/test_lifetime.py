@@ -17,7 +17,7 @@ import pytest
 
 from imafs.control import paths
 from imafs.fuse import mountinfo
-from tests.mount.daemon import ASCII, BINARY, Daemon, alive, close_dead, gone, imafs, layers
+from tests.mount.daemon import ALONE, ASCII, BINARY, Daemon, alive, close_dead, gone, imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import ROOT, run, wait_for
 
@@ -369,7 +369,7 @@ ls -A /run/imafs
 def test_two_instances_with_default_sockets(start: Starter, tmp_path: Path) -> None:
     first, second = start.place().dir, start.place().dir
     script = tmp_path / "script"
-    script.write_text(TWO)
+    script.write_text(f"{ALONE}\n{TWO}")
     result = run(
         ["unshare", "--mount", "sh", str(script), str(first), str(second)],
         cwd=ROOT,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from imafs.control import ops
+from tests.mount.daemon import ALONE
 from tests.support import ROOT, require
 
 #: Commands of the README that have a test of their own, and which.
@@ -41,7 +42,7 @@ def test_the_readme_session(tmp_path: Path) -> None:
     script = tmp_path / "session.sh"
     # A mount namespace with a /run and a /mnt of its own: whatever this machine has
     # mounted there, the README's paths are taken literally.
-    lines = ["set -eu", "mount -t tmpfs tmpfs /run", "mount -t tmpfs tmpfs /mnt"]
+    lines = ["set -eu", ALONE, "mount -t tmpfs tmpfs /run", "mount -t tmpfs tmpfs /mnt"]
     lines += ["trap 'umount -l /mnt/ima 2>/dev/null || true' EXIT"]
     for number, command in enumerate(commands):
         lines += [f"echo '@@{number}'", command]
