@@ -27,6 +27,8 @@ from imafs.formats.binary import (
 from imafs.formats.templates import TEMPLATES, Template
 
 _EVERY = 8192
+#: CONFIG_IMA_MEASURE_PCR_IDX of nearly every kernel.
+DEFAULT_PCR = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,9 @@ class Mismatch:
 class Verdict:
     """``matched``: the number of records after which every compared PCR has its value.
 
-    None where there is no such number; ``mismatches`` then says which PCRs never got
-    theirs. ``records`` and ``violations`` count the whole list.
+    None where there is no such number but 0, of a list that has records: PCRs to which
+    nothing was extended confirm none of them. ``mismatches`` then says which PCRs never got
+    their value. ``records`` and ``violations`` count the whole list.
     """
 
     bank: str
@@ -88,13 +91,15 @@ def verify(
     *,
     bank: Bank | None = None,
     padded: Sequence[str] = (),
+    pcr: int = DEFAULT_PCR,
     progress: Progress = lambda done, total: None,
 ) -> Verdict:
     """Replays the binary list ``data`` against ``actual``.
 
     ``bank`` is the list's (found by its digests otherwise); ``padded`` names banks that
-    hold zero-padded SHA-1. Compared are the PCRs that records of the list went to, or
-    PCR 10 for an empty list; banks that this machine cannot hash are left out. Raises
+    hold zero-padded SHA-1. Compared are the PCRs that records of the list went to, and
+    ``pcr``, that of records without a rule's own: a list from which all of these were
+    deleted is none. Banks that this machine cannot hash are left out. Raises
     :class:`FormatError` (record, byte, reason) where a record is malformed or its
     template digest wrong. A long list is replayed in one process per bank.
     """
@@ -109,19 +114,19 @@ def verify(
     passes = dict(zip(banks, in_processes(replay, banks, progress, len(data)), strict=True))
     first = passes[own]
     lanes = {
-        (name, pcr): lane
-        for pcr in sorted(first.lanes)
+        (name, number): lane
+        for number in sorted({*first.lanes, pcr})
         for name in names
-        if (lane := passes[name].lanes[pcr]).target
+        if (lane := _lane(passes[name].lanes, number, name, actual)).target
     }
     if first.records:
         matched = _first_common([lane.hits for lane in lanes.values()])
     else:
-        matched = 0 if not any(any(v.get(10, b"")) for v in actual.values()) else None
+        matched = 0 if not any(any(v.get(pcr, b"")) for v in actual.values()) else None
     wrong = tuple(
-        Mismatch(name, pcr, lane.target, lane.value)
-        for (name, pcr), lane in lanes.items()
-        if matched is None and not lane.hits
+        Mismatch(name, number, lane.target, lane.value)
+        for (name, number), lane in lanes.items()
+        if matched is None and first.records and not _after_a_record(lane.hits)
     )
     return Verdict(own, first.records, first.violations, matched, tuple(lanes), wrong)
 
@@ -178,6 +183,12 @@ def _replay(
     return _Pass(number, violations, lanes)
 
 
+def _lane(lanes: Mapping[int, _Lane], pcr: int, bank: str, actual: PcrValues) -> _Lane:
+    """That of a PCR, also where no record went to it."""
+    known = lanes.get(pcr)
+    return known or _new_lane(actual[bank].get(pcr, b""), _HASHES[bank].digest_size)
+
+
 def _new_lane(target: bytes, width: int) -> _Lane:
     value = bytes(width)
     return _Lane(target, value, [(0, -1)] if value == target else [])
@@ -195,11 +206,15 @@ def _check_digest(parsed: Parsed, bank: Bank, number: int) -> None:
         raise wrong_digest(parsed, bank, number)
 
 
+def _after_a_record(runs: list[tuple[int, int]]) -> bool:
+    return any(end < 0 or end > 1 for _, end in runs)
+
+
 def _first_common(runs: list[list[tuple[int, int]]]) -> int | None:
-    """The smallest number that lies in a run of every lane; None without one, or lanes."""
+    """The smallest number of records that lies in a run of every lane; None without one."""
     if not runs:
         return None
-    for number in sorted(first for lane in runs for first, _ in lane):
+    for number in sorted(max(first, 1) for lane in runs for first, _ in lane):
         if all(
             any(first <= number and (end < 0 or number < end) for first, end in lane)
             for lane in runs

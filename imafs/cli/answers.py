@@ -149,7 +149,11 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
         rows.append(("policy", _policy(_group(status, "policy"))))
     if boot := _group(status, "boot"):
         rows.append(("boot", crossings.boot(boot)))
-    rows += [("PCR", _pcr(item)) for item in _items(status, "pcrs")]
+    pending = _group(status, "records").get("pending")
+    which = "all records since boot"
+    if isinstance(pending, int) and pending:
+        which = f"all records but the {pending} pending"
+    rows += [("PCR", _pcr(item, which)) for item in _items(status, "pcrs")]
     rows.append(("readers", ", ".join(map(process, _items(status, "readers"))) or "none"))
     writer = _group(status, "writer")
     rows.append(("writer", process(writer) if writer else "none"))
@@ -243,17 +247,17 @@ def process(item: Mapping[str, object]) -> str:
     return f"{readable(item.get('name', '-'))}[{readable(item.get('pid', '-'))}]"
 
 
-def _pcr(item: Mapping[str, object]) -> str:
+def _pcr(item: Mapping[str, object], which: str) -> str:
     value, replayed = readable(item.get("value", "-")), readable(item.get("replayed", "-"))
     text = f"{readable(item.get('pcr', '-'))} {readable(item.get('bank', '-'))}"
     if item.get("value") is None:
-        return f"{text}: cannot be read, all records since boot replay to {replayed}"
+        return f"{text}: cannot be read, {which} replay to {replayed}"
     text += f" {value}: "
     if item.get("equal") is True:
         start = " from the value that was adopted" if item.get("adopted") is True else ""
-        return text + f"all records since boot replay to it{start}"
+        return text + f"{which} replay to it{start}"
     if item.get("pending") is True:
         return text + "records are still to be extended"
     if item.get("equal") is False:
-        return text + f"DIFFERS, all records since boot replay to {replayed}"
+        return text + f"DIFFERS, {which} replay to {replayed}"
     return text + "not compared"

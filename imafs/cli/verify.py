@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping
 
-from imafs.attest.verify import Verdict, verify
+from imafs.attest.verify import DEFAULT_PCR, Verdict, verify
 from imafs.cli import options, pcrsource
 from imafs.cli.counted import counted
 from imafs.cli.inputs import read_bytes
@@ -18,7 +18,11 @@ from imafs.errors import FormatError, MismatchError, UsageError
 from imafs.formats.algorithms import Bank
 from imafs.formats.binary import detect, read, refuse_other_bank
 
-_NOT_FRESH = "PCR 10 is not what it is without any record"
+_NOT_FRESH = "the PCR is not what it is without any record"
+_ZERO = (
+    "these PCRs are zero: nothing was extended to them. Is it another TPM, was it reset, or is it "
+    "behind?"
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,6 +45,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--bank", type=options.bank, metavar="ALG", help="bank of the list (found by its digests)"
     )
     options.add_padded_banks(parser)
+    parser.add_argument(
+        "--pcr",
+        type=options.pcr,
+        metavar="N",
+        default=DEFAULT_PCR,
+        help="the PCR of records without a rule's own (CONFIG_IMA_MEASURE_PCR_IDX, 10): compared "
+        "also where no record of the list went to it",
+    )
     pcrsource.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
     parser.set_defaults(run=run)
@@ -61,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 actual.values,
                 bank=bank,
                 padded=args.padded_banks,
+                pcr=args.pcr,
                 progress=progress,
             )
         except FormatError as error:
@@ -113,6 +126,9 @@ def _lines(verdict: Verdict, actual: pcrsource.Reading) -> list[str]:
         return [*lines, f"match after record {verdict.matched}{excess}"]
     if verdict.records and not verdict.compared:
         return [*lines, "the PCR values hold no PCR that a record of the list went to"]
+    if verdict.mismatches and not any(any(m.actual) for m in verdict.mismatches):
+        lines.append(_ZERO)
+        return lines
     lines.append("no part of the list leads to these PCRs" if verdict.records else _NOT_FRESH)
     lines += [
         f"  {m.bank}:{m.pcr} is {m.actual.hex()}, the whole list gives {m.replayed.hex()}"

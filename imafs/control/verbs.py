@@ -150,10 +150,10 @@ class Verbs:
 
     async def _outcome(self, receipt: Receipt, deadline: float | None = None) -> Answer:
         """The outcome of a measurement, after its own extend or the deadline (trio's time)."""
-        if receipt.duplicate:
-            return {"duplicate": True, "extended": True}
         left = EXTEND_WAIT if deadline is None else max(0.0, deadline - trio.current_time())
         extended = await self._emulator.wait_for(receipt, left)
+        if receipt.duplicate:
+            return {"duplicate": True, "extended": extended}
         return {"duplicate": False, "number": receipt.number, "extended": extended}
 
     async def violation(self, options: Options, progress: ProgressCallback) -> Answer:

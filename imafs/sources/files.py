@@ -18,8 +18,9 @@ from imafs.formats.algorithms import SHA1, HashAlgorithm
 from imafs.formats.fields import Measurement
 
 _CHUNK = 1 << 20
-#: First byte of security.ima that marks a signature (EVM_IMA_XATTR_DIGSIG, integrity.h).
-_SIGNATURE = 0x03
+#: First bytes of security.ima that mark a signature (integrity.h: EVM_IMA_XATTR_DIGSIG,
+#: IMA_VERITY_DIGSIG).
+_SIGNATURES = (b"\x03", b"\x06")
 _EVM_PORTABLE = 0x05
 
 
@@ -53,7 +54,7 @@ def describe(
         algorithm=algorithm,
         digest=main.digest(),
         sha1=sha1.digest() if sha1 is not None else None,
-        signature=signature if signature[:1] == bytes((_SIGNATURE,)) else b"",
+        signature=signature if signature[:1] in _SIGNATURES else b"",
         evm_signature=evm if evm[:1] == bytes((_EVM_PORTABLE,)) else b"",
         uid=info.st_uid,
         gid=info.st_gid,

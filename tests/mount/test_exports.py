@@ -16,8 +16,6 @@ from tests.support import run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
-SHA1 = f"{ASCII}_sha1"
-
 
 def name(daemon: Daemon, path: Path | str) -> str:
     """Writes a path to list_name: ok or the errno."""
@@ -33,13 +31,13 @@ def exporting(start: Starter, tmp_path: Path) -> Daemon:
 
 def test_the_list_goes_to_the_file_and_leaves(exporting: Daemon, tmp_path: Path) -> None:
     target = tmp_path / "list"
-    first = exporting.read(SHA1)
+    first = exporting.read(ASCII)
     assert name(exporting, target) == "ok"
     assert target.read_bytes() == first
     assert target.stat().st_mode & 0o7777 == 0o600
-    assert exporting.read(SHA1) == b""
+    assert exporting.read(ASCII) == b""
     exporting.call("generate", count=3)
-    second = exporting.read(SHA1)
+    second = exporting.read(ASCII)
     assert name(exporting, target) == "ok"
     assert target.read_bytes() == first + second, "further lists are appended"
     assert name(exporting, tmp_path / "another") == "ok"
@@ -49,7 +47,7 @@ def test_the_list_goes_to_the_file_and_leaves(exporting: Daemon, tmp_path: Path)
 def test_the_first_export_replaces_what_was_there(exporting: Daemon, tmp_path: Path) -> None:
     target = tmp_path / "list"
     target.write_bytes(b"of an earlier boot\n")
-    first = exporting.read(SHA1)
+    first = exporting.read(ASCII)
     assert name(exporting, target) == "ok"
     assert target.read_bytes() == first
     exporting.call("reset")
@@ -90,7 +88,7 @@ def test_no_way_leads_through_a_mount(start: Starter, tmp_path: Path) -> None:
     assert name(daemon, place.base / "list") == "ok"
     daemon.call("generate", count=3)
     (place.base / "file").write_bytes(b"")
-    run(["mount", "--bind", daemon.path(SHA1), place.base / "file"])
+    run(["mount", "--bind", daemon.path(ASCII), place.base / "file"])
     try:
         script = 'echo "$1" > "$2"'
         for way in ("ima/x", "file"):
@@ -124,11 +122,11 @@ def test_a_full_disk_leaves_file_and_list_as_they_were(
         assert name(daemon, target) == "ok"
     before = target.read_bytes()
     daemon.call("generate", count=1000)
-    kept = daemon.read(SHA1)
+    kept = daemon.read(ASCII)
     assert name(daemon, target) == "ENOSPC"
     assert target.read_bytes() == before
     assert os.listdir(small) == ["list"]
-    assert daemon.read(SHA1) == kept
+    assert daemon.read(ASCII) == kept
     # The next one, with room again.
     run(["mount", "-o", "remount,size=1m", small])
     assert name(daemon, target) == "ok"
@@ -208,7 +206,7 @@ def test_a_later_kernel_may_be_the_one_that_exports(start: Starter, tmp_path: Pa
     daemon = start("--export-root", tmp_path, "--export-limit", "5", "--tpm", "none")
     daemon.call("generate", count=9)
     daemon.call("kexec_execute", profile="export-2019")
-    carried = daemon.read(SHA1)
+    carried = daemon.read(ASCII)
     assert name(daemon, tmp_path / "list") == "ok"
     assert (tmp_path / "list").read_bytes() == carried
     assert daemon.count() == 0

@@ -91,8 +91,23 @@ def test_a_pcr_that_begins_after_the_quote_and_excess_records() -> None:
     assert (found.matched, found.excess) == (1, 2)
 
 
-def test_a_quote_from_before_the_first_record() -> None:
-    assert verify(binary_list(RECS, "sha1"), pcrs([])).matched == 0
+def test_pcrs_to_which_nothing_was_extended_confirm_no_record() -> None:
+    found = verify(binary_list(RECS, "sha1"), pcrs([]))
+    assert found.matched is None
+    assert all(not any(wrong.actual) for wrong in found.mismatches)
+    assert {wrong.pcr for wrong in found.mismatches} == {10}
+    assert verify(b"", pcrs([])).matched == 0
+
+
+def test_a_list_without_all_records_of_a_pcr_is_none() -> None:
+    """D or N has deleted all that went to PCR 10: what is left of PCR 11 is not the list."""
+    recs = [RECS[0], RECS[1], OTHER]
+    assert verify(binary_list(recs, "sha1"), pcrs(recs)).matched == 3
+    found = verify(binary_list([OTHER], "sha1"), pcrs(recs))
+    assert found.matched is None
+    assert {wrong.pcr for wrong in found.mismatches} == {10}
+    # On a kernel whose records go to PCR 11, what others do with PCR 10 is nobody's business.
+    assert verify(binary_list([OTHER], "sha1"), pcrs(recs), pcr=11).matched == 1
 
 
 def test_only_pcrs_that_never_got_their_value_are_named() -> None:

@@ -125,12 +125,19 @@ def test_an_empty_list(case: Case, capsys: Output) -> None:
     assert case.verify() == 8
     assert capsys.readouterr().out.splitlines() == [
         "the list is empty",
-        "PCR 10 is not what it is without any record",
+        "the PCR is not what it is without any record",
         "  were records deleted? Give what was kept of them first, in order",
     ]
     case.after([])
     assert case.verify() == 0
     assert "match after record 0" in capsys.readouterr().out
+
+
+def test_pcrs_that_are_zero(case: Case, capsys: Output) -> None:
+    """Of another TPM, or a reset one: that any list has nothing in common with."""
+    case.after([])
+    assert case.verify() == 8
+    assert "these PCRs are zero: nothing was extended to them" in capsys.readouterr().out
 
 
 def test_json(case: Case, capsys: Output) -> None:

@@ -64,6 +64,13 @@ failures    2 extends failed (last: TPM gone)
 """
 
 
+def test_pcrs_with_records_pending() -> None:
+    """What they replay to is not all that is in the list."""
+    records = {"current": 3, "pending": 2}
+    lines = answers.status_lines({**STATUS, "records": records})
+    assert "PCR         10 sha1 aa: all records but the 2 pending replay to it" in lines
+
+
 async def imafs(path: Path, handlers: Mapping[str, Handler], *words: str) -> int:
     """The exit code of ``imafs ctl`` with a server of these handlers."""
     async with serving(path, handlers):

@@ -453,9 +453,22 @@ async def test_suspended() -> None:
 async def test_a_duplicate_is_an_answer_and_no_error() -> None:
     async with booted(FakeDevice()) as emulator:
         await emulator.measure(record(LIST[1]))
-        receipt = emulator.append(record(LIST[1]))
+        receipt = await emulator.measure(record(LIST[1]))
         assert (receipt.duplicate, receipt.extended) == (True, True)
         assert emulator.append(record(LIST[1]), loaded=True).number == 2
+
+
+async def test_a_duplicate_of_what_no_pcr_has_yet() -> None:
+    async with booted(FakeDevice()) as emulator:
+        emulator.pace.behind = 1
+        assert not (await emulator.measure(record(LIST[1]), 0.01)).extended
+        receipt = await emulator.measure(record(LIST[1]), 0.01)
+        assert (receipt.duplicate, receipt.extended) == (True, False)
+        emulator.pace.behind, emulator.pace.fail = 0, 1
+        emulator.extender.hurry()
+        await emulator.wait_extended(1, 10)
+        receipt = await emulator.measure(record(LIST[1]), 0.01)
+        assert (receipt.duplicate, receipt.extended) == (True, False), "that extend has failed"
 
 
 async def test_newest_is_the_record_to_repeat() -> None:

@@ -35,7 +35,7 @@ ARROWS: dict[str, frozenset[str]] = {
     # Scenario files name operations of the control socket, which checks them itself.
     "scenarios": frozenset({"kernel", "disk"}),
     "control": frozenset({"scenarios", "sources", "engine", "kernel", "formats", "disk"}),
-    "fuse": frozenset({"engine", "kernel", "formats"}),
+    "fuse": frozenset({"engine", "kernel", "formats", "disk"}),
     # Namespaces and processes, of any program: it knows nothing of IMA.
     "sandbox": frozenset(),
     "cli": frozenset(

@@ -71,13 +71,15 @@ def test_odd_names(tmp_path: Path, name: bytes) -> None:
     assert examine(os.fsdecode(path), SHA256).name == path
 
 
-def test_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [b"\x03", b"\x06"])
+def test_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes) -> None:
+    """Of the file, or of its fs-verity digest."""
     path = tmp_path / "file"
     path.write_bytes(b"")
-    xattrs = {"security.ima": b"\x03\x02sig", "security.evm": b"\x05\x02evm"}
+    xattrs = {"security.ima": kind + b"\x02sig", "security.evm": b"\x05\x02evm"}
     monkeypatch.setattr(os, "getxattr", lambda _, name: xattrs[name])
     found = examine(str(path), SHA256)
-    assert (found.signature, found.evm_signature) == (b"\x03\x02sig", b"\x05\x02evm")
+    assert (found.signature, found.evm_signature) == (kind + b"\x02sig", b"\x05\x02evm")
 
 
 @pytest.mark.parametrize("first", [b"", b"\x01", b"\x04", b"\x02"])

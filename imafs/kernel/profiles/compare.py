@@ -283,6 +283,7 @@ ROWS: Mapping[str, Callable[[Profile], str]] = {
     "answers are": lambda p: p.source.value,
     "files": _files,
     "their mode": _modes,
+    "originals": lambda p: "one per bank, links" if p.current.per_bank else "SHA-1 only, no links",
     "mode of the originals": lambda p: _mode(p.current.mode),
     "link": _link,
     "option": _option,

@@ -13,6 +13,7 @@ from imafs.kernel.access import FREE, Opening
 from imafs.kernel.kexec import CARRIES_AT_LOAD, CARRIES_ONE
 from imafs.kernel.profiles.model import (
     READ_ONLY_FREE,
+    READ_ONLY_SINGLE,
     Bug,
     Export,
     Profile,
@@ -41,7 +42,7 @@ EXPORT_2020 = Profile(
     name="export-2020",
     summary="list_name: each path written gets the whole ASCII list, which is freed",
     origin="8 Jan 2020, v2",
-    current=READ_ONLY_FREE,
+    current=READ_ONLY_SINGLE,
     requests=(_LIST_NAME,),
     rules=_RULES,
     flush_htable=False,
@@ -54,7 +55,7 @@ EXPORT_2019 = Profile(
     name="export-2019",
     summary="as export-2020, once there are more than 2000 records; then by itself too",
     origin="20 Dec 2019, v1",
-    current=READ_ONLY_FREE,
+    current=READ_ONLY_SINGLE,
     requests=(_LIST_NAME,),
     rules=_RULES,
     flush_htable=False,
@@ -67,7 +68,7 @@ EXPORT_RFC = Profile(
     name="export-rfc",
     summary="as export-2019, more than 5000 records; the first path stays, the file is new",
     origin="18 Dec 2019, RFC",
-    current=READ_ONLY_FREE,
+    current=READ_ONLY_SINGLE,
     requests=(replace(_LIST_NAME, mode=0o600),),
     rules=_RULES,
     flush_htable=False,
@@ -91,7 +92,7 @@ FLUSH_2020 = Profile(
     name="flush-2020",
     summary="flush_measurements: deletes the first N records",
     origin="26 Aug 2020",
-    current=READ_ONLY_FREE,
+    current=READ_ONLY_SINGLE,
     requests=(
         RequestFile(
             "flush_measurements",

@@ -160,6 +160,8 @@ LINK = "{form}_runtime_measurements"
 #: The lists before 7.2: nothing can be written. Counted or not, as the version says.
 READ_ONLY = ListFiles(staged=False, name=ORIGINAL, mode=0o440, grammar=None, link=LINK)
 READ_ONLY_FREE = replace(READ_ONLY, opening=FREE)
+#: Before 6.10: one SHA-1 file per form, and no links (observed on Debian's 6.1).
+READ_ONLY_SINGLE = replace(READ_ONLY_FREE, name=LINK, link=None, per_bank=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
-from imafs.kernel.access import FREE
 from imafs.kernel.kexec import CARRIES_AT_LOAD, CARRIES_ONE
 from imafs.kernel.numbers import LONG_MAX, ULONG_MAX
 from imafs.kernel.profiles.model import (
     LINK,
     ORIGINAL,
     READ_ONLY,
+    READ_ONLY_FREE,
+    READ_ONLY_SINGLE,
     Bug,
     ListFiles,
     Profile,
@@ -248,7 +249,7 @@ LEGACY = Profile(
     summary="before 7.2: nothing can be written, opens are not counted",
     origin="Linux 7.1",
     source=Source.RECORDED,
-    current=replace(READ_ONLY, opening=FREE),
+    current=READ_ONLY_FREE,
     flush_htable=False,
     kexec=CARRIES_ONE,
 )
@@ -259,7 +260,7 @@ LEGACY_SINGLE = Profile(
     summary="before 6.10: as legacy, one SHA-1 file per form and no links",
     origin="Linux 6.1",
     source=Source.RECORDED,
-    current=replace(READ_ONLY, opening=FREE, name=LINK, link=None, per_bank=False),
+    current=READ_ONLY_SINGLE,
     policy_mode=0o200,
     flush_htable=False,
     kexec=CARRIES_AT_LOAD,

@@ -293,7 +293,8 @@ class Watcher:
                 self._counts["violations"] += 1
                 log.debug("%s: %s", message.cause, os.fsdecode(message.name))
             else:
-                last = max((receipt.number for receipt in self._measure(message)), default=0)
+                receipts = self._measure(message)
+                last = max((each.number for each in receipts if not each.duplicate), default=0)
         except ImafsError as error:
             # As in a kernel, what cannot be measured is used all the same.
             self._counts["refused"] += 1
