@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from imafs.cli.mount import add_shared_options
-from imafs.errors import MountError, UsageError
+from imafs.errors import ImafsError, MountError, UsageError
 from imafs.sandbox.command import Command, Ended, Signals, status_of
 
 SECURITY = "/sys/kernel/security"
@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         session.end()
         return ended.code
     code = command.wait()
+    if args.scenario is not None:
+        _tell_of_scenario()
     session.end()
     return code
 
@@ -188,6 +190,20 @@ def _environment() -> dict[str, str]:
             Path(HOME, "fapi.json").write_text(json.dumps(config, indent=1))
             environment["TSS2_FAPICONF"] = f"{HOME}/fapi.json"
     return environment
+
+
+def _tell_of_scenario() -> None:
+    """On stderr, where it did not take place: the command has met no bad day then."""
+    from imafs.control.client import ControlClient
+    from imafs.scenarios import outcome
+
+    try:
+        with ControlClient(CONTROL) as client:
+            problems = outcome.problems(client.status()["scenario"])
+    except ImafsError:
+        return  # the emulator has ended, which is told already
+    for problem in problems:
+        print(f"imafs: {problem}", file=sys.stderr)
 
 
 class Session:

@@ -26,12 +26,31 @@ def chosen(control: str | None) -> Path:
     if control is not None:
         return Path(control)
     try:
-        return paths.the_socket(_own_mounts())
+        only = paths.the_socket(mount.path for mount in _own_mounts())
     except ControlError as error:
-        for path in _own_mounts():
-            if (reason := _death(path)) is not None:
+        for mount in _own_mounts():
+            if (reason := _death(mount.path)) is not None:
                 raise ControlError(f"{error}; {reason}") from None
         raise
+    if paths.VARIABLE not in os.environ:
+        _check_is_only(only)
+    return only
+
+
+def _check_is_only(socket: Path) -> None:
+    """Raises :class:`ControlError` where another emulator of this user lives, with a socket of
+    another name or none: what is asked for would be done to the wrong one."""
+    mounts = list(_own_mounts())
+    who = paths.listener(socket) if len(mounts) > 1 else None
+    for mount in mounts:
+        pid = _holder(mount)
+        if pid is not None and who is not None and who.pid and pid != who.pid:
+            places = paths.of_process(pid)
+            where = f"; its socket is {places[0]}" if places else ""
+            raise ControlError(
+                f"{socket} is not the only imafs of this user: process {pid} serves "
+                f"{mount.path}{where}. Choose with --control SOCKET, or with imafs status DIR"
+            )
 
 
 def of_mount(mount: Mount) -> Path:
@@ -50,6 +69,8 @@ def of_mount(mount: Mount) -> Path:
         if served is not None:
             return served
         reason = f"the daemon does not listen at its default socket {path}; name it with --control"
+        if (pid := _holder(mount)) is not None:
+            reason += f"; where that is gone, end the daemon by: kill {pid}"
     raise ControlError(f"{mount.path}: {reason}")
 
 
@@ -68,10 +89,14 @@ def of_place(path: str) -> Path | None:
     return None
 
 
-def _of_process(mount: Mount) -> Path | None:
+def _holder(mount: Mount) -> int | None:
     from imafs.fuse import mountinfo
 
-    pid = mountinfo.holder(mount)
+    return mountinfo.holder(mount)
+
+
+def _of_process(mount: Mount) -> Path | None:
+    pid = _holder(mount)
     if pid is None:
         return None
     return next((path for path in paths.of_process(pid) if _is_of(path, mount)), None)
@@ -88,12 +113,12 @@ def _is_of(path: Path, mount: Mount) -> bool:
         return False
 
 
-def _own_mounts() -> Iterator[str]:
+def _own_mounts() -> Iterator[Mount]:
     from imafs.fuse import mountinfo
 
     for mount in mountinfo.mounts():
         if mount.ours and mount.owner == os.geteuid():
-            yield mount.path
+            yield mount
 
 
 def _death(path: str) -> str | None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import shlex
 import time
 from collections.abc import Mapping
@@ -79,19 +81,23 @@ def _umount(args: argparse.Namespace) -> int:
         raise MountError(f"{path}: {mount.source} ({mount.fstype}) is not a mount of imafs")
     mountinfo.check_owner(mount)
     holders: list[str] = []
+    process: int | None = None
     try:
         socket = args.control or sockets.of_mount(mount)
         with ControlClient(socket) as client:
             _check_is_of(client, path, socket)
             with suppress(Refused):  # it ends all the same
                 holders = _holders(client.status())
+            process = _process(socket)
             client.stop()
-    except ControlError:
+    except ControlError as error:
         # No daemon to ask: its mount must be dead, else it listens somewhere else.
         if mountinfo.probe(path) == 0:
-            place = f"at {args.control}" if args.control else "at a socket that can be found"
+            if args.control is None:
+                raise MountError(str(error)) from None
             raise MountError(
-                f"{path}: the daemon is alive but not {place}; name its socket with --control"
+                f"{path}: the daemon is alive but not at {args.control}; leave --control out, or "
+                "name its socket"
             ) from None
         mountinfo.detach(mount)
         _forget(mount, args.control)
@@ -100,6 +106,8 @@ def _umount(args: argparse.Namespace) -> int:
         if time.monotonic() > deadline:
             raise MountError(f"{path}: still mounted after {_DEADLINE:g} s")
         time.sleep(0.02)
+    if process is not None:
+        _await_end(process, path, deadline)
     if holders:
         names = ", ".join(holders)
         print(f"imafs: {shlex.quote(path)}: was open in {names}: ENOTCONN there from now on")
@@ -113,6 +121,25 @@ def _forget(mount: Mount, control: str | None) -> None:
     with suppress(ControlError):  # it had none that this user could have
         socket = paths.of_mount(mount.path, mount.owner) if control is None else Path(control)
         stale.remove_dead_socket(socket)
+
+
+def _process(socket: str | Path) -> int | None:
+    """A descriptor that tells the end of who listens there; None where that cannot be seen."""
+    with suppress(ProcessLookupError):
+        who = paths.listener(Path(socket))
+        if who is not None and who.pid:  # 0: in another pid namespace
+            return os.pidfd_open(who.pid)
+    return None
+
+
+def _await_end(process: int, path: str, deadline: float) -> None:
+    """Until the daemon, unmounted, has ended too: its TPM, its socket and its log are free."""
+    try:
+        left = max(0.0, deadline - time.monotonic())
+        if not select.select([process], [], [], left)[0]:
+            raise MountError(f"{path}: unmounted, but its daemon has not ended yet")
+    finally:
+        os.close(process)
 
 
 def _check_is_of(client: ControlClient, path: str, socket: object) -> None:

@@ -25,6 +25,8 @@ FSNAME = "securityfs"
 SUBTYPE = "imafs"
 _MNT_DETACH = 2
 _OWNER = re.compile(rb"(?:^|,)user_id=(\d+)")
+#: As many links as the kernel follows (MAXSYMLINKS).
+_LINKS = 40
 #: Seconds that a mount of ours gets to answer before it counts as hung.
 _ANSWER = 2.0
 
@@ -69,9 +71,22 @@ def mounts() -> list[Mount]:
 
 
 def resolve(path: str | os.PathLike[str]) -> str:
-    """Absolute path with links resolved, without a look into the place itself."""
-    parent, name = os.path.split(os.path.abspath(path))
-    return os.path.join(os.path.realpath(parent), name)
+    """Absolute path with links resolved, without a look into the place itself.
+
+    That of a mount would be a request to its daemon; readlink(2) is none: what kind of file
+    a mount's root is the kernel knows by itself.
+    """
+    here = os.path.abspath(path)
+    for _ in range(_LINKS):
+        parent, name = os.path.split(here)
+        parent = os.path.realpath(parent)
+        here = os.path.join(parent, name)
+        try:
+            target = os.readlink(here)
+        except OSError:
+            break
+        here = os.path.normpath(os.path.join(parent, target))
+    return here
 
 
 def top(path: str) -> Mount | None:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from imafs.scenarios import library
+from imafs.scenarios import library, outcome
 
 Answer = dict[str, object]
 Call = Callable[..., Answer]
@@ -44,7 +44,7 @@ class Scenario:
     @property
     def happened(self) -> bool:
         """Whether every step was done at least once: the bad day has taken place."""
-        return not self._undone(self.steps())
+        return not outcome.undone(self.steps())
 
     def end(self) -> None:
         """No more of its steps are due. Nothing where another one is on by now."""
@@ -53,28 +53,12 @@ class Scenario:
 
     def errors(self) -> list[str]:
         """What it could not do, as last looked at."""
-        found: list[str] = []
-        for step in self._steps:
-            errors = step["errors"]
-            assert isinstance(errors, list)
-            found += [f"scenario {self.name}: {error}" for error in errors]
-        return found
+        return outcome.errors(self.name, self._steps)
 
     def missing(self) -> str | None:
         """What of it did not take place, as last looked at, where it has to and could."""
-        undone = ", ".join(self._undone(self._steps))
-        if not undone or not self.must_happen or self.errors():
-            return None
-        return (
-            f"scenario {self.name}: never done: {undone}; a bad day that did not come about "
-            "proves nothing (where it need not: must_happen=False)"
-        )
-
-    @staticmethod
-    def _undone(steps: Sequence[Answer]) -> list[str]:
-        rows = enumerate(steps, 1)
-        undone = [f"step {number} ({step['when']})" for number, step in rows if not step["done"]]
-        return undone if steps else ["all steps"]
+        never = outcome.missing(self.name, self._steps) if self.must_happen else None
+        return None if never is None else f"{never} (where it need not: must_happen=False)"
 
 
 class Scenarios:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import BINARY, Place, imafs, layers
+from tests.mount.daemon import ALONE, BINARY, Place, imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import ROOT, run
 
@@ -142,3 +143,51 @@ def test_a_full_disk_is_named_where_swtpm_does_not_start(start: Starter) -> None
     assert status == 4
     assert "swtpm did not start (exit code " in error
     assert f"{full / 'state'} has 0 bytes of room left" in error
+
+
+_NO_SOCKET = f"""
+set -eu
+{ALONE}
+mount -t tmpfs -o mode=0700 none /run/imafs
+mkdir "$1/a" "$1/b"
+for name in a b; do
+    "$PYTHON" -m imafs mount "$1/$name" --tpm none --background >/dev/null
+done
+trap 'kill $(pgrep --full -- "imafs mount $1/[ab]")' EXIT
+rm /run/imafs/*-b.sock
+"$PYTHON" -m imafs status || echo "status: $?"
+"$PYTHON" -m imafs umount "$1/b" || echo "umount: $?"
+"""
+
+
+def test_a_socket_that_somebody_removed(tmp_path: Path) -> None:
+    """Nothing is asked of another emulator instead, and it is said what ends this one."""
+    words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _NO_SOCKET]
+    os.makedirs("/run/imafs", mode=0o700, exist_ok=True)
+    place = tmp_path / "place"
+    place.mkdir()
+    result = run([*words, "sh", str(place)], cwd=ROOT, env={"PYTHON": sys.executable})
+    assert result.stdout == "status: 6\numount: 5\n"
+    assert f"serves {place}/b" in result.stderr
+    assert "end the daemon by: kill " in result.stderr
+
+
+def test_umount_returns_when_the_process_has_ended(start: Starter) -> None:
+    for _ in range(5):
+        daemon = start("--tpm", "none")
+        imafs("umount", daemon.dir)
+        assert daemon.process.poll() == 0
+
+
+def test_a_mount_by_a_link(start: Starter) -> None:
+    """The mountpoint is what the link leads to, by either name."""
+    place = start.place()
+    os.rename(place.dir, place.base / "real")
+    (place.base / "real").chmod(0o755)
+    place.dir.symlink_to("real")
+    daemon = start("--tpm", "none", place=place)
+    assert daemon.call("status")["mountpoint"] == str(place.base / "real")
+    assert layers(place.base / "real") == layers(place.dir) == 1
+    imafs("umount", place.dir)
+    assert daemon.process.wait(10) == 0
+    assert layers(place.base / "real") == 0

@@ -389,3 +389,31 @@ def test_a_daemon_that_dies(start_run: StartRun) -> None:
     assert "the emulator has ended (exit code 137)" in said
     assert "--log-file FILE keeps its log" in said
     assert "/sys/fs/imafs" not in said, "which is gone when it is read"
+
+
+# Scenarios
+
+
+def test_a_bad_day_that_did_not_come_about_is_told() -> None:
+    """The exit code is the command's; stderr says that it has met no bad day."""
+    done = imafs_run("--scenario", "reboot", "--", "true")
+    assert done.stderr == (
+        "imafs: scenario reboot: never done: step 1 (after delete); a bad day that did not come "
+        "about proves nothing\n"
+    )
+
+
+def test_a_step_that_failed_is_told(tmp_path: Path) -> None:
+    step = '[[step]]\nwhen = "start"\ndo = [{ op = "agent", action = "delete" }]\n'
+    (tmp_path / "day.toml").write_text(f'summary = "a day"\n\n{step}')
+    done = imafs_run(
+        "--scenario", str(tmp_path / "day.toml"), "--", "sh", "-c", "exit 3", check=False
+    )
+    assert done.returncode == 3
+    assert "imafs: scenario day: agent: ENOENT: nothing is staged" in done.stderr
+
+
+def test_a_bad_day_on_a_fresh_list() -> None:
+    script = "exec 3<>/sys/kernel/security/ima/binary_runtime_measurements_staged; echo A >&3"
+    done = imafs_run("--scenario", "other-agent-trims-first", "--", "bash", "-c", script)
+    assert done.stderr == ""
