@@ -261,7 +261,8 @@ def detect(data: bytes) -> Bank:
             # The attempt that read the most is the true one; a wrong width hardly
             # ever gets a record whole, or finds a template's name.
             named = _begins_with_template(data, bank.digest_size)
-            reach = (error.record or 0, whole, named, error.offset or 0)
+            at = (error.offset or 0) if error.record or whole or named else 0
+            reach = (error.record or 0, whole, named, at)
             if furthest is None or reach > furthest[0]:
                 furthest = (reach, error)
     if only_violations or furthest is None:
@@ -269,7 +270,15 @@ def detect(data: bytes) -> Bank:
             "the first records are all violations, which say nothing about the bank: name it "
             "with --bank (imafs mount: --load-bank)"
         )
-    raise furthest[1]
+    reach, refusal = furthest
+    if any(reach) or not refusal.offset:
+        raise refusal
+    # No width has anything for it: the place is that of the usual one.
+    raise FormatError(
+        f"{refusal.reason} (of a sha1 list; --bank names another)",
+        record=refusal.record,
+        offset=refusal.offset,
+    )
 
 
 def _begins_with_template(data: bytes, width: int) -> bool:

@@ -103,6 +103,14 @@ def test_a_first_record_that_is_cut_is_not_taken_for_another_banks(name: str) ->
         assert (caught.value.record, caught.value.offset) == (0, length_at)
 
 
+def test_a_place_that_no_bank_has_anything_for_is_that_of_sha1() -> None:
+    data = bytearray(binary_list(LIST, "sha1"))
+    data[24:26] = b"\xff\xff"
+    with pytest.raises(FormatError, match="of a sha1 list; --bank names another") as caught:
+        detect(bytes(data))
+    assert (caught.value.record, caught.value.offset) == (0, 24)
+
+
 def test_the_empty_list_is_a_list() -> None:
     assert detect(b"").name == "sha1"
     assert list(read(b"")) == []
