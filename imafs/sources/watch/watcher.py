@@ -16,13 +16,13 @@ from functools import cache, partial
 
 import trio
 
-from imafs.engine.emulator import Emulator, Receipt
-from imafs.errors import ImafsError, NotThereError, Refused
-from imafs.formats.fields import Measurement
+from imafs.engine.emulator import Emulator
+from imafs.errors import NotThereError, Refused
 from imafs.kernel.policy import builtin
-from imafs.kernel.policy.match import Decision, Policy
+from imafs.kernel.policy.match import Policy
 from imafs.sources.watch import wire
 from imafs.sources.watch.listening import Gone, Listening
+from imafs.sources.watch.recorder import Recorder
 from imafs.sources.watch.survey import resolve, survey
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Watcher:
         self._restarts = 0
         self._last: str | None = None
         self._before = wire.Counters()
-        self._counts = dict.fromkeys(("measured", "duplicates", "violations", "refused"), 0)
+        self._recorder = Recorder(emulator)
         emulator.observers.append(self._changed)
 
     # What people ask for
@@ -138,7 +138,7 @@ class Watcher:
             "policy": "tcb" if self._emulator.policy is None else "active",
             "listener": now.pid if answering else None,
             "restarts": self._restarts,
-            **self._counts,
+            **self._recorder.counts,
             **counts,
             "trouble": now.trouble or self._before.trouble or self._last,
             "ignoring": now.ignoring,
@@ -276,62 +276,24 @@ class Watcher:
         rules = tuple(replace(rule, template=None) for rule in self._policy.rules)
         listening.send(wire.Rules(Policy(rules).source()))
 
-    # Measuring
-
     @property
     def _judging(self) -> Policy:
         emulator = self._emulator
         return emulator.policy or _tcb(emulator.policy_file.config.release)
 
+    # Measuring
+
     def _take(self, message: wire.Use | wire.Violation) -> None:
         """Into the list now; the answer follows the extend."""
-        last, measured = 0, True
-        try:
-            if isinstance(message, wire.Violation):
-                record = self._emulator.violation(message.name)
-                last = self._emulator.append(record).number
-                self._counts["violations"] += 1
-                log.debug("%s: %s", message.cause, os.fsdecode(message.name))
-            else:
-                receipts = self._measure(message)
-                last = max((each.number for each in receipts if not each.duplicate), default=0)
-        except ImafsError as error:
-            # As in a kernel, what cannot be measured is used all the same.
-            self._counts["refused"] += 1
-            self._last = str(error)
-            measured = False
+        last, measured = self._recorder.take(message, self._judging)
+        if not measured:
+            self._last = self._recorder.refused
         emulator = self._emulator
         if emulator.queue.totals.extended >= last or emulator.channel.broken:
             self._answer(message.number, measured)
         else:
             assert self._nursery is not None
             self._nursery.start_soon(self._answer_extended, message.number, last)
-
-    def _measure(self, use: wire.Use) -> list[Receipt]:
-        """One record per PCR that the rules want: ``measured_pcrs`` has a bit of each."""
-        emulator = self._emulator
-        measurement = Measurement(
-            use.name,
-            emulator.config.algorithm,
-            use.digest,
-            sha1=use.sha1 or None,
-            signature=use.signature,
-            evm_signature=use.evm_signature,
-            uid=use.uid,
-            gid=use.gid,
-            mode=use.mode,
-        )
-        decisions: dict[int | None, Decision] = {}
-        for access in use.accesses:
-            decision = self._judging.decide(access)
-            if decision.measure:
-                decisions.setdefault(decision.pcr, decision)
-        receipts = []
-        for pcr, decision in decisions.items():
-            receipt = emulator.append(emulator.record(measurement, decision.template, pcr))
-            self._counts["duplicates" if receipt.duplicate else "measured"] += 1
-            receipts.append(receipt)
-        return receipts
 
     async def _answer_extended(self, number: int, last: int) -> None:
         await self._emulator.wait_extended(last, min(_EXTEND_WAIT, self._deadline / 2))
