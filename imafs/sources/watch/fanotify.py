@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 OPEN_PERM = 0x0001_0000
@@ -42,6 +43,8 @@ _ALLOW = 1
 _EVENT = struct.Struct("=IBBHQii")
 _RESPONSE = struct.Struct("=iI")
 _BUFFER = 4096
+#: Reads that fail one after the other, without any event, before a group is given up.
+_MOST_FAILURES = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fanotify_mark.argtypes = (
@@ -76,11 +79,7 @@ def _mark(descriptor: int, flags: int, mask: int, path: bytes | None) -> None:
         raise OSError(code, os.strerror(code), path)
 
 
-def _events(descriptor: int) -> list[Event]:
-    try:
-        data = os.read(descriptor, _BUFFER)
-    except BlockingIOError:
-        return []
+def _events(data: bytes) -> list[Event]:
     events = []
     at = 0
     while at + _EVENT.size <= len(data):
@@ -88,6 +87,39 @@ def _events(descriptor: int) -> list[Event]:
         events.append(Event(mask, fd, tid))
         at += length
     return events
+
+
+class Reader:
+    """The events of one group; ``trouble`` is told of a read that fails.
+
+    One that fails is no reason to go: a kernel that has no descriptor left (ENFILE) says so
+    and has taken the event out. A group that does nothing but fail would be read for ever.
+    """
+
+    def __init__(self, descriptor: int, trouble: Callable[[OSError], None]) -> None:
+        self._descriptor = descriptor
+        self._trouble = trouble
+        self._failures = 0
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last read has failed: events may have been lost."""
+        return self._failures > 0
+
+    def read(self) -> list[Event]:
+        """What has come; raises OSError where it has long been failing."""
+        try:
+            data = os.read(self._descriptor, _BUFFER)
+        except BlockingIOError:
+            data = b""
+        except OSError as error:
+            self._failures += 1
+            if self._failures > _MOST_FAILURES:
+                raise
+            self._trouble(error)
+            return []
+        self._failures = 0
+        return _events(data)
 
 
 class Permissions:
@@ -99,11 +131,12 @@ class Permissions:
     CAP_SYS_ADMIN in the initial user namespace.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trouble: Callable[[OSError], None]) -> None:
         flags = _CLASS_CONTENT | _UNLIMITED_QUEUE | _UNLIMITED_MARKS | _REPORT_TID
         # No access times from hashing.
         modes = os.O_RDONLY | os.O_LARGEFILE | os.O_CLOEXEC | os.O_NOATIME
         self.descriptor = _init(flags, modes)
+        self._reader = Reader(self.descriptor, trouble)
 
     def mark(self, path: bytes) -> None:
         """Asks for the events of the file system that ``path`` is on."""
@@ -137,8 +170,8 @@ class Permissions:
         _mark(self.descriptor, _MARK_FLUSH, 0, None)
 
     def read(self) -> list[Event]:
-        """What has come; the caller closes the descriptors."""
-        return _events(self.descriptor)
+        """What has come; the caller closes the descriptors. As :meth:`Reader.read`."""
+        return self._reader.read()
 
     def allow(self, event: Event) -> None:
         """Lets the opener go on."""
@@ -152,16 +185,17 @@ class Moves:
     """Directories that were moved on the marked file systems: an ignored one may be
     below a watched path now. Needs Linux 5.9."""
 
-    def __init__(self) -> None:
-        self.descriptor = _init(_REPORT_DFID_NAME | _UNLIMITED_MARKS, 0)
+    def __init__(self, trouble: Callable[[OSError], None]) -> None:
+        self._descriptor = _init(_REPORT_DFID_NAME | _UNLIMITED_MARKS, 0)
+        self._reader = Reader(self._descriptor, trouble)
 
     def mark(self, path: bytes) -> None:
         """Watches the file system that ``path`` is on."""
-        _mark(self.descriptor, _MARK_ADD | _MARK_FILESYSTEM, _MOVED_TO | _ONDIR, path)
+        _mark(self._descriptor, _MARK_ADD | _MARK_FILESYSTEM, _MOVED_TO | _ONDIR, path)
 
     def moved(self) -> bool:
         """Whether a directory was moved since the last look (or that cannot be known)."""
         seen = False
-        while events := _events(self.descriptor):
+        while events := self._reader.read():
             seen = seen or any(event.mask & (_ONDIR | Q_OVERFLOW) for event in events)
-        return seen
+        return seen or self._reader.failing

@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 from imafs.errors import FormatError
@@ -187,8 +188,8 @@ class Listener:
 
     def _group(self) -> Permissions:
         if self._permissions is None:
-            self._permissions = Permissions()
-            self._moves = _moves()
+            self._permissions = Permissions(self._jobs.trouble)
+            self._moves = _moves(self._jobs.trouble)
             self._judge.ignoring = self._moves is not None
             self._poll.register(self._permissions.descriptor, select.POLLIN)
         return self._permissions
@@ -203,9 +204,9 @@ class Listener:
                 self._permissions.mark(point)  # two points may be on one file system
 
 
-def _moves() -> Moves | None:
+def _moves(trouble: Callable[[OSError], None]) -> Moves | None:
     try:
-        return Moves()
+        return Moves(trouble)
     except OSError:
         return None  # Linux before 5.9: nothing is ignored then
 

@@ -198,7 +198,7 @@ class Listening:
 def check_allowed(paths: Sequence[str]) -> None:
     """Raises :class:`Refused` where this process may not watch any files at all."""
     try:
-        os.close(fanotify.Permissions().descriptor)
+        os.close(fanotify.Permissions(lambda _: None).descriptor)
     except OSError as error:
         code = error.errno or errno.EIO
         raise Refused(code, _why(code, [os.fsencode(path) for path in paths])) from None
