@@ -24,6 +24,8 @@ _TICK = 20_000_000
 #: What was opened with O_CREAT, is empty and that new was made by this very open, ns.
 _JUST_MADE = 50_000_000
 _MOST_DECISIONS = 1 << 16
+#: Threads in an execve; of one that is forgotten the second event is judged as an open.
+_MOST_EXECUTING = 1 << 12
 _NOWHERE = wire.FileSystem(0, 0, "", "", b"")
 _DELETED = b" (deleted)"
 
@@ -46,8 +48,9 @@ class Judge:
         self._facts: dict[int, wire.FileSystem] = {}
         self._policy = Policy()
         self._decisions: dict[Access, int | None] = {}
-        # Threads whose execve has shown its OPEN_EXEC_PERM, and of which file.
-        self._executing: dict[int, Key] = {}
+        # Threads whose execve has shown its OPEN_EXEC_PERM: when they began, and which file.
+        # One that is killed in between leaves its entry to whoever gets its number.
+        self._executing: dict[int, tuple[int, Key]] = {}
 
     # What the watcher says
 
@@ -97,10 +100,8 @@ class Judge:
             return
         key = (info.st_dev, info.st_ino)
         executes = bool(event.mask & fanotify.OPEN_EXEC_PERM)
-        if executes:
-            self._executing[event.tid] = key
-        elif self._executing.pop(event.tid, None) == key:
-            return  # the second event of one execve
+        if self._seen(event.tid, key, executes):
+            return
         who = opener.credentials(event.tid)
         if who.process in self.settings.excused:
             return
@@ -109,6 +110,21 @@ class Judge:
             self._use(event, name, info, who, executes)
         else:
             counts.lost += 1
+
+    def _seen(self, tid: int, key: Key, executes: bool) -> bool:
+        """Whether this is the second event of one execve."""
+        if not executes and tid not in self._executing:
+            return False
+        began = opener.began(tid)
+        if not executes:
+            return self._executing.pop(tid) == (began, key)
+        # Of a thread that cannot be looked up the second event is judged as well.
+        self._executing.pop(tid, None)
+        if began is not None:
+            if len(self._executing) >= _MOST_EXECUTING:
+                del self._executing[next(iter(self._executing))]
+            self._executing[tid] = began, key
+        return False
 
     def _elsewhere(self, event: Event, name: bytes) -> None:
         """Whether the directory of an unwatched file can be left out from now on."""

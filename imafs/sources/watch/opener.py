@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """The task that waits in an open: its credentials, and how it opens.
 
-Only ``status``, ``syscall`` and ``fdinfo`` of /proc are read: ``cmdline``, ``exe`` or
-``maps`` of a blocked task can wait for its memory lock.
+Only ``status``, ``stat``, ``syscall`` and ``fdinfo`` of /proc are read: ``cmdline``, ``exe``
+or ``maps`` of a blocked task can wait for its memory lock.
 """
 
 from __future__ import annotations
@@ -71,6 +71,18 @@ def credentials(tid: int) -> Credentials:
         bool(capabilities >> _CAP_SETGID & 1),
         process=int(_line(text, b"\nTgid:")),
     )
+
+
+def began(tid: int) -> int | None:
+    """When thread ``tid`` began, in clock ticks: tells it from a later one of this number.
+
+    None where it cannot be looked up.
+    """
+    try:
+        # A name may hold anything, also brackets.
+        return int(_read(f"/proc/{tid}/stat").rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return None
 
 
 def _line(text: bytes, key: bytes) -> bytes:

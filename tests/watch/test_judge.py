@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Which events are uses: the second one of an execve is none, another thread's is."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imafs.sources.watch import fanotify, judge, opener, wire
+from imafs.sources.watch.fanotify import Event
+from imafs.sources.watch.jobs import Jobs
+from imafs.sources.watch.judge import Judge
+
+
+class World:
+    """A judge that watches a folder with one file, and the openers' beginnings by thread."""
+
+    def __init__(self, folder: Path, beginnings: dict[int, int]) -> None:
+        self.file = folder / "file"
+        self.file.write_bytes(b"content")
+        self.beginnings = beginnings
+        self.watcher, self._ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._jobs = Jobs(self._ours, 1, lambda event: None)
+        self.judge = Judge(self._jobs)
+        path = os.fsencode(folder)
+        self.judge.watch(wire.Watch(1, (path,), (path,), ()))
+
+    def uses(self, mask: int, tid: int) -> int:
+        """How many uses an event is."""
+        before = self._jobs.counts.watched
+        with self.file.open("rb") as file:
+            self.judge.consider(Event(mask, file.fileno(), tid))
+        return self._jobs.counts.watched - before
+
+    def close(self) -> None:
+        self.watcher.close()
+        self._ours.close()
+        os.close(self.judge.mounts)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    beginnings: dict[int, int] = {}
+    monkeypatch.setattr(opener, "began", beginnings.get)
+    made = World(tmp_path, beginnings)
+    yield made
+    made.close()
+
+
+def test_two_events_of_one_execve(world: World) -> None:
+    world.beginnings[1] = 100
+    assert world.uses(fanotify.OPEN_EXEC_PERM, 1) == 1
+    assert world.uses(fanotify.OPEN_PERM, 1) == 0
+    assert world.uses(fanotify.OPEN_PERM, 1) == 1
+
+
+def test_killed_between_the_two(world: World) -> None:
+    """The next thread of that number opens the very file."""
+    world.beginnings[1] = 100
+    assert world.uses(fanotify.OPEN_EXEC_PERM, 1) == 1
+    world.beginnings[1] = 200
+    assert world.uses(fanotify.OPEN_PERM, 1) == 1
+
+
+def test_a_thread_that_cannot_be_looked_up(world: World) -> None:
+    """All those of other pid namespaces have the number 0: nothing of them is left out."""
+    for mask in (fanotify.OPEN_EXEC_PERM, fanotify.OPEN_PERM):
+        assert world.uses(mask, 0) == 1
+
+
+def test_those_killed_in_between_are_not_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "_MOST_EXECUTING", 3)
+    world.beginnings.update(dict.fromkeys(range(1, 6), 100))
+    for tid in range(1, 6):
+        world.uses(fanotify.OPEN_EXEC_PERM, tid)
+    # Of the oldest two the second event is a use; one too many does no harm.
+    assert [world.uses(fanotify.OPEN_PERM, tid) for tid in range(1, 6)] == [1, 1, 0, 0, 0]
