@@ -216,8 +216,11 @@ def _watched(watch: Mapping[str, object]) -> list[tuple[str, str]]:
     suffix = f" (last: {readable(trouble)})" if trouble is not None else ""
     running = "" if watch.get("listener") is not None else "DOES NOT ANSWER, "
     names = ", ".join(map(readable, paths))
+    reasons = watch.get("left_out")
+    left_out = reasons if isinstance(reasons, list) else []
     return [
         ("watched", f"{names}, {_judge(watch.get('policy', '-'))}"),
+        *(("  left out", readable(why)) for why in left_out),
         ("listener", f"{running}{', '.join(words)}{suffix}"),
     ]
 

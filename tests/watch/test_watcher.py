@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.engine.policy import PolicyWriter
+from imafs.errors import Refused
 from imafs.sources.watch import watcher, wire
 from imafs.sources.watch.listening import Gone
-from tests.support import ExpectedLogs
+from imafs.sources.watch.surveyor import Found, Surveyor
+from tests.support import ExpectedLogs, wait_for_async
 from tests.unit.engine_fake import DEADLINE, FakeDevice
 
 
@@ -25,6 +32,7 @@ class Played:
     """
 
     lives: list[Played]
+    broken = False
 
     def __init__(
         self,
@@ -32,10 +40,17 @@ class Played:
         take: Callable[[wire.Use | wire.Violation], None],
         mounted: Callable[[], None],
     ) -> None:
+        if self.broken:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
         self.take = take
+        self.mounted = mounted
         self.sent: list[wire.ToListener] = []
+        self.told: list[wire.Watch] = []
+        self.left_out: dict[bytes, Refused] = {}
         self.counters = wire.Counters(pid=len(self.lives) + 1)
         self.asked, self.marked, self.dead = trio.Event(), trio.Event(), trio.Event()
+        self.ended = trio.Event()
+        self.ended.set()
         if not self.lives:
             self.marked.set()
         self.lives.append(self)
@@ -43,9 +58,11 @@ class Played:
     def send(self, message: wire.ToListener) -> None:
         self.sent.append(message)
 
-    async def watch(self, message: wire.Watch) -> None:
+    async def watch(self, message: wire.Watch) -> dict[bytes, Refused]:
+        self.told.append(message)
         self.asked.set()
         await self.marked.wait()
+        return self.left_out
 
     async def report(self, seconds: float) -> bool:
         return True
@@ -55,13 +72,14 @@ class Played:
         raise Gone("killed")
 
     async def end(self) -> str:
+        await self.ended.wait()
         return "killed"
 
 
 @pytest.fixture
 def lives(monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs) -> list[Played]:
     """Every listener that is started; the test ends the first one."""
-    expected_logs.expect("the listener of watched files has ended")
+    expected_logs.allow("the listener of watched files has ended")
     found: list[Played] = []
     monkeypatch.setattr(Played, "lives", found, raising=False)
     monkeypatch.setattr(watcher, "Listening", Played)
@@ -69,10 +87,8 @@ def lives(monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs) -> list[
 
 
 @asynccontextmanager
-async def _restarting(
-    lives: list[Played],
-) -> AsyncIterator[tuple[Emulator, watcher.Watcher, Played]]:
-    """A second listener has its rules, and has not answered yet that it marks the paths."""
+async def _watching(*paths: str) -> AsyncIterator[tuple[Emulator, watcher.Watcher]]:
+    """``paths`` are watched by the first listener."""
     emulator = Emulator(EmulatorConfig(), FakeDevice())
     await emulator.start()
     watching = watcher.Watcher(emulator, leave="/nowhere", excused=())
@@ -80,14 +96,40 @@ async def _restarting(
         nursery.start_soon(emulator.run)
         nursery.start_soon(watching.run)
         with trio.fail_after(DEADLINE):
-            await watching.watch(["/usr/bin/env"])
-            lives[0].dead.set()
-            while len(lives) < 2:
-                await trio.sleep(0.01)
-            await lives[1].asked.wait()
-            lives[1].sent.clear()
-            yield emulator, watching, lives[1]
+            await watching.watch(paths)
+            yield emulator, watching
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _restarting(
+    lives: list[Played],
+) -> AsyncIterator[tuple[Emulator, watcher.Watcher, Played]]:
+    """A second listener has its rules, and has not answered yet that it marks the paths."""
+    async with _watching("/usr/bin/env") as (emulator, watching):
+        lives[0].dead.set()
+        await _until(lambda: len(lives) == 2)
+        await lives[1].asked.wait()
+        lives[1].sent.clear()
+        yield emulator, watching, lives[1]
+
+
+def _is_told(listener: Played, times: int) -> bool:
+    return len(listener.told) == times
+
+
+async def _gone(watching: watcher.Watcher) -> None:
+    async def gone() -> bool:
+        return (await watching.status())["listener"] is None
+
+    await wait_for_async(gone, DEADLINE, "there is no listener")
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async def met() -> bool:
+        return condition()
+
+    await wait_for_async(met, DEADLINE, "the condition is met")
 
 
 async def test_a_policy_comes_while_a_listener_restarts(lives: list[Played]) -> None:
@@ -121,3 +163,186 @@ async def test_a_listener_that_has_not_marked_is_none_yet(lives: list[Played]) -
         listener.marked.set()
         while (await watching.status())["listener"] != 2:
             await trio.sleep(0.01)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    """Three directories."""
+    found = [str(tmp_path / name) for name in "abc"]
+    for path in found:
+        os.mkdir(path)
+    return found
+
+
+def _told(listener: Played) -> list[list[str]]:
+    return [[os.fsdecode(path) for path in message.paths] for message in listener.told]
+
+
+async def test_unwatch_while_no_listener_can_be_started(
+    lives: list[Played], paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What keeps a listener from starting can be taken from it."""
+    one, two, _ = paths
+    async with _watching(one, two) as (_, watching):
+        monkeypatch.setattr(Played, "broken", True)
+        lives[0].dead.set()
+        await _gone(watching)
+        await watching.unwatch([one])
+        assert watching.paths == [two]
+        monkeypatch.setattr(Played, "broken", False)
+        await _until(lambda: len(lives) == 2)
+        await lives[1].asked.wait()
+        assert _told(lives[1]) == [[two]]
+
+
+async def test_unwatch_while_a_listener_restarts(lives: list[Played], paths: list[str]) -> None:
+    """Nobody waits for it; it is told of the rest before it counts as there."""
+    one, two, _ = paths
+    async with _watching(one, two) as (_, watching):
+        lives[0].dead.set()
+        await _until(lambda: len(lives) == 2)
+        await lives[1].asked.wait()
+        await watching.unwatch([one])
+        assert _told(lives[1]) == [[one, two]]
+        lives[1].marked.set()
+        while (await watching.status())["listener"] is None:
+            await trio.sleep(0.01)
+        assert _told(lives[1]) == [[one, two], [two]]
+
+
+async def test_watch_while_no_listener_can_be_started(
+    lives: list[Played], paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "_START", 0.05)
+    async with _watching(paths[0]) as (_, watching):
+        monkeypatch.setattr(Played, "broken", True)
+        lives[0].dead.set()
+        await _gone(watching)
+        with pytest.raises(Refused, match=r"is not there: .*Cannot allocate memory"):
+            await watching.watch(paths[1:])
+        assert watching.paths == paths[:1]
+
+
+async def test_watch_while_listeners_die(
+    lives: list[Played], paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the next one alone is waited for, but whichever is there at last."""
+
+    async def at_once(self: Surveyor, path: str) -> bytes:
+        return os.fsencode(path)
+
+    monkeypatch.setattr(Surveyor, "resolve", at_once)
+    async with _restarting(lives) as (_, watching, listener), trio.open_nursery() as nursery:
+        nursery.start_soon(watching.watch, paths)
+        await trio.testing.wait_all_tasks_blocked()
+        listener.dead.set()
+        await _until(lambda: len(lives) == 3)
+        lives[2].marked.set()
+
+
+async def test_whoever_wants_more_watched_gives_up(lives: list[Played], paths: list[str]) -> None:
+    """The listener may have taken the paths: it is told again which ones are watched."""
+    async with _watching(paths[0]) as (_, watching):
+        lives[0].marked = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watching.watch, paths[1:])
+            await _until(lambda: len(lives[0].told) == 2)
+            nursery.cancel_scope.cancel()
+        assert watching.paths == paths[:1]
+        lives[0].marked.set()
+        await _until(lambda: len(lives[0].told) == 3)
+        assert _told(lives[0]) == [paths[:1], paths, paths[:1]]
+
+
+async def test_the_first_one_gives_up(lives: list[Played], paths: list[str]) -> None:
+    """Then there is nobody to listen for."""
+    async with _watching(paths[0]) as (_, watching):
+        await watching.unwatch([paths[0]])
+        await _gone(watching)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watching.watch, paths)
+            await _until(lambda: len(lives) == 2 and lives[1].asked.is_set())
+            nursery.cancel_scope.cancel()
+        await _gone(watching)
+
+
+async def test_nothing_is_watched_any_more_while_a_listener_ends(
+    lives: list[Played], paths: list[str]
+) -> None:
+    """Its end is of no concern for who comes next."""
+    async with _watching(paths[0]) as (_, watching):
+        lives[0].ended = trio.Event()
+        lives[0].dead.set()
+        await _gone(watching)
+        await watching.unwatch(paths[:1])
+        lives[0].ended.set()
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watching.watch, paths[:1])
+            await _until(lambda: len(lives) == 2)
+            lives[1].marked.set()
+        assert watching.paths == paths[:1]
+
+
+async def test_a_path_that_is_left_out(
+    lives: list[Played], paths: list[str], expected_logs: ExpectedLogs
+) -> None:
+    """Only who asks for it is refused; it is told once, and in the status until it is back."""
+    expected_logs.expect("not watched: /a: no")
+    one, two, three = paths
+    async with _watching(one, two) as (_, watching):
+        lives[0].left_out = {os.fsencode(one): Refused(errno.EINVAL, "/a: no")}
+        for number in range(2, 4):
+            lives[0].mounted()
+            await _until(partial(_is_told, lives[0], number))
+            assert lives[0].told[-1].required == ()
+        await watching.watch([three])
+        assert lives[0].told[-1].required == (os.fsencode(three),)
+        status = await watching.status()
+        assert (status["left_out"], status["paths"]) == (["/a: no"], paths)
+        lives[0].left_out = {}
+        lives[0].mounted()
+        await _until(lambda: len(lives[0].told) == 5)
+        assert (await watching.status())["left_out"] == []
+
+
+async def test_a_path_that_comes_back_without_a_mount(
+    lives: list[Played], paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "_AGAIN", 0.02)
+    surveys: list[object] = []
+    survey = Surveyor.survey
+
+    async def counting(self: Surveyor, paths: Sequence[bytes], before: Found | None) -> Found:
+        surveys.append(paths)
+        return await survey(self, paths, before)
+
+    monkeypatch.setattr(Surveyor, "survey", counting)
+    one, two, _ = paths
+    async with _watching(one, two) as (_, watching):
+        listener = lives[0]
+        os.rmdir(one)
+        listener.mounted()
+        await _until(lambda: len(listener.told) == 2)
+        assert listener.told[1].points == (os.fsencode(two),)
+        assert listener.told[1].files == (os.fsencode(one),)
+        assert (await watching.status())["left_out"] == [f"{one}: No such file or directory"]
+        # It is looked for, and the listener left alone.
+        await _until(lambda: len(surveys) >= 6)
+        assert len(listener.told) == 2
+        os.mkdir(one)
+        await _until(lambda: len(listener.told) == 3)
+        assert listener.told[2].points == (os.fsencode(one), os.fsencode(two))
+
+
+async def test_a_path_may_be_unwatched_by_another_name(
+    lives: list[Played], paths: list[str]
+) -> None:
+    """Also one that is not there any more."""
+    one, two, three = paths
+    link = f"{one}-link"
+    os.symlink(two, link)
+    async with _watching(*paths) as (_, watching):
+        os.rmdir(one)
+        await watching.unwatch([f"{one}/../a", link])
+        assert watching.paths == [three]

@@ -146,8 +146,10 @@ class Permissions:
         """Takes :meth:`mark` back; harmless where there is none."""
         try:
             _mark(self.descriptor, _MARK_REMOVE | _MARK_FILESYSTEM, _PERMISSION, path)
-        except FileNotFoundError:
-            return  # no such mark (or no such path any more: its mark went with its mount)
+        except OSError:
+            # No such mark. Or the path leads there no more, and its file system is marked
+            # until its last mount goes: its events are known to be nobody's by their names.
+            return
 
     def ignore(self, directory: bytes) -> bool:
         """Asks for no more events of files in ``directory``; False: this kernel cannot.

@@ -42,6 +42,7 @@ class Judge:
         self._jobs = jobs
         self._inodes = Inodes()
         self._paths: tuple[bytes, ...] = ()
+        self._files: tuple[bytes, ...] = ()
         self._places = Places()
         #: Descriptor of the table of mounts; poll() tells when it has changed.
         self.mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -64,15 +65,14 @@ class Judge:
         """Other paths."""
         self._facts = {system.device: system for system in message.file_systems}
         self._decisions.clear()
-        self._paths = message.paths
+        self._paths, self._files = message.paths, message.files
         self.look_at_mounts()
 
     def look_at_mounts(self) -> None:
-        """Reads the table of mounts anew."""
-        files = [path for path in self._paths if not os.path.isdir(path)]
+        """Reads the table of mounts anew; looks at no path, whose file system may be dead."""
         os.lseek(self.mounts, 0, os.SEEK_SET)
         table = b"".join(iter(lambda: os.read(self.mounts, 1 << 16), b""))
-        self._places.update(self._paths, table, files)
+        self._places.update(self._paths, table, self._files)
 
     def forget(self) -> None:
         """A boot."""

@@ -31,6 +31,7 @@ from imafs.sources.watch import wire
 from imafs.sources.watch.fanotify import Event, Moves, Permissions
 from imafs.sources.watch.jobs import Jobs
 from imafs.sources.watch.judge import Judge
+from imafs.sources.watch.marks import Marks
 
 #: Exit codes: the listener hung and was killed; it failed; the watcher is gone.
 HUNG, FAILED, ENDED = 3, 4, 0
@@ -55,7 +56,7 @@ class Listener:
         self._judge = Judge(self._jobs)
         self._permissions: Permissions | None = None
         self._moves: Moves | None = None
-        self._marked: set[bytes] = set()
+        self._marks: Marks | None = None
         self._poll = select.poll()
         self._judge.room = _raise_limit() - _SPARE
 
@@ -159,49 +160,23 @@ class Listener:
                     raise FormatError(f"not for a listener: {message!r}")
 
     def _watch(self, message: wire.Watch) -> wire.Watching:
-        """Marks what is new, then unmarks the rest: nothing is unwatched in between."""
-        left_out = []
-        new: list[bytes] = []
         try:
-            group = self._group()
-            for point in message.points:
-                try:
-                    new.append(point)
-                    group.mark(point)
-                    if self._moves is not None:
-                        self._moves.mark(point)
-                except OSError:
-                    if point in message.paths:
-                        raise
-                    # FUSE takes the first mark and not the second (no handles of files).
-                    new.remove(point)
-                    left_out.append(point)
-            self._unmark(set(left_out) - self._marked)
+            marks = self._marks or self._begin()
         except OSError as error:
-            self._unmark(set(new) - self._marked)
             return wire.Watching(message.number, error.errno or errno.EIO, ())
-        self._judge.watch(message)
-        gone, self._marked = self._marked - set(new), set(new)
-        self._unmark(gone)
-        self._forget_ignored()
-        return wire.Watching(message.number, 0, tuple(left_out))
+        code, left_out = marks.change(message)
+        if not code:
+            self._judge.watch(message)
+            self._forget_ignored()
+        return wire.Watching(message.number, code, tuple(left_out.items()))
 
-    def _group(self) -> Permissions:
-        if self._permissions is None:
-            self._permissions = Permissions(self._jobs.trouble)
-            self._moves = _moves(self._jobs.trouble)
-            self._judge.ignoring = self._moves is not None
-            self._poll.register(self._permissions.descriptor, select.POLLIN)
-        return self._permissions
-
-    def _unmark(self, points: set[bytes]) -> None:
-        if self._permissions is None:
-            return
-        for point in points:
-            self._permissions.unmark(point)
-        for point in self._marked:
-            with contextlib.suppress(FileNotFoundError):  # removed since
-                self._permissions.mark(point)  # two points may be on one file system
+    def _begin(self) -> Marks:
+        self._permissions = Permissions(self._jobs.trouble)
+        self._moves = _moves(self._jobs.trouble)
+        self._judge.ignoring = self._moves is not None
+        self._poll.register(self._permissions.descriptor, select.POLLIN)
+        self._marks = Marks(self._permissions, self._moves)
+        return self._marks
 
 
 def _moves(trouble: Callable[[OSError], None]) -> Moves | None:

@@ -72,6 +72,7 @@ class Listening:
         self._unsent: deque[bytes] = deque()
         self._more = trio.Event()
         self._heard = trio.Event()
+        self._asked: set[int] = set()
         self._answers: dict[int, wire.Watching] = {}
         self.counters = wire.Counters()
         self.reports = 0
@@ -93,21 +94,31 @@ class Listening:
             return True  # it is gone: run() finds out
         return True
 
-    async def watch(self, message: wire.Watch) -> None:
-        """Has other paths watched. Raises :class:`Refused`, with nothing changed."""
+    async def watch(self, message: wire.Watch) -> dict[bytes, Refused]:
+        """Has other paths watched; what was left out, with why.
+
+        Raises :class:`Refused` where a required path cannot be watched, or nobody answers
+        (the message may have been taken all the same, as after a cancellation).
+        """
+        self._asked.add(message.number)
         self.send(message)
-        with trio.move_on_after(START):
-            while message.number not in self._answers:
-                if self._ended:
-                    raise Refused(errno.EIO, "the listener of watched files has ended")
-                await self._heard.wait()
-            answer = self._answers.pop(message.number)
-            if answer.errno:
-                raise Refused(answer.errno, _why(answer.errno, message.paths))
-            for point in answer.left_out:
-                log.info("%s cannot be watched: left out", os.fsdecode(point))
-            return
-        raise Refused(errno.ETIMEDOUT, f"the listener did not answer within {START:g} s")
+        try:
+            with trio.fail_after(START):
+                while message.number not in self._answers:
+                    if self._ended:
+                        raise Refused(errno.EIO, "the listener of watched files has ended")
+                    await self._heard.wait()
+        except trio.TooSlowError:
+            what = f"the listener did not answer within {START:g} s"
+            raise Refused(errno.ETIMEDOUT, what) from None
+        finally:
+            self._asked.discard(message.number)
+            answer = self._answers.pop(message.number, None)
+        assert answer is not None
+        if answer.errno:
+            names = [point for point, _ in answer.left_out] or message.paths
+            raise Refused(answer.errno, _why(answer.errno, names))
+        return {point: Refused(code, _why(code, [point])) for point, code in answer.left_out}
 
     async def report(self, seconds: float) -> bool:
         """Asks for new counters; whether they came within ``seconds``."""
@@ -143,7 +154,8 @@ class Listening:
             case wire.Mounted():
                 self._mounted()
             case wire.Watching():
-                self._answers[message.number] = message
+                if message.number in self._asked:
+                    self._answers[message.number] = message
             case wire.Counters():
                 self.counters = message
                 self.reports += 1

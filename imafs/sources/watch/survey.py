@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What a set of watched paths concerns: their file systems, and those mounted below.
-
-Blocking: call it in a thread, away from the event loop (a path may be on a dead mount).
+"""What a path or a mount is: one look at it each. Blocking, for as long as its file system
+does not answer: see :mod:`imafs.sources.watch.surveyor`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from imafs.errors import FileError, Refused
@@ -20,55 +20,67 @@ from imafs.sources.watch import places, wire
 _NEVER = frozenset({"proc"})
 
 
-def resolve(path: str, leave: bytes) -> bytes:
-    """The path as records will show it. Raises :class:`FileError` and :class:`Refused`.
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """The table of mounts, and the devices of the emulator's own one (on ``leave``): a kernel's
+    policies leave securityfs out as well, and each look at the list would make it longer."""
 
-    ``leave``: see :func:`survey`.
-    """
+    rows: tuple[Row, ...]
+    own: frozenset[bytes]
+
+    @classmethod
+    def read(cls, leave: bytes) -> Mounts:
+        """As it is now."""
+        table = tuple(rows(Path("/proc/self/mountinfo").read_bytes()))
+        own = (row.device for row in table if row.point == leave and row.point != b"/")
+        return cls(table, frozenset(own))
+
+    def below(self, path: bytes) -> list[bytes]:
+        """The points below ``path`` that may be watched."""
+        return [
+            mount.point
+            for mount in places.submounts(self.rows, path)
+            if mount.kind not in _NEVER and mount.device not in self.own
+        ]
+
+    def check(self, path: bytes, name: str) -> None:
+        """Raises :class:`Refused` for a path that must not be watched; ``name`` is what it is
+        called."""
+        on = places.holding(self.rows, path)
+        if on is not None and on.kind in _NEVER:
+            raise Refused(errno.EINVAL, f"{name} is on {on.kind}, which cannot be watched")
+        if on is not None and on.device in self.own:
+            raise Refused(errno.EINVAL, f"{name} is on the emulator's own mount")
+
+
+def resolve(path: str, leave: bytes) -> bytes:
+    """The path as records will show it. Raises :class:`FileError` and :class:`Refused`."""
     try:
         real = os.path.realpath(path, strict=True)
         os.stat(real)
     except OSError as error:
         raise FileError(path, error) from None
-    mounts = list(rows(Path("/proc/self/mountinfo").read_bytes()))
-    on = places.holding(mounts, os.fsencode(real))
-    if on is not None and on.kind in _NEVER:
-        raise Refused(errno.EINVAL, f"{path} is on {on.kind}, which cannot be watched")
-    if on is not None and on.device in _devices(mounts, leave):
-        raise Refused(errno.EINVAL, f"{path} is on the emulator's own mount")
+    Mounts.read(leave).check(os.fsencode(real), path)
     return os.fsencode(real)
 
 
-def _devices(mounts: Iterable[Row], point: bytes) -> set[bytes]:
-    return {mount.device for mount in mounts if mount.point == point and mount.point != b"/"}
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one look at a point tells."""
+
+    is_directory: bool
+    file_system: wire.FileSystem
 
 
-def survey(
-    paths: Iterable[bytes], leave: bytes
-) -> tuple[tuple[bytes, ...], tuple[wire.FileSystem, ...]]:
-    """One directory (or file) per file system that ``paths`` concern, paths first, and what
-    rules ask of each. ``leave`` is the emulator's own mountpoint: a kernel's policies leave
-    securityfs out as well, and each look at the list would make it longer."""
-    mounts = list(rows(Path("/proc/self/mountinfo").read_bytes()))
-    wanted = dict.fromkeys(paths)
-    own = _devices(mounts, leave)
-    points = list(wanted)
-    for path in wanted:
-        points += [
-            mount.point
-            for mount in places.submounts(mounts, path)
-            if mount.kind not in _NEVER and mount.device not in own
-        ]
-    found: list[bytes] = []
-    systems: dict[int, wire.FileSystem] = {}
-    for point in points:
-        try:
-            device = os.stat(point).st_dev
-            about = facts.of_path(point)
-        except (OSError, Refused):
-            continue  # removed since it is watched, or a dead mount: nothing can be opened there
-        found.append(point)
-        systems[device] = wire.FileSystem(
-            device, about.fsmagic, about.fsname, about.fs_subtype, about.fsuuid or b""
-        )
-    return tuple(dict.fromkeys(found)), tuple(systems.values())
+def look(point: bytes) -> Point:
+    """Raises :class:`Refused`, for one that is not there any more, or is a dead mount."""
+    try:
+        info = os.stat(point)
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise Refused(code, f"{os.fsdecode(point)}: {os.strerror(code)}") from None
+    about = facts.of_path(point)
+    system = wire.FileSystem(
+        info.st_dev, about.fsmagic, about.fsname, about.fs_subtype, about.fsuuid or b""
+    )
+    return Point(stat.S_ISDIR(info.st_mode), system)

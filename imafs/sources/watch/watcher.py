@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import trio
 
@@ -23,7 +23,7 @@ from imafs.kernel.policy.match import Policy
 from imafs.sources.watch import wire
 from imafs.sources.watch.listening import Gone, Listening
 from imafs.sources.watch.recorder import Recorder
-from imafs.sources.watch.survey import resolve, survey
+from imafs.sources.watch.surveyor import Found, Surveyor
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,10 @@ _RETRY_FIRST, _RETRY_LONGEST = 0.05, 10.0
 _HEALTHY = 30.0
 #: Seconds after a change of the table of mounts.
 _SETTLE = 0.02
-#: Seconds for a look at the file systems below the paths: a dead NFS or FUSE hangs it.
-_SURVEY = 10.0
+#: Seconds until a path that is left out is looked at again; most come back with a mount.
+_AGAIN = 10.0
+#: Seconds that who wants paths watched waits for a listener that is being restarted.
+_START = 15.0
 #: Seconds that a status waits for a listener.
 _STATUS = 1.0
 
@@ -58,7 +60,6 @@ class Watcher:
         deadline: float = DEADLINE,
     ) -> None:
         self._emulator = emulator
-        self._leave = os.fsencode(leave)
         self._excused = tuple(excused)
         self._deadline = deadline
         self._paths: tuple[bytes, ...] = ()
@@ -73,7 +74,12 @@ class Watcher:
         self._listening: Listening | None = None
         self._life = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
-        self._remounted = trio.Event()
+        # The listener is to be told again what is concerned; what it was told last.
+        self._look = trio.Event()
+        self._surveyor = Surveyor(os.fsencode(leave), self._mounted)
+        self._found: Found | None = None
+        # Points that are not watched, paths among them, and why.
+        self._left_out: dict[bytes, str] = {}
         self._restarts = 0
         self._last: str | None = None
         self._before = wire.Counters()
@@ -87,17 +93,17 @@ class Watcher:
 
         A path that is watched already is looked at again: mounts below it may be new.
         """
+        found = [await self._surveyor.resolve(path) for path in paths]
         async with self._changing:
-            found = [
-                await trio.to_thread.run_sync(resolve, path, self._leave, abandon_on_cancel=True)
-                for path in paths
-            ]
             wanted = tuple(dict.fromkeys((*self._paths, *found)))
             self._wanted.set()
             try:
-                await self._tell(await self._listener(), wanted)
-            except Refused:
-                if not self._paths:
+                await self._tell(await self._listener(), wanted, required=found)
+            except (Refused, trio.Cancelled):
+                # Whoever gave up waiting does not know whether the listener took them.
+                if self._paths:
+                    self._look.set()
+                else:
                     self._rest()
                 raise
             if not self._paths and self._emulator.policy is None:
@@ -105,19 +111,34 @@ class Watcher:
             self._paths = wanted
 
     async def unwatch(self, paths: Iterable[str]) -> None:
-        """Watches paths no more. Raises :class:`NotThereError` for one that is not."""
+        """Watches paths no more. Raises :class:`NotThereError` for one that is not.
+
+        A listener that is being restarted is not waited for: the next one starts with the rest.
+        """
+        names = [(path, await self._known(path)) for path in paths]
         async with self._changing:
             left = list(self._paths)
-            for path in paths:
-                name = os.fsencode(os.path.realpath(path))
+            for path, name in names:
                 if name not in left:
                     raise NotThereError(f"{path} is not watched")
                 left.remove(name)
-            if left:
-                await self._tell(await self._listener(), tuple(left))
-            else:
-                self._rest()
             self._paths = tuple(left)
+            if not left:
+                self._rest()
+            elif self._listening is not None and self._ready.is_set():
+                try:
+                    await self._tell(self._listening, self._paths)
+                except Refused as refused:
+                    log.info("after unwatch: %s", refused)
+                    self._look.set()
+                except trio.Cancelled:
+                    self._look.set()
+                    raise
+
+    async def _known(self, path: str) -> bytes:
+        """The watched path that is meant; its file system may not answer any more."""
+        name = os.fsencode(os.path.abspath(path))
+        return name if name in self._paths else await self._surveyor.real(path)
 
     @property
     def paths(self) -> list[str]:
@@ -137,6 +158,7 @@ class Watcher:
             "paths": self.paths,
             "policy": "tcb" if self._emulator.policy is None else "active",
             "listener": now.pid if answering else None,
+            "left_out": [self._left_out[path] for path in self._paths if path in self._left_out],
             "restarts": self._restarts,
             **self._recorder.counts,
             **counts,
@@ -153,7 +175,7 @@ class Watcher:
             await self._wanted.wait()
             began = trio.current_time()
             how = await self._live()
-            if how is None:
+            if how is None or not self._wanted.is_set():
                 continue
             if not self._paths:
                 # The first one: whoever asked for it is told.
@@ -173,6 +195,7 @@ class Watcher:
     async def _live(self) -> str | None:
         """One listener from its start to its end; how it ended, None: not wanted any more."""
         how = None
+        self._found = None
         try:
             listening = await trio.to_thread.run_sync(
                 Listening, self._deadline, self._take, self._mounted
@@ -193,25 +216,32 @@ class Watcher:
             how = str(group.exceptions[0])
         finally:
             self._listening, self._nursery = None, None
-            self._ready = trio.Event()
+            # Who waits goes on waiting, for the next one.
+            if self._ready.is_set():
+                self._ready = trio.Event()
             self._before = _sum(self._before, listening.counters)
             await listening.end()
         return how
 
     def _mounted(self) -> None:
-        self._remounted.set()
+        self._look.set()
 
     async def _look_again(self, listening: Listening) -> None:
-        """Marks file systems that were mounted below a path."""
+        """Marks file systems that were mounted below a path, and paths that are back."""
         while True:
-            await self._remounted.wait()
-            # Many mounts in a row are one reason.
-            await trio.sleep(_SETTLE)
-            self._remounted = trio.Event()
+            with trio.move_on_after(_AGAIN) as waiting:
+                await self._look.wait()
+            asked = not waiting.cancelled_caught
+            if asked:
+                # Many mounts in a row are one reason.
+                await trio.sleep(_SETTLE)
+                self._look = trio.Event()
+            elif not any(path in self._left_out for path in self._paths):
+                continue
             async with self._changing:
                 if self._listening is listening and self._paths:
                     try:
-                        await self._tell(listening, self._paths)
+                        await self._tell(listening, self._paths, again=asked)
                     except Refused as refused:
                         # Its end is told elsewhere, and the next one looks for itself.
                         log.info("after a mount: %s", refused)
@@ -221,39 +251,77 @@ class Watcher:
         self._send_rules(listening)
         # From here on it is told of changes, and its questions are answered.
         self._listening = listening
-        if self._paths:
+        told: tuple[bytes, ...] = ()
+        # Who unwatches a path does not wait for this.
+        while self._paths != told:
+            told = self._paths
             try:
-                await self._tell(listening, self._paths)
+                await self._tell(listening, told)
             except Refused as refused:
                 raise Gone(str(refused)) from None
+        if told:
             log.info("the listener of watched files is back")
         self._ready.set()
 
     async def _listener(self) -> Listening:
-        await self._ready.wait()
+        try:
+            with trio.fail_after(_START):
+                await self._ready.wait()
+        except trio.TooSlowError:
+            what = f"the listener of watched files is not there: {self._last}"
+            raise Refused(errno.ETIMEDOUT, what) from None
         if self._listening is None:
             self._ready = trio.Event()
             raise Refused(errno.EIO, f"the listener of watched files: {self._last}")
         return self._listening
 
     def _rest(self) -> None:
+        self._left_out = {}
         self._wanted = trio.Event()
         self._life.cancel()
 
-    async def _tell(self, listening: Listening, paths: tuple[bytes, ...]) -> None:
-        try:
-            with trio.fail_after(_SURVEY):
-                points, systems = await trio.to_thread.run_sync(
-                    partial(survey, paths, self._leave), abandon_on_cancel=True
-                )
-        except OSError as error:
-            raise Refused(error.errno or errno.EIO, str(error)) from None
-        except trio.TooSlowError:
-            names = ", ".join(map(os.fsdecode, paths))
-            what = f"{names}: a file system there does not answer within {_SURVEY:g} s"
-            raise Refused(errno.ETIMEDOUT, what) from None
+    async def _tell(
+        self,
+        listening: Listening,
+        paths: tuple[bytes, ...],
+        *,
+        required: Sequence[bytes] = (),
+        again: bool = True,
+    ) -> None:
+        """Has these paths watched, and no other. What cannot be watched is left out, unless it
+        is ``required``: then :class:`Refused`. ``again`` False: only if anything has changed."""
+        found = await self._surveyor.survey(paths, self._found)
+        if not again and found == self._found:
+            return
+        for point in required:
+            if point in found.left_out:
+                raise found.left_out[point]
         self._number += 1
-        await listening.watch(wire.Watch(self._number, paths, points, systems))
+        message = wire.Watch(
+            self._number,
+            paths,
+            found.points,
+            found.file_systems,
+            found.files,
+            found.silent,
+            tuple(required),
+        )
+        refused = await listening.watch(message)
+        self._found = found
+        self._note(paths, found.left_out | refused)
+
+    def _note(self, paths: tuple[bytes, ...], left_out: Mapping[bytes, Refused]) -> None:
+        """Logs what is new in what is left out."""
+        for point, refused in left_out.items():
+            if self._left_out.get(point) != str(refused):
+                # Below a path there is more that cannot be watched; where nothing is, there
+                # is nothing to open.
+                quiet = point not in paths or refused.errno in (errno.ENOENT, errno.ENOTDIR)
+                log.log(logging.INFO if quiet else logging.WARNING, "not watched: %s", refused)
+        for path in paths:
+            if path in self._left_out and path not in left_out:
+                log.info("%s is watched again", os.fsdecode(path))
+        self._left_out = {point: str(refused) for point, refused in left_out.items()}
 
     def _changed(self) -> None:
         """Another policy, or another boot: told before anybody else's next open."""

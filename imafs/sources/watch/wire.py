@@ -52,12 +52,21 @@ class Rules:
 @dataclass(frozen=True, slots=True)
 class Watch:
     """These paths are watched from now on, and no other; answered by :class:`Watching`.
-    ``points`` are directories on every file system that is concerned, paths first."""
+
+    ``points`` are directories on every file system that is concerned, paths first. ``files``
+    are paths that are not known to be directories: the listener must not look at them, nor
+    touch a ``silent`` point, whose file system does not answer: its mark stays. Without a mark
+    on each of the ``required`` paths nothing is changed; any other that cannot be marked is
+    left out.
+    """
 
     number: int
     paths: tuple[bytes, ...]
     points: tuple[bytes, ...]
     file_systems: tuple[FileSystem, ...]
+    files: tuple[bytes, ...] = ()
+    silent: tuple[bytes, ...] = ()
+    required: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +93,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """The answer to a :class:`Watch`: ``errno`` 0, or why a path cannot be watched (then
-    nothing has changed). ``left_out``: mounts below that cannot be."""
+    """The answer to a :class:`Watch`: ``errno`` 0, or why a required path cannot be watched
+    (then nothing has changed). ``left_out`` are points that cannot be, each with its errno."""
 
     number: int
     errno: int
-    left_out: tuple[bytes, ...]
+    left_out: tuple[tuple[bytes, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
