@@ -20,7 +20,8 @@ from imafs.cli.memory import is_out_of_memory
 from imafs.cli.parser import Parser
 from imafs.errors import ImafsError, UsageError
 
-_INTERRUPTED = 128 + 2  # as a shell shows SIGINT
+#: As a shell shows SIGINT.
+INTERRUPTED = 128 + 2
 _PIPE_CLOSED = 128 + 13  # and SIGPIPE
 
 
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"imafs: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         _discard_output()  # nobody reads it any more
         return _PIPE_CLOSED
@@ -94,7 +95,3 @@ def _run(argv: list[str] | None) -> int:
         code = exit_.code if isinstance(exit_.code, int) else UsageError.exit_code
     sys.stdout.flush()
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
