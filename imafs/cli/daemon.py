@@ -68,7 +68,10 @@ class Plan:
 
 def run(plan: Plan) -> int:
     """Runs until the end of the mount; returns the exit code."""
-    logs.configure(plan.log_file)
+    log_stream = logs.configure(plan.log_file)
+    # A hung FUSE daemon is otherwise opaque: kill -USR1 prints every thread's stack. Not always
+    # to stderr: that of --background is a file which nobody can read any more.
+    faulthandler.register(signal.SIGUSR1, file=log_stream)
     early = EarlySignals()
     try:
         _run(plan, early)
@@ -78,8 +81,6 @@ def run(plan: Plan) -> int:
 
 
 def _run(plan: Plan, early: EarlySignals) -> None:
-    # A hung FUSE daemon is otherwise opaque: kill -USR1 prints every thread's stack.
-    faulthandler.register(signal.SIGUSR1)
     # The TPM thread must not keep the event loop waiting for its 5 ms slices.
     sys.setswitchinterval(0.0005)
     mountpoint = mountinfo.resolve(plan.directory)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Any, TextIO
 
 from imafs.errors import UsageError
 
@@ -19,14 +20,14 @@ class _Journal(logging.Formatter):
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
 
 
-def configure(log_file: str | None) -> None:
-    """Sets up the root logger once, before anything else starts.
+def configure(log_file: str | None) -> TextIO:
+    """Sets up the root logger once, before anything else starts; where its lines go.
 
     Raises :class:`imafs.errors.UsageError` where the file cannot be written.
     """
     if log_file is not None:
         try:
-            handler: logging.Handler = logging.FileHandler(
+            handler: logging.StreamHandler[Any] = logging.FileHandler(
                 log_file, encoding="utf-8", errors="backslashreplace"
             )
         except OSError as error:
@@ -41,3 +42,5 @@ def configure(log_file: str | None) -> None:
             else logging.Formatter("imafs: %(levelname)s: %(message)s")
         )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    stream: TextIO = handler.stream
+    return stream

@@ -191,6 +191,19 @@ def test_background_log_file(start: Starter) -> None:
     assert "WARNING" not in log.read_text()
 
 
+@pytest.mark.parametrize("to_file", [True, False], ids=["log-file", "stderr"])
+def test_stacks_are_printed_where_log_lines_go(start: Starter, to_file: bool) -> None:
+    place = start.place()
+    log = place.base / "log"
+    daemon = start("--tpm", "none", *(("--log-file", log) if to_file else ()), place=place)
+    os.kill(daemon.pid, signal.SIGUSR1)
+    read = log.read_text if to_file else daemon.log
+    wait_for(lambda: "most recent call first" in read() and "daemon.py" in read(), 10, "stacks")
+    assert daemon.stop() == 0
+    if to_file:
+        assert daemon.log() == ""
+
+
 @pytest.mark.parametrize("name", ["control.log", "other.log"])
 def test_a_log_file_that_somebody_removed(start: Starter, name: str) -> None:
     """Also the one that --background would have chosen, which is removed at a good end."""
