@@ -119,6 +119,9 @@ def _measured(answer: Mapping[str, object]) -> None:
         name = readable(item.get("name", item.get("path", "-")))
         if "error" in item:
             text = readable(item["error"])
+            code = readable(item.get("errno", ""))
+            if code not in text:
+                text += f" ({code})"
             print(f"imafs: {text if name in text else f'{name}: {text}'}", file=sys.stderr)
             continue
         if item.get("measured") is False:

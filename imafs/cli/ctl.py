@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imafs.cli import options as types
 from imafs.control.ops import OPERATIONS, Kind, Operation, Option, metavar, validate
 from imafs.errors import Refused, UsageError
 
@@ -26,24 +28,31 @@ _PATIENCE = 5
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``ctl`` and a parser for every operation."""
     parser = subparsers.add_parser("ctl", help="ask a running daemon")
-    parser.add_argument(
-        "--control",
-        metavar="SOCKET",
-        help="control socket (default: $IMAFS_CONTROL, else this user's only daemon's)",
-    )
+    _add_control(parser, None)
     parser.set_defaults(run=run)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for operation in OPERATIONS.values():
         verb = verbs.add_parser(operation.verb, help=operation.help, description=operation.help)
         verb.add_argument("--json", action="store_true", help="print the answer as JSON")
+        # Behind the verb too; not given there, what stands before it holds.
+        _add_control(verb, argparse.SUPPRESS)
         verb.set_defaults(operation=operation.name)
         for option in operation.options:
             _add_option(verb, option)
 
 
+def _add_control(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--control",
+        metavar="SOCKET",
+        default=default,
+        help="control socket (default: $IMAFS_CONTROL, else this user's only daemon's)",
+    )
+
+
 def _add_option(verb: argparse.ArgumentParser, option: Option) -> None:
     dest = f"option_{option.name}"
-    number: Callable[[str], object] = int if option.kind is Kind.INT else str
+    number: Callable[[str], object] = types.integer if option.kind is Kind.INT else str
     if not option.cli.startswith("-"):
         paths = option.kind is Kind.PATHS
         several = ("+" if paths else None) if option.required else ("*" if paths else "?")
@@ -72,19 +81,33 @@ def _add_option(verb: argparse.ArgumentParser, option: Option) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask and print the answer; the exit code. Raises what :class:`ControlClient` raises."""
     from imafs.cli import answers, progress, sockets
+    from imafs.control import wire
     from imafs.control.client import ControlClient
 
     operation = OPERATIONS[args.operation]
     options = _options(operation, args)
     wanted = operation.shows_progress and sys.stderr.isatty()
-    with (
-        ControlClient(sockets.chosen(args.control)) as client,
-        progress.bar(sys.stderr) as show,
-    ):
-        answer = client.call(operation.name, options, progress=show if wanted else None)
-        if operation.name in _BULK and answer.get("extended") is False:
-            answer["extended"] = _extended(client)
+    try:
+        with (
+            ControlClient(sockets.chosen(args.control)) as client,
+            progress.bar(sys.stderr) as show,
+        ):
+            answer = client.call(operation.name, options, progress=show if wanted else None)
+            if operation.name in _BULK and answer.get("extended") is False:
+                answer["extended"] = _extended(client)
+    except Refused as refused:
+        if not args.json:
+            raise _with_errno(refused) from None
+        print(json.dumps(wire.failure(refused, None)))
+        return refused.exit_code
     return answers.show(operation.name, answer, options, as_json=args.json)
+
+
+def _with_errno(refused: Refused) -> Refused:
+    """What a kernel would refuse names its errno, which is what an agent gets and tests for."""
+    if refused.exit_code != Refused.exit_code or refused.errno_name in str(refused):
+        return refused
+    return Refused(refused.errno, f"{refused} ({refused.errno_name})")
 
 
 def _extended(client: ControlClient) -> bool:
@@ -116,11 +139,11 @@ def _options(operation: Operation, args: argparse.Namespace) -> dict[str, object
         from imafs.scenarios import library
 
         given = dict(library.request(args.option_file))
-    return validate(operation.name, given)
+    return validate(operation.name, given, spoken=True)
 
 
 def _absolute(path: str, option: Option) -> str:
     if not path:  # Path would make it the working directory
-        raise UsageError(f"{option.name}: an empty path")
+        raise UsageError(f"{option.cli}: an empty path")
     # Not resolved: ".." after a symbolic link is for the daemon's open to resolve.
     return str(Path(path).absolute())

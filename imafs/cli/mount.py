@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from imafs.cli import policy
+from imafs.cli import options, policy
 
 if TYPE_CHECKING:
     from imafs.cli.daemon import Plan
@@ -99,7 +99,7 @@ def _kernel_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--export-limit",
-        type=int,
+        type=options.integer,
         metavar="N",
         help="CONFIG_IMA_MEASUREMENT_LIST_SIZE: export when there are more records",
     )
@@ -109,7 +109,11 @@ def _kernel_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--template", metavar="NAME", help="ima_template= (ima-ng)")
     group.add_argument("--template-fmt", metavar="FMT", help="ima_template_fmt=, such as d-ng|n-ng")
     group.add_argument(
-        "--pcr", type=int, default=10, metavar="N", help="CONFIG_IMA_MEASURE_PCR_IDX, 8 to 14 (10)"
+        "--pcr",
+        type=options.integer,
+        default=10,
+        metavar="N",
+        help="CONFIG_IMA_MEASURE_PCR_IDX, 8 to 14 (10)",
     )
     group.add_argument(
         "--padded-banks",
@@ -119,7 +123,7 @@ def _kernel_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--kexec-extra-memory",
-        type=int,
+        type=options.integer,
         default=0,
         metavar="KB",
         help="CONFIG_IMA_KEXEC_EXTRA_MEMORY_KB, 0 to 40: room for records between load and "
@@ -151,7 +155,7 @@ def _tpm_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--tpm-port",
-        type=int,
+        type=options.integer,
         metavar="N",
         help="TCP port of swtpm on 127.0.0.1, its control channel's is the next (any free pair)",
     )

@@ -54,6 +54,14 @@ def add_padded_banks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def integer(text: str) -> int:
+    """Any integer; who takes it knows its range."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
 def count(text: str) -> int:
     """A number of records, one or more."""
     return _number(text, 1, None)
@@ -65,10 +73,7 @@ def pcr(text: str) -> int:
 
 
 def _number(text: str, least: int, most: int | None) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    value = integer(text)
     if value < least or (most is not None and value > most):
         limits = f"{least} or more" if most is None else f"{least} to {most}"
         raise argparse.ArgumentTypeError(f"{value}: {limits}")

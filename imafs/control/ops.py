@@ -289,15 +289,19 @@ _TABLE = (
 OPERATIONS: Mapping[str, Operation] = {operation.name: operation for operation in _TABLE}
 
 
-def validate(op: str, options: Mapping[str, object]) -> dict[str, object]:
+def validate(op: str, options: Mapping[str, object], *, spoken: bool = False) -> dict[str, object]:
     """The options of a request for ``op``, checked; :class:`UsageError` names the wrong one.
 
-    An option that is ``None`` (JSON null) counts as left out.
+    An option that is ``None`` (JSON null) counts as left out. ``spoken``: they are named as
+    the command line does, not by their keys.
     """
     operation = OPERATIONS.get(op)
     if operation is None:
         raise UsageError(f"op: unknown operation {op!r}")
     known = {option.name: option for option in operation.options}
+    # What it is called by whoever reads the mistake.
+    called = {name: option.cli if spoken else name for name, option in known.items()}
+    verb = operation.verb if spoken else op
     given = {name: value for name, value in options.items() if value is not None}
     for name in options:
         if name not in known:
@@ -305,18 +309,19 @@ def validate(op: str, options: Mapping[str, object]) -> dict[str, object]:
     for name, value in given.items():
         problem = _problem(known[name], value)
         if problem is not None:
-            raise UsageError(f"{op}: {name}: {problem}")
+            raise UsageError(f"{verb}: {called[name]}: {problem}")
     for option in operation.options:
         if option.required and option.name not in given:
-            raise UsageError(f"{op}: {option.name}: missing")
+            raise UsageError(f"{verb}: {called[option.name]}: missing")
     if operation.exactly_one and sum(name in given for name in operation.exactly_one) != 1:
-        raise UsageError(f"{op}: give exactly one of {', '.join(operation.exactly_one)}")
+        names = ", ".join(called[name] for name in operation.exactly_one)
+        raise UsageError(f"{verb}: give exactly one of {names}")
     for name, needed in operation.needs:
         if name in given and needed not in given:
-            raise UsageError(f"{op}: {needed}: missing ({name} needs it)")
+            raise UsageError(f"{verb}: {called[needed]}: missing ({called[name]} needs it)")
     paths = given.get("paths")
     if isinstance(paths, list) and len(paths) > 1 and "name" in given:
-        raise UsageError(f"{op}: name: fits one path only, not {len(paths)}")
+        raise UsageError(f"{verb}: {called['name']}: fits one path only, not {len(paths)}")
     return given
 
 

@@ -172,13 +172,16 @@ def test_kexec_and_reboot(daemon: Daemon, tmp_path: Path) -> None:
         in (ctl(daemon, "status")[1])
     )
     for verb in ("kexec-load", "kexec-execute", "resume"):
-        assert ctl(daemon, verb)[::2] == (7, "imafs: a kexec is held: end it with kexec-finish\n")
+        assert ctl(daemon, verb)[::2] == (
+            7,
+            "imafs: a kexec is held: end it with kexec-finish (EBUSY)\n",
+        )
     done = "mainline runs, with 3 of 3 records carried over\n"
     assert ctl(daemon, "kexec-finish") == (0, done, "")
     assert daemon.count() == 4
     assert "boot        number 1, 1 kexec, 3 records carried over\n" in ctl(daemon, "status")[1]
     assert ctl(daemon, "kexec-finish")[::2] == (
-        *(7, "imafs: no kexec is held: see kexec-execute --hold\n"),
+        *(7, "imafs: no kexec is held: see kexec-execute --hold (EINVAL)\n"),
     )
     done = "mainline runs, with 0 of 6 records carried over\n"
     why = "the next kernel does not restore it (--no-carry)"

@@ -217,7 +217,7 @@ def test_another_agent_works_on_the_same_list(daemon: Daemon) -> None:
         "deleted: 3",
     ]
     assert ctl(daemon, "agent", "stage").splitlines()[:2] == ["current: 0", "staged: 7"]
-    assert refused(daemon, "agent", "stage") == (7, "imafs: a list is staged already\n")
+    assert refused(daemon, "agent", "stage") == (7, "imafs: a list is staged already (EEXIST)\n")
     assert ctl(daemon, "agent", "read").splitlines() == ["current: 0", "staged: 7"]
     assert "deleted: 7" in ctl(daemon, "agent", "delete")
     assert refused(daemon, "agent", "trim", "1")[0] == 7

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from imafs.cli import answers, ctl
 from imafs.cli.main import main
 from imafs.control.ops import OPERATIONS
 from imafs.control.server import Handler, ProgressCallback
-from imafs.errors import FormatError, Refused
+from imafs.errors import FormatError, ImafsError, Refused, UsageError
 from tests.support import ROOT, run
 from tests.unit.control_fake import handler, in_thread, serving
 
@@ -175,18 +176,20 @@ def test_every_operation_has_a_command_line_above() -> None:
         (["fly"], "invalid choice: 'fly'"),
         (["generate"], "required: N"),
         (["watch"], "required: PATH"),
-        (["generate", "x"], "invalid int value: 'x'"),
+        (["generate", "x"], "argument N: 'x' is no number"),
+        (["tpm", "--fail", "x"], "argument --fail: 'x' is no number"),
         (["generate", "-1"], "generate"),
-        (["generate", "1000001"], "imafs: generate: count: not within 0 and 1000000"),
-        (["measure"], "imafs: measure: give exactly one of paths, digest"),
-        (["measure", "a", "b", "--name", "n"], "imafs: measure: name: fits one path only"),
-        (["measure", ""], "imafs: paths: an empty path"),
-        (["scenario", ""], "imafs: file: an empty path"),
-        (["scenario"], "imafs: scenario: give exactly one of file, name"),
+        (["generate", "1000001"], "imafs: generate: N: not within 0 and 1000000"),
+        (["measure"], "imafs: measure: give exactly one of PATH, --digest"),
+        (["measure", "a", "b", "--name", "n"], "imafs: measure: --name: fits one path only"),
+        (["measure", "--digest", "sha1:0"], "measure: --name: missing (--digest needs it)"),
+        (["measure", ""], "imafs: PATH: an empty path"),
+        (["scenario", ""], "imafs: NAME|FILE: an empty path"),
+        (["scenario"], "imafs: scenario: give exactly one of NAME|FILE, --name"),
         (["scenario", "reboot", "--name", "reboot"], "imafs: scenario: give exactly one of"),
         (
             ["critical-data", "--label", "l", "--name", "n", "--data", "0"],
-            "not pairs of hexadecimal digits",
+            "imafs: critical-data: --data: not pairs of hexadecimal digits",
         ),
     ],
 )
@@ -197,15 +200,38 @@ def test_usage(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [(Refused(errno.ENOENT, "no such thing"), 7), (FormatError("short", record=4), 3)],
+    ("error", "line", "code"),
+    [
+        (Refused(errno.ENOENT, "nothing is staged"), "nothing is staged (ENOENT)", 7),
+        (Refused(errno.EBUSY, "EBUSY it is"), "EBUSY it is", 7),
+        # Mistakes of whoever asks, not answers that an agent would get.
+        (FormatError("short", record=4), "record 4: short", 3),
+        (UsageError("no such thing"), "no such thing", 2),
+    ],
 )
 async def test_refusal_is_one_line_and_a_code(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: ImafsError, line: str, code: int
 ) -> None:
-    assert await imafs(tmp_path / "s", {"reset": handler(error=error)}, "reset") == code
+    handlers = {"reset": handler(error=error)}
+    assert await imafs(tmp_path / "s", handlers, "reset") == code
     printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("", f"imafs: {error}\n")
+    assert (printed.out, printed.err) == ("", f"imafs: {line}\n")
+    assert await imafs(tmp_path / "s", handlers, "reset", "--json") == code
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.count("\n") == 1
+    assert json.loads(printed.out) == {
+        **{"ok": False, "errno": error.errno_name, "error": str(error), "exit_code": code}
+    }
+
+
+async def test_the_socket_may_stand_behind_the_verb(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s", {"reset": handler()}):
+        for words in (
+            ["reset", "--control", str(tmp_path / "s")],
+            ["--control", "/nonexistent", "reset", "--control", str(tmp_path / "s")],
+        ):
+            assert await in_thread(partial(main, ["ctl", *words])) == 0
 
 
 async def test_the_only_socket_is_found(
@@ -240,7 +266,7 @@ async def test_measure_prints_a_line_per_path(
     assert await imafs(tmp_path / "s", handlers, "measure", "/a", "/b", "/c") == 7
     printed = capsys.readouterr()
     assert printed.out == "sha256:01  /a\nsha256:02  /b\\x0a\\xff (already measured)\n"
-    assert printed.err == "imafs: /c: No such file\nimafs: /d: No such file\n"
+    assert printed.err == "imafs: /c: No such file (ENOENT)\nimafs: /d: No such file (ENOENT)\n"
 
 
 async def test_measure_answer_without_a_list(
