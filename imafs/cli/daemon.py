@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from imafs.cli import logs, stale
+from imafs.cli import logs, sockets, stale
 from imafs.cli.early import EarlySignals, EndedEarly
 from imafs.cli.memory import is_out_of_memory
 from imafs.control import paths
@@ -127,6 +127,7 @@ def _check_inputs(plan: Plan) -> None:
             # O_NONBLOCK: opening a fifo without a writer would wait for ever.
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except OSError as error:
+            sockets.tell_if_dead(path, error)
             raise UsageError(f"{option} {path}: {error.strerror}") from None
 
 

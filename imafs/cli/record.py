@@ -12,7 +12,7 @@ from imafs import __version__
 from imafs.attest.replay import PcrValues
 from imafs.cli import options, pcrsource
 from imafs.cli.counted import counted
-from imafs.errors import MismatchError
+from imafs.errors import FileError, MismatchError
 from imafs.sources import recording
 
 
@@ -52,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
         snapshot = recording.take(
             args.dir, source.pcrs, padded=args.padded_banks, check=not args.no_check
         )
+    except FileError as error:
+        from imafs.cli import sockets
+
+        sockets.tell_if_dead(args.dir, error)
+        raise
     except MismatchError as error:
         if source.adopted:
             raise MismatchError(f"{error}. {pcrsource.ADOPTED}") from None

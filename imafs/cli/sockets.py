@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imafs.control import paths
-from imafs.errors import ControlError
+from imafs.errors import ControlError, FileError
 
 if TYPE_CHECKING:
     from imafs.fuse.mountinfo import Mount
@@ -87,6 +87,13 @@ def of_place(path: str) -> Path | None:
         if real == mount.path or real.startswith(mount.path + os.sep):
             return of_mount(mount)
     return None
+
+
+def tell_if_dead(path: str, error: OSError | FileError) -> None:
+    """Raises :class:`ControlError` where ``error`` is so because ``path`` lies on the mount of a
+    dead daemon; its bare errno says nothing to people."""
+    if error.errno == errno.ENOTCONN:
+        of_place(path)
 
 
 def _holder(mount: Mount) -> int | None:

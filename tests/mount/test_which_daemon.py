@@ -60,12 +60,24 @@ def test_umount_of_a_dead_mount_takes_its_socket_along(start: Starter) -> None:
     assert layers(daemon.dir) == 0
 
 
-def test_verify_of_a_dead_mount(start: Starter) -> None:
+def test_what_lies_on_a_dead_mount(start: Starter) -> None:
     daemon = start("--tpm", "none")
     daemon.kill()
-    result = imafs("verify", daemon.path(BINARY), check=False)
-    assert result.returncode == 6
-    assert f"is dead; clear its mount with: imafs umount {daemon.dir}\n" in result.stderr
+    base = daemon.place.base
+    (base / "other").mkdir()
+    (base / "pcrs").write_text(f"sha1 10 {'00' * 20}\n")
+    commands: list[list[str | os.PathLike[str]]] = [
+        ["verify", daemon.path(BINARY)],
+        ["list", daemon.path(BINARY)],
+        ["record", daemon.dir, "-o", base / "x.tar"],
+        ["record", daemon.dir, "-o", base / "x.tar", "--pcrs", base / "pcrs"],
+        ["mount", base / "other", "--tpm", "none", "--load", daemon.dir],
+        ["status", daemon.dir],
+    ]
+    for words in commands:
+        result = imafs(*words, check=False)
+        assert (result.returncode, result.stdout) == (6, ""), words
+        assert f"is dead; clear its mount with: imafs umount {daemon.dir}\n" in result.stderr
 
 
 _DEAD = """
