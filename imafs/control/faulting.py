@@ -11,6 +11,7 @@ from imafs.engine.emulator import Emulator
 from imafs.errors import Refused, UsageError
 from imafs.kernel.access import Accounting, Holder, Opening, Role
 from imafs.kernel.faults import Rule, number_of
+from imafs.kernel.profiles import names
 from imafs.kernel.requests import Grammar, Operation, Request, parse
 
 #: The other agent's thread: no client's, so that it never counts as the same writer.
@@ -43,7 +44,7 @@ class Faulting:
         }
 
     async def fault(self, options: Options, progress: ProgressCallback) -> Answer:
-        """Adds a rule."""
+        """Adds a rule. Raises :class:`UsageError` for one that could never hit."""
         chosen = {k: options[k] for k in ("writing", "reading") if options.get(k) is True}
         if len(chosen) == 2:
             raise UsageError("fault: of writing and reading give one")
@@ -57,6 +58,10 @@ class Faulting:
             seed=number(options, "seed") or 0,
             writing="writing" in chosen if chosen else None,
         )
+        config, lists = self._emulator.config, self._emulator.layout
+        known = names.names(lists.lists, staging=config.staging, tpm=bool(lists.banks))
+        if wrong := names.unmatched(rule.files, known):
+            raise UsageError(f"fault: files: {wrong}")
         return {"fault": self._emulator.trouble.faults.add(rule)}
 
     async def fault_clear(self, options: Options, progress: ProgressCallback) -> Answer:

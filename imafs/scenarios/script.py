@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from imafs.errors import FormatError, UsageError
+from imafs.kernel.profiles import names
 from imafs.kernel.triggers import EVENTS, Condition
 
 Validate = Callable[[str, Mapping[str, object]], dict[str, object]]
@@ -128,10 +129,13 @@ class _Parser:
         if op in FORBIDDEN:
             raise self._wrong(f"do: {op} is not for scenarios", "do", number)
         try:
-            return Action(op, self._validate(op, options))
+            checked = self._validate(op, options)
         except UsageError as error:
             unknown = next((k for k in options if repr(k) in str(error)), "do")
             raise self._wrong(f"do: {error}", unknown, number) from None
+        if op == "fault" and "files" in checked and (wrong := _pattern(checked["files"])):
+            raise self._wrong(f"do: fault: files: {wrong}", "files", number)
+        return Action(op, checked)
 
     def _wrong(self, reason: str, key: str, step: int) -> FormatError:
         return FormatError(f"line {self._line(key, step)}: {reason}", source=self._source)
@@ -167,7 +171,10 @@ def _seconds(value: object) -> str | None:
 
 
 def _pattern(value: object) -> str | None:
-    return None if isinstance(value, str) and value else "expected a pattern of names"
+    if not isinstance(value, str) or not value:
+        return "expected a pattern of names"
+    # Which TPM there will be is not known yet.
+    return names.unmatched(value, names.of_any_tpm())
 
 
 def _boolean(value: object) -> str | None:

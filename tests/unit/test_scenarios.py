@@ -105,6 +105,16 @@ WRONG: list[tuple[str, int, str]] = [
         "only an open is for writing",
     ),
     ('[[step]]\nwhen = "after open"\nfile = ""\ndo = [{op="repeat"}]\n', 3, "file: expected"),
+    (
+        '[[step]]\nwhen = "after open"\nfile = "nope*"\ndo = [{op="repeat"}]\n',
+        3,
+        r"file: 'nope\*' matches no file of any profile",
+    ),
+    (
+        '[[step]]\nwhen="start"\ndo=[\n{op="fault",operation="open",errno="EIO",files="nope*"}]',
+        4,
+        r"do: fault: files: 'nope\*' matches no file of any profile",
+    ),
 ]
 
 
