@@ -55,9 +55,9 @@ def _lock_state(state: Path, stack: ExitStack) -> int:
 class SwtpmDevice(LinkedDevice):
     """Our own swtpm (TPM 2.0) on 127.0.0.1.
 
-    ``state_dir`` is created (0700) and kept: keys and NV indices survive. PCRs do not: a
-    new swtpm is a reboot, and all of IMA's start at zero, as on a machine. Without
-    one, a temporary directory that goes with :meth:`close`.
+    ``state_dir`` is created (0700, in a directory that is there) and kept: keys and NV
+    indices survive. PCRs do not: a new swtpm is a reboot, and all of IMA's start at zero, as
+    on a machine. Without one, a temporary directory that goes with :meth:`close`.
 
     ``banks``: exactly these are allocated; None: :data:`DEFAULT_BANKS` for a new TPM, what
     the state says for a kept one. Their order is the TPM's, whatever order is asked for.
@@ -108,7 +108,13 @@ class SwtpmDevice(LinkedDevice):
         state = Path(os.path.abspath(state_dir))
         if "," in str(state):
             raise UsageError(f"swtpm takes no state directory with a comma: {state}")
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            state.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:
+            # Not made as well: a path that leads nowhere is a slip of the pen.
+            raise UsageError(
+                f"--tpm-state {state}: there is no directory {state.parent}; make it first"
+            ) from None
         return state
 
     def _make_link(self) -> Link:

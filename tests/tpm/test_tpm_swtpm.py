@@ -172,7 +172,7 @@ def test_close_leaves_no_process_no_zombie_and_no_directory(own: Opener) -> None
 
 def test_a_state_directory_is_kept_and_its_banks_with_it(own: Opener, tmp_path: Path) -> None:
     require("tpm2_nvdefine", "tpm2_nvreadpublic")
-    state = tmp_path / "not" / "there"
+    state = tmp_path / "not-there"
     first = own("sha256", "sha384", state_dir=state)
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
     assert (state / "swtpm.pid").read_text().strip() == str(first.process.pid)
@@ -230,6 +230,9 @@ def test_a_state_directory_that_cannot_be_one(own: Opener, tmp_path: Path) -> No
         own(state_dir=tmp_path / "file")
     with pytest.raises(UsageError, match="comma"):
         own(state_dir=tmp_path / "a,b")
+    with pytest.raises(UsageError, match=rf"--tpm-state .*: there is no directory {tmp_path}/a;"):
+        own(state_dir=tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_port_that_is_taken_is_not_used(own: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
