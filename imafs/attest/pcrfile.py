@@ -8,11 +8,12 @@ Read: the YAML that ``tpm2_pcrread`` prints, ``pcrs.txt`` (``bank index VALUE`` 
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
 from imafs.attest.replay import PcrValues
-from imafs.errors import FileError, FormatError
+from imafs.errors import FileError, FormatError, TpmError
 from imafs.formats.algorithms import ALGORITHMS
 
 _BANKS = {a.name: a.digest_size for a in ALGORITHMS if a.tpm_id is not None}
@@ -25,8 +26,9 @@ _PCR_LINE = re.compile(r"^\s*PCR-(?P<pcr>\d+)\s*:\s*(?P<value>[0-9A-Fa-f ]+?)\s*
 def read(path: str) -> PcrValues:
     """PCR values of a file or of a sysfs directory.
 
-    Raises :class:`FileError` where it cannot be read and :class:`FormatError` (file, line)
-    where a line is none of the known forms or has a value of the wrong size.
+    Raises :class:`FileError` where it cannot be read, :class:`TpmError` where the TPM behind
+    sysfs does not answer, and :class:`FormatError` (file, line) where a line is none of the
+    known forms or has a value of the wrong size.
     """
     place = Path(path)
     try:
@@ -59,11 +61,12 @@ def parse(text: str, *, source: str | None = None) -> PcrValues:
         except ValueError:
             raise FormatError(f"line {number}: an odd number of digits", source=source) from None
         name = found.get("bank") or bank or _by_size(len(value))
-        if _BANKS.get(name or "") != len(value):
+        if name is None or _BANKS.get(name) != len(value):
+            of = "any bank" if name is None else f"bank {name}"
             raise FormatError(
-                f"line {number}: {len(value)} bytes are no value of bank {name}", source=source
+                f"line {number}: {2 * len(value)} hexadecimal digits are no value of {of}",
+                source=source,
             )
-        assert name is not None
         values.setdefault(name, {})[int(found["pcr"])] = value
     if not values:
         raise FormatError("no PCR values in it", source=source)
@@ -80,8 +83,22 @@ def _sysfs(place: Path) -> PcrValues:
         bank = folder.name.removeprefix("pcr-")
         for file in folder.iterdir():
             if file.name.isdigit():
-                one = parse(f"{bank} {file.name} {file.read_text().strip()}", source=str(file))
+                one = parse(f"{bank} {file.name} {_ask(file)}", source=str(file))
                 values.setdefault(bank, {}).update(one[bank])
     if not values:
         raise FormatError("no pcr-<bank> directories in it", source=str(place))
     return values
+
+
+#: What a read of sysfs says where the TPM fails or is late; an emulator's says EIO.
+_OF_THE_TPM = frozenset({errno.EIO, errno.ETIME, errno.ETIMEDOUT, errno.EBUSY, errno.ENODEV})
+
+
+def _ask(file: Path) -> str:
+    """A value: the kernel asks the TPM for it whenever the file is read."""
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        if error.errno in _OF_THE_TPM:
+            raise TpmError(f"{file}: the TPM does not answer ({error.strerror})") from None
+        raise

@@ -371,6 +371,19 @@ def test_a_tpm_that_hangs(start_run: StartRun) -> None:
     assert one.line() == first
 
 
+@pytest.mark.parametrize("where", [f"--pcrs {CLASS}/tpm0", ""], ids=["named", "found"])
+def test_verify_while_the_tpm_hangs(where: str) -> None:
+    """Of a copy of the list, whose TPM is the one of sysfs; the scenario is undone."""
+    script = (
+        f"cat {IMA}/binary_runtime_measurements >/sys/fs/imafs/list; "
+        f"imafs verify /sys/fs/imafs/list {where} 2>&1; echo $?; imafs ctl tpm --work"
+    )
+    said, code = in_shell(script, "--scenario", "tpm-hangs").splitlines()[:2]
+    assert said.startswith(f"imafs: {CLASS}/tpm0/pcr-")
+    assert said.endswith(": the TPM does not answer (Input/output error)")
+    assert code == "4"
+
+
 def test_a_daemon_that_dies(start_run: StartRun) -> None:
     """ENOTCONN for the command, a line on stderr, and the command's own exit code."""
     one = start_run(f"pgrep -o swtpm; read x; cat {LIST} 2>&1; exit 9")

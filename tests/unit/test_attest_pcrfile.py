@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 
 import pytest
 
 from imafs.attest import pcrfile
-from imafs.errors import FileError, FormatError
+from imafs.errors import FileError, FormatError, TpmError
 from tests.conformance.recordings import Moment, load, names
 
 ONE = hashlib.sha1(b"1").digest()
@@ -67,6 +68,23 @@ def test_the_directory_of_sysfs(tmp_path: Path) -> None:
     assert pcrfile.read(str(tmp_path)) == VALUES
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIME])
+def test_a_tpm_behind_sysfs_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    file = tmp_path / "pcr-sha1" / "0"
+    file.parent.mkdir()
+    file.touch()
+
+    def failing(self: Path) -> str:
+        raise OSError(number, "why")
+
+    monkeypatch.setattr(Path, "read_text", failing)
+    with pytest.raises(TpmError) as caught:
+        pcrfile.read(str(tmp_path))
+    assert str(caught.value) == f"{file}: the TPM does not answer (why)"
+
+
 MOMENTS = [m for name in names() for m in load(name).moments()]
 
 
@@ -90,10 +108,10 @@ def test_recorded_pcrs(moment: Moment, tmp_path: Path) -> None:
         (f"sha1 0 {ONE.hex()}\nhello\n", "line 2 is no PCR value: 'hello'"),
         ("x" * 200, f"line 1 is no PCR value: '{'x' * 60}'"),
         (f"sha1 0 {ONE.hex()[1:]}", "line 1: an odd number of digits"),
-        (f"sha1 0 {TWO.hex()}", "line 1: 32 bytes are no value of bank sha1"),
-        (f"sha1:\n  0 : 0x{TWO.hex()}", "line 2: 32 bytes are no value of bank sha1"),
-        (f"nobank 0 {ONE.hex()}", "line 1: 20 bytes are no value of bank nobank"),
-        ("PCR-10: 0102", "line 1: 2 bytes are no value of bank None"),
+        (f"sha1 0 {TWO.hex()}", "line 1: 64 hexadecimal digits are no value of bank sha1"),
+        (f"sha1:\n  0 : 0x{TWO.hex()}", "line 2: 64 hexadecimal digits are no value of bank sha1"),
+        (f"nobank 0 {ONE.hex()}", "line 1: 40 hexadecimal digits are no value of bank nobank"),
+        ("PCR-10: 00", "line 1: 2 hexadecimal digits are no value of any bank"),
         ("0 : 0x", "line 1 is no PCR value"),
     ],
 )
