@@ -355,6 +355,14 @@ class Emulator:
         """What the kernel itself tells, where the policy wants it."""
         self._tell(name, text, self.judge(Access("CRITICAL_DATA", 0, label=label)))
 
+    def told(self, label: str, name: bytes, text: bytes) -> Record | None:
+        """The record that :meth:`measure_critical_data` would add, None where it would not."""
+        decision = self.judge(Access("CRITICAL_DATA", 0, label=label))
+        try:
+            return self.critical_data(name, text, decision) if decision.measure else None
+        except (Refused, FormatError):
+            return None
+
     def _tell(self, name: bytes, buf: bytes, decision: Decision) -> None:
         """As in a kernel a failure is only logged, and what was about to happen goes on:
         a rule's template that takes no buffer (``ima`` with sha256) is EINVAL there."""

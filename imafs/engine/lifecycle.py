@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from dataclasses import replace
 
 from imafs.attest.replay import PcrValues
 from imafs.engine.boot import PCRS, unreadable
@@ -134,12 +133,12 @@ class Lifecycle:
         return carry.buffer(emulator.queue, emulator.config.profile.kexec, emulator.boot.image)
 
     def _measure(self, name: bytes, segment: int) -> None:
-        emulator = self._emulator
-        if not emulator.config.profile.kexec.measured:
-            return
-        full = emulator.queue.full
-        text = kexec.event(segment, full.size, full.records)
-        emulator.measure_critical_data(kexec.LABEL, name, text)
+        if self._emulator.config.profile.kexec.measured:
+            self._emulator.measure_critical_data(kexec.LABEL, name, self._event(segment))
+
+    def _event(self, segment: int) -> bytes:
+        full = self._emulator.queue.full
+        return kexec.event(segment, full.size, full.records)
 
     def _check_idle(self) -> None:
         if self.held is not None:
@@ -148,14 +147,13 @@ class Lifecycle:
             raise Refused(errno.EBUSY, "measurements are suspended: resume first")
 
     def _check_whole(self, image: Image) -> None:
-        # kexec_execute itself goes across too; its length is known but for a few digits.
+        # kexec_execute itself, where it is measured, is to go across too.
         emulator = self._emulator
-        full = emulator.queue.full
-        record = emulator.critical_data(
-            kexec.EXECUTE, kexec.event(image.segment_size, full.size, full.records)
-        )
-        room = replace(image, segment_size=image.segment_size - kexec.runtime_size(record))
-        found = carry.crossing(emulator.queue, room, emulator.config.profile.kexec)
+        rules = emulator.config.profile.kexec
+        record = None
+        if rules.measured:
+            record = emulator.told(kexec.LABEL, kexec.EXECUTE, self._event(image.segment_size))
+        found = carry.crossing(emulator.queue, image, rules, record)
         if found.lost:
             raise Refused(
                 errno.EOVERFLOW,

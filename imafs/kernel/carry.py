@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from imafs.formats.binary import Record
 from imafs.kernel import kexec
 from imafs.kernel.kexec import Crossing, Image, KexecRules
 from imafs.kernel.packed import PackedList
@@ -30,14 +31,17 @@ def runtime_size(queue: Queue) -> int:
     return sum(kexec.counted(one, queue.sha1_view) for one in (queue.staged, queue.current))
 
 
-def crossing(queue: Queue, image: Image, rules: KexecRules) -> Crossing:
-    """What would reach the next kernel now."""
+def crossing(queue: Queue, image: Image, rules: KexecRules, more: Record | None = None) -> Crossing:
+    """What would reach the next kernel now, or once ``more`` is in the current list too."""
     lists = carried(queue, rules, image)
-    found = kexec.crossing(lists, queue.sha1_view, image.segment_size)
+    later = 0 if more is None else 1
     if image.lists is not None:
-        left, reason = queue.full.records - image.records, "this kernel copies its list at load"
+        found = kexec.crossing(lists, queue.sha1_view, image.segment_size)
+        left = queue.full.records + later - image.records
+        reason = "this kernel copies its list at load"
     else:
-        left = len(queue.staged) + len(queue.current) - found.records
+        found = kexec.crossing(lists, queue.sha1_view, image.segment_size, more)
+        left = len(queue.staged) + len(queue.current) + later - found.records
         reason = "this kernel does not carry staged records"
     if not left:
         return found

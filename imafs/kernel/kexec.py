@@ -110,9 +110,13 @@ def surplus(label: str) -> int:
 
 def runtime_size(record: Record) -> int:
     """``get_binary_runtime_size`` of a record."""
-    label = record.template.label
+    return _size(record) + surplus(record.template.label)
+
+
+def _size(record: Record) -> int:
+    """Bytes of a record in SHA-1 binary form."""
     length = 0 if record.template.is_ima else 4
-    return 28 + len(label) + length + len(record.data) + surplus(label)
+    return 28 + len(record.template.label) + length + len(record.data)
 
 
 def loaded_image(records: Sequence[Record]) -> Image | None:
@@ -139,27 +143,43 @@ def _name(record: Record) -> bytes:
     return next((part for field, part in parts if field.name in ("n", "n-ng")), b"").rstrip(b"\0")
 
 
-def crossing(lists: Sequence[PackedList], view: View, segment: int) -> Crossing:
+def crossing(
+    lists: Sequence[PackedList], view: View, segment: int, more: Record | None = None
+) -> Crossing:
     """What of ``lists`` (staged, current) reaches the next kernel in ``segment`` bytes.
 
-    ``view`` is the SHA-1 binary form. Looks at records of no built-in template alone.
+    ``view`` is the SHA-1 binary form; ``more`` is a record that will be added before. Looks at
+    records of no built-in template alone.
     """
     total = sum(map(len, lists))
     carried, _ = _fitting(lists, view, segment)
+    if more is not None:
+        room = segment - kexec.HEADER_SIZE - sum(records.size(view) for records in lists)
+        carried += carried == total and _size(more) <= room
+        total += 1
     why = None
     if carried < total:
         why = f"the segment of {segment} bytes, made at load, is full"
     number = 0
     for records in lists:
-        # A name that is too long is one that a kernel counts as empty, a custom format's.
-        ends = (at for at, bytes_ in records.odd() if bytes_ == _IMA or -bytes_ >= _LONG)
+        ends = (at for at, bytes_ in records.odd() if _ends(bytes_))
         end = next(ends, None)
         if end is not None and number + end < carried:
             carried = number + end
             why = f"record {carried} is of template {_label(records, view, end)}: not restored"
             break
         number += len(records)
+    else:
+        if more is not None and carried == total and _ends(surplus(more.template.label)):
+            carried -= 1
+            why = f"record {carried} is of template {more.template.label}: not restored"
     return Crossing(total, carried, why)
+
+
+def _ends(surplus: int) -> bool:
+    """Whether a record of this surplus is one at which the next kernel stops restoring."""
+    # A name that is too long is one that a kernel counts as empty, a custom format's.
+    return surplus == _IMA or -surplus >= _LONG
 
 
 def _fitting(lists: Sequence[PackedList], view: View, segment: int) -> tuple[int, int]:

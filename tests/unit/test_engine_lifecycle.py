@@ -19,9 +19,11 @@ from imafs.engine.emulator import Emulator
 from imafs.engine.lifecycle import Lifecycle
 from imafs.engine.policy import PolicyWriter
 from imafs.errors import Refused, TpmError, UsageError
+from imafs.formats.algorithms import SHA1, SHA256
 from imafs.formats.binary import Reader, Record
+from imafs.formats.fields import Measurement
 from imafs.formats.kexec import decode
-from imafs.formats.templates import TEMPLATES
+from imafs.formats.templates import TEMPLATES, custom
 from imafs.kernel import carry, kexec
 from imafs.kernel.policy.grammar import parse
 from imafs.kernel.policy.match import Policy
@@ -182,11 +184,14 @@ async def test_a_list_that_outgrew_its_segment_is_cut_and_said_to_be(
             await life.execute(whole=True)
         assert caught.value.errno == errno.EOVERFLOW
         assert not emulator.queue.suspended
+        predicted = str(caught.value)
         before = [*RECORDS, *current(emulator)[2:]]
         found = await life.execute()
         assert found is not None
         assert found.carried == count - 1
         assert found.lost == found.records - found.carried > 0
+        lost = f"{found.lost} of {found.records} records would be lost: {found.why}"
+        assert predicted == f"{lost}; load again"
         assert current(emulator) == before[: found.carried]
         assert emulator.boot.lost == found.lost
         # What is lost is in the PCRs all the same, and the status says that they are right.
@@ -206,6 +211,42 @@ async def test_whole_goes_on_where_everything_fits() -> None:
         found = await life.execute(whole=True)
         assert found is not None
         assert found.lost == 0
+
+
+@pytest.mark.parametrize("profile", ["mainline", "legacy", "legacy-single"])
+@pytest.mark.parametrize("template", ["ima-ng", "ima", "d-ng|n-ng|d|d|d|d|d|d|d|d|d|d|d|d|d|d|d"])
+@pytest.mark.parametrize("label", [None, "ima_kexec", "another"])
+@pytest.mark.parametrize("more", range(4, 24))  # 2 to 3 KiB, where the segment ends
+async def test_what_whole_predicts_is_what_happens(
+    expected_logs: ExpectedLogs, profile: str, template: str, label: str | None, more: int
+) -> None:
+    """Whatever the next record is of: of kexec_execute's policy, of the list's templates."""
+    expected_logs.allow("records were not carried over")
+    rule = parse(b"measure func=CRITICAL_DATA label=" + (label or "").encode()) if label else None
+    config = replace(
+        BARE,
+        profile=lookup(profile),
+        policy=None if rule is None else Policy((rule,)),
+        template=TEMPLATES.get(template) or custom(template),
+    )
+    async with machine(FakeDevice(), config) as (emulator, life):
+        life.load()
+        for number in range(more):
+            name = b"/more/%d" % number
+            measurement = Measurement(name, SHA256, SHA256.digest(name), sha1=SHA1.digest(name))
+            emulator.append(emulator.record(measurement))
+        predicted = ""
+        try:
+            found = await life.execute(whole=True)
+            assert found is not None
+            assert found.lost == 0
+        except Refused as refused:
+            predicted = str(refused)
+        if predicted:
+            found = await life.execute()
+            assert found is not None
+            lost = f"{found.lost} of {found.records} records would be lost: {found.why}"
+            assert predicted == f"{lost}; load again"
 
 
 async def test_template_ima_stops_the_restoring(expected_logs: ExpectedLogs) -> None:
