@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    recording.ending_of(args.output)
+    recording.check_place(args.output)
     source = _Source(args)
     try:
         snapshot = recording.take(

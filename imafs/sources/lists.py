@@ -31,9 +31,9 @@ def load(
 ) -> Loaded:
     """All records of a binary list, of a recording (``imafs record``) or of an IMA directory.
 
-    Blocking. Raises :class:`UsageError` for a ``bank`` that is none, :class:`FileError` where
-    the file cannot be read and :class:`FormatError` (file, record, byte, reason) where any
-    record is malformed: a list is taken whole or not at all.
+    Blocking. Raises :class:`UsageError` for a ``bank`` that is none and for a directory above a
+    list, :class:`FileError` where the file cannot be read and :class:`FormatError` (file,
+    record, byte, reason) where any record is malformed: a list is taken whole or not at all.
     """
     named = bank_named(bank) if bank else None
     try:

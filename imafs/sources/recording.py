@@ -26,7 +26,13 @@ from typing import IO
 from imafs import disk
 from imafs.attest.replay import PcrValues
 from imafs.attest.verify import Verdict, verify
-from imafs.errors import FileError, FormatError, MismatchError, UsageError
+from imafs.errors import (
+    FileError,
+    FormatError,
+    MismatchError,
+    NotThereError,
+    UsageError,
+)
 from imafs.formats.algorithms import by_name
 from imafs.sources import cutting
 from imafs.sources.cutting import ShorterError
@@ -85,6 +91,7 @@ def take(
             with open(Path(directory, CURRENT), "rb"):
                 files, links, modes = _files(directory)
         except OSError as error:
+            _look_below(directory, error)
             raise FileError(error.filename, error) from None
         staged = next((files[_real(n, links)] for n in STAGED if _real(n, links) in files), b"")
         current = files[_real(CURRENT, links)]
@@ -106,6 +113,13 @@ def take(
     if verdict is not None and verdict.matched is not None:
         why = _why(verdict)
     raise MismatchError(f"{directory}: {why} ({tries} tries) --no-check records them as they are")
+
+
+def _look_below(directory: str, error: OSError) -> None:
+    """Raises :class:`NotThereError` where ``directory`` is securityfs, and not its ``ima``."""
+    below = os.path.join(directory, "ima")
+    if error.errno == errno.ENOENT and os.path.lexists(os.path.join(below, CURRENT)):
+        raise NotThereError(f"{directory}: there is no {CURRENT} in it; did you mean {below}?")
 
 
 def _why(verdict: Verdict) -> str:
@@ -201,6 +215,20 @@ def ending_of(path: str) -> str:
     return ending
 
 
+def check_place(path: str) -> None:
+    """Whether a recording can be written to ``path``, before one is taken.
+
+    Raises :class:`UsageError` for a wrong ending or a directory that is not there, and
+    :class:`FileError` for one in which nothing can be made.
+    """
+    ending_of(path)
+    parent = os.path.dirname(path) or "."
+    if not os.path.isdir(parent):
+        raise UsageError(f"{path}: there is no directory {parent}; make it first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise FileError(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
 def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
     """Writes the archive; compressed as the suffix says (:data:`KINDS`; UsageError for another).
 
@@ -257,11 +285,16 @@ def _listing(snapshot: Snapshot) -> bytes:
 def lists_of(path: str) -> tuple[bytes, bytes]:
     """(staged, current) lists of a recording or an IMA directory; any other file is a current one.
 
-    Raises :class:`FormatError` for an archive without a list, or with several, and OSError.
+    Raises :class:`FormatError` for an archive without a list, or with several,
+    :class:`NotThereError` for a directory above one, and OSError.
     """
     with disk.opened(path) as descriptor:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            return _lists_in(path)
+            try:
+                return _lists_in(path)
+            except OSError as error:
+                _look_below(path, error)
+                raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "is not a regular file")
         with open(descriptor, "rb", closefd=False) as file:

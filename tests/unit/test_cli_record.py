@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -18,6 +19,7 @@ import pytest
 from imafs import __version__
 from imafs.cli.main import main
 from imafs.control.client import ControlClient
+from imafs.errors import UsageError
 from imafs.sources.lists import load as load_list
 from tests.conformance.recordings import Moment, load
 from tests.mount.daemon import BINARY, Daemon, imafs
@@ -105,8 +107,28 @@ def test_what_is_no_ima_directory(ima: Path, tmp_path: Path, capsys: Output) -> 
 
 
 def test_what_cannot_be_written(ima: Path, tmp_path: Path, capsys: Output) -> None:
-    assert record(ima, tmp_path / "missing" / "case.tar") == 2
-    assert "case.tar: No such file" in capsys.readouterr().err
+    shutil.rmtree(ima)  # nothing is read
+    missing, file = tmp_path / "missing", tmp_path / "file"
+    file.touch()
+    for place in (missing, file):
+        assert record(ima, place / "case.tar") == 2
+        said = f"{place / 'case.tar'}: there is no directory {place}; make it first"
+        assert capsys.readouterr().err == f"imafs: {said}\n"
+
+
+def test_the_directory_above_the_lists(ima: Path, tmp_path: Path, capsys: Output) -> None:
+    """As the layout securityfs has it, and the real one."""
+    above = tmp_path / "above"
+    (above / "integrity").mkdir(parents=True)
+    shutil.move(ima, above / "integrity" / "ima")
+    (above / "ima").symlink_to("integrity/ima")
+    shutil.copy(tmp_path / "pcrs", above)
+    assert record(above, tmp_path / "case.tar") == 2
+    said = f"{above}: there is no {BINARY} in it; did you mean {above}/ima?"
+    assert capsys.readouterr().err == f"imafs: {said}\n"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        load_list(str(above))
+    assert record(above / "ima", tmp_path / "case.tar") == 0
 
 
 @pytest.mark.parametrize("name", ["case.zip", "case", "case.xz", "case.tar.zst", "case.tar."])
