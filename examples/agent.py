@@ -227,7 +227,7 @@ def attest(ima: Path, root: Path, evidence: Path, nonce: str) -> bool:
             os.rename(Path(new) / name, place / name)
         store.note(attested=start + length, value=value.hex())
         count = sum(1 for _ in records((place / "records").read_bytes()))
-        print(f"{count} records attested: {place}")
+        print(f"{count} record{'' if count == 1 else 's'} attested: {place}")
         return True
 
 

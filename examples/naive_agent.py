@@ -63,7 +63,7 @@ def main() -> int:
     os.remove(place / "key")
     (place / "records").write_bytes(records)
     (place / "value").write_text(value.hex())
-    print(f"{count} records sent: {place}")
+    print(f"{count} record{'' if count == 1 else 's'} sent: {place}")
     return 0
 
 

@@ -188,7 +188,7 @@ def _on_purpose(status: Mapping[str, object]) -> list[tuple[str, str]]:
     if scenario:
         rows.append(("scenario", readable(scenario.get("name", "-"))))
     for item in _items(scenario, "steps"):
-        done = f"{readable(item.get('done', '-'))} times done"
+        done = f"{counted(item.get('done', '-'), 'time')} done"
         errors = item.get("errors")
         if isinstance(errors, list) and errors:
             done += f", failed: {readable(errors[-1])}"
@@ -199,7 +199,7 @@ def _on_purpose(status: Mapping[str, object]) -> list[tuple[str, str]]:
 def _policy(group: Mapping[str, object]) -> str:
     if not group:
         return "none: what is asked for is measured"
-    text = f"{readable(group.get('rules', '-'))} rules: {readable(group.get('source', '-'))}"
+    text = f"{counted(group.get('rules', '-'), 'rule')}: {readable(group.get('source', '-'))}"
     dead = group.get("without_effect")
     return f"{text} ({readable(dead)} of them have no effect here)" if dead else text
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import trio
 
 from imafs.cli import logs, sockets, stale
+from imafs.cli.counted import counted
 from imafs.cli.early import EarlySignals, EndedEarly
 from imafs.cli.memory import is_out_of_memory
 from imafs.control import paths
@@ -87,7 +88,8 @@ def _run(plan: Plan, early: EarlySignals) -> None:
     mountinfo.check_fuse()
     cleaned = mountinfo.clean(mountpoint)
     if cleaned:
-        log.info("%s: unmounted %d dead mounts of an earlier imafs", mountpoint, cleaned)
+        mounts = counted(cleaned, "dead mount")
+        log.info("%s: unmounted %s of an earlier imafs", mountpoint, mounts)
     for state in stale.remove_dead_states():
         log.info("%s: removed what an earlier imafs left", state)
     mountinfo.check_mountpoint(mountpoint)
@@ -237,7 +239,7 @@ async def _measure(emulator: Emulator, paths_: list[str]) -> None:
         emulator.append(emulator.record(judged.measurement, decision.template, decision.pcr))
         measured += 1
     await emulator.wait_extended(emulator.queue.totals.added, 60.0)
-    log.info("measured %d files of %d", measured, len(names))
+    log.info("measured %s of %d", counted(measured, "file"), len(names))
 
 
 def _announce(mountpoint: str, control: Path, device: Device) -> None:

@@ -103,5 +103,6 @@ def _said(snapshot: recording.Snapshot) -> str:
     what = "no PCRs confirm: there is no TPM" if not snapshot.pcrs else "the PCRs confirm"
     said = f"{counted(snapshot.verdict.records - snapshot.later, 'record')}, which {what}"
     if snapshot.later:
-        said += f"; {snapshot.later} that came meanwhile are left out"
+        are = "is" if snapshot.later == 1 else "are"
+        said += f"; {snapshot.later} that came meanwhile {are} left out"
     return said

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 
+from imafs.cli.counted import counted
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
@@ -33,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
         print(library.text_of(args.name), end="")
     elif args.check is not None:
         scenario = library.find(args.check, validate)
-        count = len(scenario.steps)
-        print(f"{scenario.name}: {count} step{'' if count == 1 else 's'}")
+        print(f"{scenario.name}: {counted(len(scenario.steps), 'step')}")
     else:
         found = [library.ready(name, validate) for name in library.names()]
         width = max(len(scenario.name) for scenario in found)

@@ -121,7 +121,7 @@ class Lifecycle:
         queue, rules = self._emulator.queue, self._emulator.config.profile.kexec
         found = carry.crossing(queue, image, rules)
         if not carry_over:
-            found = Crossing(found.records, 0, "the next kernel does not restore it (--no-carry)")
+            found = Crossing(found.records, 0, "the next kernel restores nothing (--no-carry)")
         return Held(profile, [one.copy() for one in carry.carried(queue, rules, image)], found)
 
     def buffer(self) -> tuple[bytes, int]:

@@ -184,7 +184,7 @@ def test_kexec_and_reboot(daemon: Daemon, tmp_path: Path) -> None:
         *(7, "imafs: no kexec is held: see kexec-execute --hold (EINVAL)\n"),
     )
     done = "mainline runs, with 0 of 6 records carried over\n"
-    why = "the next kernel does not restore it (--no-carry)"
+    why = "the next kernel restores nothing (--no-carry)"
     lost = f"imafs: 6 records in PCRs and in no list: {why}\n"
     daemon.logs.expect("6 of 6 records were not carried over")
     assert ctl(daemon, "kexec-execute", "--no-carry") == (0, done, lost)

@@ -417,6 +417,11 @@ def test_status_without_a_tpm_that_answers() -> None:
     assert last == "failures    1 extend failed"
     records = answers.status_lines({"records": {"current": 1, "duplicates": 1}})
     assert "records     1 current, 1 duplicate" in records
+    steps = [{"when": "after read", "done": done} for done in (1, 2)]
+    told = answers.status_lines({"scenario": {"name": "x", "steps": steps}, "policy": {"rules": 1}})
+    assert "  step      after read: 1 time done" in told
+    assert "  step      after read: 2 times done" in told
+    assert "policy      1 rule: -" in told
 
 
 # The frame.
