@@ -15,6 +15,16 @@ from __future__ import annotations
 
 import errno as _errno
 import os as _os
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to put behind a name that is none: `` (did you mean X?)``, or nothing."""
+    # Here: most commands never need it.
+    from difflib import get_close_matches
+
+    found = get_close_matches(name.lower(), list(known), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 class ImafsError(Exception):

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from imafs.errors import UsageError
+from imafs.errors import UsageError, nearest
 
+#: What argparse says of a word that is none of several; newer ones quote no choice.
+_CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
 #: Lines of usage that do not hide the mistake below them.
 _SHORT = 3
 
@@ -35,6 +38,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """The mistake, after the usage where that is short: `imafs mount` has twenty lines."""
+        wrong = _CHOICE.search(message)
+        if wrong is not None:
+            known = re.findall(r"[\w-]+", wrong["known"])
+            at = wrong.end("given") + 1
+            message = message[:at] + nearest(wrong["given"], known) + message[at:]
         usage = self.format_usage()
         if usage.count("\n") > _SHORT:
             usage = ""

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from imafs import disk
-from imafs.errors import UsageError
+from imafs.errors import UsageError, nearest
 from imafs.scenarios.script import Scenario, Validate, parse
 
 _SUFFIX = ".toml"
@@ -30,8 +30,8 @@ def text_of(name: str) -> str:
     known = names()
     if name not in known:
         raise UsageError(
-            f"no ready scenario is called {name!r}; there are: {', '.join(known)} "
-            "(a file has a / in its name, or ends in .toml)"
+            f"no ready scenario is called {name!r}{nearest(name, known)}; "
+            f"there are: {', '.join(known)} (a file has a / in its name, or ends in .toml)"
         )
     return (resources.files("imafs.scenarios") / "ready" / (name + _SUFFIX)).read_text("utf-8")
 

@@ -173,7 +173,9 @@ def test_every_operation_has_a_command_line_above() -> None:
     ("words", "text"),
     [
         ([], "required: VERB"),
-        (["fly"], "invalid choice: 'fly'"),
+        (["fly"], "invalid choice: 'fly' (choose from "),
+        (["mesure"], "invalid choice: 'mesure' (did you mean measure?) (choose from "),
+        (["Kexec-Lod"], "invalid choice: 'Kexec-Lod' (did you mean kexec-load?) (choose from "),
         (["generate"], "required: N"),
         (["watch"], "required: PATH"),
         (["generate", "x"], "argument N: 'x' is no number"),

@@ -176,3 +176,7 @@ def test_no_name_means_two_profiles() -> None:
 def test_an_unknown_profile_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"'v99'.*mainline.*legacy"):
         lookup("v99")
+    with pytest.raises(UsageError, match=r"'trim5' \(did you mean trim-v5\?\); there are: main"):
+        lookup("trim5")
+    with pytest.raises(UsageError, match=r"'Linux'; there are: main"):
+        lookup("Linux")

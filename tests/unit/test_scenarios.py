@@ -177,6 +177,8 @@ def test_paths_and_names(tmp_path: Path) -> None:
     assert library.find(str(file), validate) == read(WHOLE)
     with pytest.raises(UsageError, match="no ready scenario is called 'mine'; there are: "):
         library.find("mine", validate)
+    with pytest.raises(UsageError, match=r"'rebot' \(did you mean reboot\?\); there are: "):
+        library.find("rebot", validate)
     with pytest.raises(FileError, match="No such file") as caught:
         library.find(str(tmp_path / "other.toml"), validate)
     assert caught.value.errno == errno.ENOENT

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from imafs.errors import UsageError
+from imafs.errors import UsageError, nearest
 from imafs.kernel.profiles import export, staging, trim
 from imafs.kernel.profiles.model import Profile
 
@@ -36,4 +36,5 @@ def lookup(name: str) -> Profile:
         if name == profile.name or name in profile.aliases:
             return profile
     known = ", ".join(" = ".join((p.name, *p.aliases)) for p in PROFILES)
-    raise UsageError(f"unknown profile {name!r}; there are: {known}")
+    names = (one for p in PROFILES for one in (p.name, *p.aliases))
+    raise UsageError(f"unknown profile {name!r}{nearest(name, names)}; there are: {known}")
