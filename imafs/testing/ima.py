@@ -122,6 +122,8 @@ class Ima:
         self.options = options
         self.other_agent = OtherAgent(self)
         self._scenarios = Scenarios(self.call)
+        # What the mount's own options asked for: no test has been here yet.
+        self._own_watches = self._watched()
 
     @property
     def dir(self) -> Path:
@@ -354,7 +356,10 @@ class Ima:
         return self._scenarios.problems(demand=passed)
 
     def boot_anew(self, profile: str | None = None) -> None:
-        """As a fresh mount: no fault, no scenario, TPM reset, boot_aggregate."""
+        """As a fresh mount: no fault, no scenario, TPM reset, boot_aggregate.
+
+        Watched are the paths of the mount's own ``--watch``.
+        """
         self.call("scenario_end")
         self._scenarios.forget()
         self.call("fault_clear")
@@ -363,11 +368,21 @@ class Ima:
         with suppress(Refused):  # none is held
             self.kexec_finish()
         self.resume()
+        watched = self._watched()
+        if others := [path for path in watched if path not in self._own_watches]:
+            self.call("unwatch", paths=others)
+        if lacking := [path for path in self._own_watches if path not in watched]:
+            self.call("watch", paths=lacking)
         if profile is None:
             self.call("reset")
         else:
             self.reboot(profile)
         self.wait()
+
+    def _watched(self) -> list[str]:
+        watch = self.status().get("watch")
+        paths = watch.get("paths") if isinstance(watch, dict) else None
+        return [str(path) for path in paths] if isinstance(paths, list) else []
 
 
 def parse(data: bytes, bank: str) -> list[ListRecord]:

@@ -14,6 +14,7 @@ import pytest
 
 from imafs.errors import Refused, TpmError
 from imafs.testing import Ima
+from imafs.testing.mounted import Mounted
 from imafs.testing.quoting import parse as parse_quote
 from tests.support import require
 
@@ -208,6 +209,33 @@ def test_what_no_client_waits_for_gets_a_moment(ima: Ima, tmp_path: Path) -> Non
     assert not later.happened
     assert ima.complaints() == []
     assert later.happened
+
+
+def test_what_a_test_watched_is_not_watched_in_the_next(tmp_path: Path) -> None:
+    require("cap_sys_admin")
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.mkdir()
+    other.mkdir()
+    place = Mounted(["--tpm", "none", "--watch", str(own)])
+    try:
+        ima = Ima(place, ())
+
+        def watched() -> object:
+            watch = ima.status()["watch"]
+            assert isinstance(watch, dict)
+            return watch["paths"]
+
+        ima.call("watch", paths=[str(other)])
+        assert watched() == [str(own), str(other)]
+        ima.boot_anew()
+        assert watched() == [str(own)]
+        ima.call("watch", paths=[str(other)])
+        ima.call("unwatch", paths=[str(own)])
+        ima.boot_anew("legacy")
+        assert watched() == [str(own)]
+        assert [record.name for record in ima.records()] == ["boot_aggregate"]
+    finally:
+        assert place.close() is None
 
 
 def test_the_end_of_a_kernel(ima: Ima) -> None:
