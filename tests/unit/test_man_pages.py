@@ -28,6 +28,15 @@ def test_pages_are_up_to_date(tmp_path: Path) -> None:
     assert contents(tmp_path) == contents(MAN)
 
 
+def test_the_readme_has_every_exit_code() -> None:
+    page = (MAN / "imafs.1").read_text().partition(".SH EXIT STATUS\n")[2]
+    codes = re.findall(r"^\\fB(\d+)\\fR$", page, re.MULTILINE)
+    assert codes[-2:] == ["130", "141"]
+    told = (ROOT / "README.md").read_text().partition("Exit codes: ")[2].partition("\n\n")[0]
+    for code in codes:
+        assert re.search(rf"(^|,\s){code} \w", told), code
+
+
 def test_pages_that_are_none_any_more_go(tmp_path: Path) -> None:
     (tmp_path / "imafs-gone.1").touch()
     (tmp_path / "other.1").touch()
