@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from functools import partial
 
 import trio
 
@@ -16,7 +17,7 @@ from imafs.engine.emulator import Emulator
 from imafs.errors import Refused
 from imafs.kernel.policy.match import Access
 from imafs.kernel.policy.rules import Rule
-from imafs.kernel.policy.session import Closed, PolicyFile
+from imafs.kernel.policy.session import Closed, PolicyFile, file_rules
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,15 @@ class PolicyWriter:
         except Refused as refused:
             raise file.refuse(refused.errno, str(refused)) from None
         self._check_alive()  # after the wait for the file
-        return file.load(data, content)
+        file.check_file()
+        # In a thread: everybody else goes on meanwhile.
+        parse = partial(file_rules, content, file.config.words, custom=file.custom)
+        try:
+            rules = await trio.to_thread.run_sync(parse, abandon_on_cancel=True)
+        except Refused as refused:
+            raise file.refuse(refused.errno, str(refused)) from None
+        self._check_alive()  # after the wait for the thread
+        return file.take(data, rules)
 
     def _check_alive(self) -> None:
         """Raises :class:`Refused` (ENODEV) where another kernel runs by now."""

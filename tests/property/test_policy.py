@@ -13,7 +13,7 @@ from imafs.errors import Refused
 from imafs.kernel.policy.grammar import Words, parse
 from imafs.kernel.policy.match import Access, Policy
 from imafs.kernel.policy.rules import FUNCTIONS, LSM, MASKS, Action, Rule
-from imafs.kernel.policy.session import Closed, PolicyConfig, PolicyFile
+from imafs.kernel.policy.session import Closed, PolicyConfig, PolicyFile, file_rules
 
 _NAMES = (
     *("func", "mask", "fsmagic", "fsname", "fs_subtype", "fsuuid", "keyrings", "label"),
@@ -101,6 +101,43 @@ def test_a_session_is_taken_whole_or_not_at_all(first: list[bytes], second: list
             assert shown.startswith(before)
             assert file.active is not None
             assert len(file.active.rules) > rules
+
+
+def by_lines(content: bytes, words: Words) -> list[Rule] | int:
+    """As the kernel takes line after line off the rest (``ima_read_policy``), or the errno."""
+    rules = []
+    while content:
+        line = content.split(b"\0", 1)[0].split(b"\n", 1)[0]
+        try:
+            rule = parse(line, words)
+        except Refused as refused:
+            return refused.errno
+        rules += [rule] if rule is not None else []
+        if content[len(line) :][:1] != b"\n":
+            return errno.EINVAL
+        content = content[len(line) + 1 :]
+    return rules
+
+
+@given(
+    st.lists(st.one_of(_LINES, st.sampled_from([b"", b"# c", b" "])), max_size=5),
+    st.sampled_from([b"\n", b"\n\n", b"\0", b""]),
+    st.lists(st.tuples(st.integers(0, 300), st.sampled_from(b"\0\n")), max_size=1),
+    _WORDS,
+)
+def test_a_file_is_its_lines(
+    lines: list[bytes], last: bytes, changes: list[tuple[int, int]], words: Words
+) -> None:
+    content = bytearray(b"\n".join(lines) + last)
+    for at, byte in changes:
+        content[at : at + 1] = bytes((byte,))
+    expected = by_lines(bytes(content), words)
+    found: list[Rule] | int
+    try:
+        found = file_rules(bytes(content), words, custom=False)
+    except Refused as refused:
+        found = refused.errno
+    assert found == expected
 
 
 @given(st.lists(_LINES, max_size=8), st.sampled_from(FUNCTIONS), st.integers(0, 15))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import nullcontext
+from typing import Any, SupportsIndex
 
 import pytest
 
@@ -100,7 +101,9 @@ def test_a_file_by_its_path() -> None:
     assert file.text() == b"measure fowner=1 \ndont_measure fowner=2 \n"
 
 
-@pytest.mark.parametrize("content", [A + B[:-1], A + b"bogus\n", A + b"\0" + B, b"measure"])
+@pytest.mark.parametrize(
+    "content", [A + B[:-1], A + b"bogus\n", A + b"\0" + B, b"measure", A + b"\0\n"]
+)
 def test_a_file_that_is_not_good(content: bytes) -> None:
     file = PolicyFile(PolicyConfig(), TCB)
     file.open_write()
@@ -108,6 +111,33 @@ def test_a_file_that_is_not_good(content: bytes) -> None:
         file.load(b"/p\n", content)
     assert file.close_write() is Closed.FAILED
     assert file.active is TCB
+
+
+class Copied(bytes):
+    """Counts the bytes that are copied out of it."""
+
+    total = 0
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Any:
+        out = super().__getitem__(key)
+        if isinstance(out, bytes):
+            Copied.total += len(out)
+            return Copied(out)
+        return out
+
+    def split(self, *how: Any) -> Any:
+        Copied.total += len(self)
+        return super().split(*how)
+
+
+def test_a_file_is_walked_once() -> None:
+    """Not again from every line on: the limit of a file is 64 MiB."""
+    content = Copied(b"# a comment\n" * 3000 + A)
+    file = PolicyFile(PolicyConfig())
+    file.open_write()
+    file.load(b"/p\n", content)
+    assert Copied.total < 4 * len(content)
+    assert file.close_write() is Closed.COMPLETED
 
 
 SIGNED = b"appraise func=POLICY_CHECK appraise_type=imasig\n"

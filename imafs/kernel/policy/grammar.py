@@ -63,7 +63,15 @@ def parse(line: bytes, words: Words = DEFAULT_WORDS, *, custom: bool = False) ->
 
 def first_line(data: bytes) -> bytes:
     """What the kernel's string functions see: up to a NUL, then up to a newline."""
-    return data.split(b"\0", 1)[0].split(b"\n", 1)[0]
+    return data[: line_end(data)]
+
+
+def line_end(data: bytes, start: int = 0) -> int:
+    """Where the line from ``start`` on ends for them; nothing behind that is looked at."""
+    newline = data.find(b"\n", start)
+    end = len(data) if newline < 0 else newline
+    nul = data.find(b"\0", start, end)
+    return end if nul < 0 else nul
 
 
 class _Parser:

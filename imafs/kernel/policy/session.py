@@ -16,7 +16,7 @@ from enum import Enum
 
 from imafs.errors import Refused
 from imafs.kernel.policy.builtin import NEWEST, Release
-from imafs.kernel.policy.grammar import DEFAULT_WORDS, Words, first_line, parse
+from imafs.kernel.policy.grammar import DEFAULT_WORDS, Words, first_line, line_end, parse
 from imafs.kernel.policy.match import Policy
 from imafs.kernel.policy.rules import Action, Rule
 from imafs.kernel.seqfile import PAGE
@@ -112,25 +112,6 @@ class PolicyFile:
         """
         if self._signed:
             raise self.refuse(errno.EACCES, "a signed policy file is required, by its path")
-        return self._add(data)
-
-    def load(self, data: bytes, content: bytes) -> int:
-        """All rules of the file that ``data`` names; its last line must be complete.
-
-        Returns the length of what was written. Raises :class:`Refused` as :meth:`write`;
-        no signature is verified here, so one that is required is missing.
-        """
-        if self._signed and self.config.appraise:
-            raise self.refuse(errno.EACCES, "appraisal is not emulated: nothing counts as signed")
-        left = content
-        while left:
-            size = self._add(left)
-            if size > len(left) or left[size - 1 : size] != b"\n":
-                raise self.refuse(errno.EINVAL, "the last line of the file is not complete")
-            left = left[size:]
-        return len(data.split(b"\0", 1)[0])
-
-    def _add(self, data: bytes) -> int:
         try:
             rule = parse(data, self.config.words, custom=self.custom)
         except Refused:
@@ -139,6 +120,29 @@ class PolicyFile:
         if rule is not None:
             self._new.append(rule)
         return len(first_line(data)) + 1
+
+    def load(self, data: bytes, content: bytes) -> int:
+        """All rules of the file that ``data`` names; its last line must be complete.
+
+        Returns the length of what was written. Raises :class:`Refused` as :meth:`write`;
+        no signature is verified here, so one that is required is missing.
+        """
+        self.check_file()
+        try:
+            rules = file_rules(content, self.config.words, custom=self.custom)
+        except Refused as refused:
+            raise self.refuse(refused.errno, str(refused)) from None
+        return self.take(data, rules)
+
+    def check_file(self) -> None:
+        """The first step of :meth:`load`, for who parses (:func:`file_rules`) elsewhere."""
+        if self._signed and self.config.appraise:
+            raise self.refuse(errno.EACCES, "appraisal is not emulated: nothing counts as signed")
+
+    def take(self, data: bytes, rules: Iterable[Rule]) -> int:
+        """The last step of :meth:`load`: the rules of the file that ``data`` names."""
+        self._new.extend(rules)
+        return len(data.split(b"\0", 1)[0])
 
     def close_write(self) -> Closed:
         """The writer has closed: the first custom policy replaces, later ones append."""
@@ -159,6 +163,24 @@ class PolicyFile:
         else:
             self.present = False
         return Closed.COMPLETED
+
+
+def file_rules(content: bytes, words: Words, *, custom: bool) -> list[Rule]:
+    """The rules of a file (``ima_read_policy``). Raises :class:`Refused` for its first bad line.
+
+    Of what it is given alone, so that it may run in a thread: a large file takes seconds.
+    """
+    rules = []
+    at = 0
+    while at < len(content):
+        end = line_end(content, at)
+        rule = parse(content[at:end], words, custom=custom)
+        if rule is not None:
+            rules.append(rule)
+        if content[end : end + 1] != b"\n":
+            raise Refused(errno.EINVAL, "the last line of the file is not complete")
+        at = end + 1
+    return rules
 
 
 def _wants_signature(rules: Iterable[Rule]) -> bool:
