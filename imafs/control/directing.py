@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
 from imafs.control.ops import validate
 from imafs.control.server import Handler, ProgressCallback
+from imafs.engine import threads
 from imafs.engine.trouble import Trouble
 from imafs.errors import ImafsError
 from imafs.kernel.triggers import Triggers
@@ -90,9 +92,7 @@ class Director:
             found = library.ready(name, validate)
         else:
             assert isinstance(file, str)
-            found = await trio.to_thread.run_sync(
-                library.from_file, file, validate, abandon_on_cancel=True
-            )
+            found = await threads.run(partial(library.from_file, file, validate))
         number = await self.begin(found)
         return {"scenario": found.name, "number": number, "steps": len(found.steps)}
 

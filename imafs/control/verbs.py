@@ -17,6 +17,7 @@ from imafs.control.faulting import Faulting
 from imafs.control.lifecycle import LifecycleVerbs
 from imafs.control.server import Handler, ProgressCallback
 from imafs.control.values import Answer, Options, text
+from imafs.engine import threads
 from imafs.engine.emulator import EXTEND_WAIT, Emulator, Receipt
 from imafs.engine.status import status
 from imafs.errors import FormatError, NotInTimeError, Refused
@@ -88,7 +89,7 @@ class Verbs:
         rows: list[tuple[Receipt | None, Answer]] = []
         for given in paths:
             try:
-                found = await trio.to_thread.run_sync(_walk, given, abandon_on_cancel=True)
+                found = await threads.run(partial(_walk, given))
             except Refused as refused:
                 if alone:
                     raise
@@ -165,9 +166,7 @@ class Verbs:
         """A buffer in template ima-buf, where the policy measures its label."""
         file = options.get("file")
         if isinstance(file, str):
-            data = await trio.to_thread.run_sync(
-                disk.read_whole, file, _MOST_DATA, abandon_on_cancel=True
-            )
+            data = await threads.run(partial(disk.read_whole, file, _MOST_DATA))
         else:
             data = bytes.fromhex(text(options, "data"))
         label = text(options, "label")
@@ -223,9 +222,8 @@ class Verbs:
         def parsing(done: int, total: int) -> None:
             token.run_sync_soon(progress, done, 2 * total)
 
-        loaded = await trio.to_thread.run_sync(
-            partial(lists.load, path, bank if isinstance(bank, str) else None, parsing),
-            abandon_on_cancel=True,
+        loaded = await threads.run(
+            partial(lists.load, path, bank if isinstance(bank, str) else None, parsing)
         )
         records = loaded.records
         async with self._bulk:

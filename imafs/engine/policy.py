@@ -13,6 +13,7 @@ from functools import partial
 
 import trio
 
+from imafs.engine import threads
 from imafs.engine.emulator import Emulator
 from imafs.errors import Refused
 from imafs.kernel.policy.match import Access
@@ -67,7 +68,7 @@ class PolicyWriter:
         # In a thread: everybody else goes on meanwhile.
         parse = partial(file_rules, content, file.config.words, custom=file.custom)
         try:
-            rules = await trio.to_thread.run_sync(parse, abandon_on_cancel=True)
+            rules = await threads.run(parse)
         except Refused as refused:
             raise file.refuse(refused.errno, str(refused)) from None
         self._check_alive()  # after the wait for the thread

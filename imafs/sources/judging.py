@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import trio
-
 from imafs import disk
+from imafs.engine import threads
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.errors import Refused
@@ -114,7 +113,7 @@ async def judge(
 ) -> Judged:
     """One use of ``path`` under the policy of this moment. Raises :class:`Refused`."""
     use = partial(Judge(emulator.policy, emulator.config).use, path, access, name)
-    return await trio.to_thread.run_sync(use, abandon_on_cancel=True)
+    return await threads.run(use)
 
 
 async def read_policy(emulator: Emulator, path: bytes) -> bytes:
@@ -126,7 +125,7 @@ async def read_policy(emulator: Emulator, path: bytes) -> bytes:
     """
     boot = emulator.boot
     read = partial(Judge(emulator.policy, emulator.config).policy_file, path)
-    content, judged = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+    content, judged = await threads.run(read)
     if emulator.boot is not boot:
         raise Refused(errno.ENODEV, "the kernel that read the policy file is gone")
     if judged.measurement is not None:

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from imafs.formats.algorithms import SHA256
+from imafs.tpm.swtpm import SwtpmDevice
 from tests.crash.faulty import FAILURE, HIERARCHY, FaultyTpm, faulty_tpm
 from tests.mount.daemon import ASCII, BINARY, Daemon, imafs, replay
 from tests.mount.fixtures import Starter
@@ -81,3 +85,27 @@ def test_a_tpm_that_answers_errors(start: Starter, tpm: FaultyTpm, code: int) ->
     assert daemon.group("failures")["mismatch"] is None
     assert daemon.read(BINARY)
     assert daemon.stop() == 0
+
+
+def test_who_asks_a_tpm_that_hangs_holds_nobody(start: Starter) -> None:
+    """Every status asks it, and a call into tpm2-tss cannot be woken."""
+    device = SwtpmDevice(state_dir=None, banks=[SHA256])
+    try:
+        daemon = start("--tpm", str(device.tcti))
+        daemon.call("wait", extended=True)
+        os.kill(device.process.pid, signal.SIGSTOP)
+        try:
+            for _ in range(48):
+                answer = daemon.call("status")
+                assert answer["pcrs"]
+            assert daemon.group("failures")["last"] == "the TPM does not answer"
+            measured = imafs("ctl", "--control", daemon.control, "measure", "/bin/sh", deadline=40)
+            assert measured.returncode == 0
+            goes_on(daemon)
+        finally:
+            os.kill(device.process.pid, signal.SIGCONT)
+        wait_for(lambda: daemon.group("records")["pending"] == 0, 40, "all is extended after all")
+        daemon.logs.allow("extending failed")
+        assert daemon.stop() == 0
+    finally:
+        device.close()
