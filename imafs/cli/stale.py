@@ -13,15 +13,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import shutil
 import stat
+import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from imafs.control import paths
+from imafs.control import locks, paths
 from imafs.errors import ControlError, MountError
 from imafs.fuse import mountinfo
 
@@ -71,9 +74,15 @@ def remove_dead_sockets() -> Iterator[Path]:
         pass  # this user has none
     else:
         yield from _clear(directory)
+    beside: defaultdict[Path, set[Path]] = defaultdict(set)
     for mount in mountinfo.mounts():
         if _own(mount):
-            yield from remove_dead_socket(paths.beside(mount.path))
+            socket = paths.beside(mount.path)
+            beside[socket.parent].add(socket)
+    for directory, sockets in beside.items():
+        with _locked(directory) as there:
+            for path in sorted(sockets) if there else ():
+                yield from _remove_if_dead(path)
 
 
 def _clear(directory: Path) -> Iterator[Path]:
@@ -102,17 +111,30 @@ def remove_dead_socket(path: Path) -> list[Path]:
 @contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
     """Inside, no daemon makes its socket there: one that is bound and does not listen yet
-    would look dead. False where there is no such directory, or none of this user's."""
+    would look dead. False where there is no such directory, none of this user's, or, said in
+    a line, where the lock is somebody else's."""
     try:
         held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):
         yield False
         return
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield True
+        locked = _taken(held)
+        if not locked:
+            what = f"{shlex.quote(str(directory))}: locked by another process"
+            print(f"imafs: {what}: dead sockets stay there", file=sys.stderr)
+        yield locked
     finally:
         os.close(held)
+
+
+def _taken(held: int) -> bool:
+    deadline = time.monotonic() + locks.SECONDS
+    while not locks.taken(held):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(locks.PAUSE)
+    return True
 
 
 def _remove_if_dead(path: Path) -> Iterator[Path]:

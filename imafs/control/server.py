@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import select
@@ -17,7 +16,7 @@ from pathlib import Path
 import trio
 
 from imafs import __version__
-from imafs.control import paths, wire
+from imafs.control import locks, paths, wire
 from imafs.control.ops import OPERATIONS
 from imafs.errors import ControlError, ImafsError, Refused, UsageError
 
@@ -27,7 +26,6 @@ SEND_SECONDS = 5.0  # a client that does not take a line within this is cut off
 LINGER_SECONDS = 2.0  # how long the rest of a line that is too long is read and thrown away
 PROGRESS_SECONDS = 0.1  # between two progress lines
 HANGUP_SECONDS = 0.5  # between two looks whether the client of an abandonable operation is there
-LOCK_SECONDS = 5.0
 
 ProgressCallback = Callable[[int, int], None]
 """``progress(done, total)``: never blocks; what is reported too fast is left out."""
@@ -114,23 +112,14 @@ async def _locked(directory: Path) -> AsyncIterator[None]:
     except OSError as error:
         raise ControlError(f"{directory}: {error.strerror}") from error
     try:
-        # Whoever may read the directory could hold its lock for ever: do not block.
-        with trio.move_on_after(LOCK_SECONDS) as scope:
-            while not _try_lock(descriptor):
-                await trio.sleep(0.02)
+        with trio.move_on_after(locks.SECONDS) as scope:
+            while not locks.taken(descriptor):
+                await trio.sleep(locks.PAUSE)
         if scope.cancelled_caught:
             raise ControlError(f"{directory}: locked by another process")
         yield
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class _Server:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from imafs.control import paths, server, wire
+from imafs.control import locks, paths, wire
 from imafs.control.server import serve
 from imafs.errors import ControlError
 from tests.support import ExpectedLogs, run
@@ -181,7 +181,7 @@ async def test_places_where_no_socket_can_be(path: Path) -> None:
 async def test_directory_locked_by_another_start(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "SECONDS", 0.05)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs umount --stale`` where somebody holds the lock of a directory, as anybody may."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from imafs.cli import stale
+from imafs.control import locks, paths
+from imafs.fuse import mountinfo
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    held = os.open(directory, os.O_RDONLY)
+    # Who blocks in it fails the test, and does not hang it.
+    timer = threading.Timer(20, fcntl.flock, [held, fcntl.LOCK_UN])
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        timer.start()
+        yield
+        assert timer.is_alive(), "somebody waited for the lock"
+    finally:
+        timer.cancel()
+        timer.join()
+        os.close(held)
+
+
+def dead(path: Path) -> Path:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(os.fspath(path))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "SECONDS", 0.05)
+
+
+def test_a_locked_directory_is_left_with_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = dead(tmp_path / "x.sock")
+    with locked(tmp_path):
+        assert stale.remove_dead_socket(path) == []
+    assert path.exists()
+    said = f"imafs: {tmp_path}: locked by another process: dead sockets stay there\n"
+    assert capsys.readouterr() == ("", said)
+    assert stale.remove_dead_socket(path) == [path]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_others_are_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The directory of sockets, and the parents of mounts, each of which is tried once."""
+    places = {name: tmp_path / name for name in ("sockets", "open", "shut")}
+    for place in places.values():
+        place.mkdir()
+    monkeypatch.setattr(paths, "socket_directory", lambda: places["sockets"])
+    points = [places[name] / point for name in ("shut", "open") for point in ("a", "b")]
+    kind = f"fuse.{mountinfo.SUBTYPE}"
+    mounts = [
+        mountinfo.Mount(number, os.fspath(point), kind, mountinfo.FSNAME, 1, os.geteuid())
+        for number, point in enumerate(points)
+    ]
+    monkeypatch.setattr(mountinfo, "mounts", lambda: mounts)
+    for point in points:
+        dead(paths.beside(os.fspath(point)))
+    one = dead(places["sockets"] / "1.sock")
+    with locked(places["shut"]):
+        removed = set(stale.remove_dead_sockets())
+    assert removed == {one, *(paths.beside(os.fspath(point)) for point in points[2:])}
+    assert capsys.readouterr().err.count("locked by another process") == 1
