@@ -159,6 +159,7 @@ class Emulator:
             self.queue.append(record, loaded=True)
             if number == staged:
                 self.queue.stage()
+        self._collect()
         self._settle(actual)
         self.boot.image = loaded_image(loaded or ())
         if loaded is None and self.config.boot_aggregate:
@@ -207,7 +208,7 @@ class Emulator:
         queue = self._new_queue()
         queue.take_over(old, held.lists, boot.carried)
         self._extender.queue = queue
-        self._collector.wake()
+        self._collect()
         self.changed()
 
     def _run_kernel(self, boot: Boot, profile: Profile) -> None:
@@ -243,7 +244,7 @@ class Emulator:
             )
             self._extender.failures = replace(failures, skipped=0)
             self.queue.inherit(old)
-            self._collector.wake()
+            self._collect()
             if self.config.boot_aggregate:
                 self.measure_boot(values)
             self.changed()
@@ -310,6 +311,8 @@ class Emulator:
             return Receipt(self.queue.totals.added, self.boot.number, duplicate=True)
         self._extender.kick()
         self._requests.grown(self.queue)
+        # Drafts export the list, and delete it, as it grows.
+        self._collect()
         added, self._added = self._added, trio.Event()
         added.set()
         if self.trouble.listener is not None:
@@ -391,13 +394,18 @@ class Emulator:
     def write(self, grammar: Grammar, data: bytes, position: int) -> int:
         """A write to a file with this grammar: the bytes taken. Raises :class:`Refused`."""
         taken = self._requests.write(self.queue, grammar, data, position)
-        self._collector.wake()
+        self._collect()
         return taken
 
     def request(self, request: Request) -> None:
         """Carries out a parsed request. Raises :class:`Refused` with the kernel's errno."""
         self._requests.carry_out(self.queue, request)
-        self._collector.wake()
+        self._collect()
+
+    def _collect(self) -> None:
+        """After whatever may have deleted something."""
+        if self.queue.has_garbage:
+            self._collector.wake()
 
     def shown(self, file: RequestFile) -> bytes:
         """The text of a request file. Raises :class:`Refused` (EINVAL): no read method."""

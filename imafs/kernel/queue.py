@@ -296,6 +296,11 @@ class Queue:
         self.totals.deleted += number
         self.generation += 1
 
+    @property
+    def has_garbage(self) -> bool:
+        """Whether there is something to :meth:`collect`."""
+        return bool(self._garbage)
+
     def collect(self, most: int = 4) -> bool:
         """Frees at most ``most`` deleted segments; True while more are left.
 
@@ -314,7 +319,7 @@ class Queue:
                 self._cache.forget(segment)
             elif isinstance(gone, Segment):
                 self._cache.forget(gone)
-        return bool(self._garbage)
+        return self.has_garbage
 
     # Kexec
 

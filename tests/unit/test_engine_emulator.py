@@ -7,6 +7,7 @@ import errno
 import hashlib
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from imafs.formats.algorithms import by_name
 from imafs.formats.binary import Record
 from imafs.formats.fields import Measurement
 from imafs.formats.templates import TEMPLATES, custom
+from imafs.kernel.profiles import lookup
 from imafs.kernel.requests import Operation, Request
 from imafs.tpm import NoTpm
 from tests.property.builders import record
@@ -592,3 +594,29 @@ async def test_status_tells_a_pcr_that_does_not_replay() -> None:
         rows = (await status.status(emulator))["pcrs"]
         assert isinstance(rows, list)
         assert {row["bank"]: row["equal"] for row in rows} == {"sha1": False, "sha256": True}
+
+
+# Freeing
+
+
+async def test_what_an_automatic_export_deletes_is_freed(tmp_path: Path) -> None:
+    """No request of user space comes after it."""
+    config = replace(BARE, profile=lookup("export-2019"), export_root=tmp_path, export_limit=10)
+    async with booted(FakeDevice(), config) as emulator:
+        emulator.request(Request(Operation.EXPORT, path=bytes(tmp_path / "list")))
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(25):
+            emulator.append(record(ng(10, b"/%d" % number)))
+        assert emulator.queue.totals.deleted == 22
+        assert emulator.queue.has_garbage, "not in the middle of a measurement"
+        await until(lambda: not emulator.queue.has_garbage)
+
+
+async def test_what_a_loaded_list_leaves_is_freed() -> None:
+    """A draft that forgets what is staged makes a new hash table at the start already."""
+    config = replace(BARE, profile=lookup("rfc-v1"), flush_htable=True)
+    emulator = Emulator(config, FakeDevice())
+    await emulator.start(records(LIST), staged=3)
+    assert emulator.queue.has_garbage
+    async with running(emulator):
+        await until(lambda: not emulator.queue.has_garbage)
