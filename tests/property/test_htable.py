@@ -69,6 +69,29 @@ def test_what_is_discarded_can_be_added_again(
         assert table.add(digest(number, 20), 10) == ((digest(number, 20), 10) not in model)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 3000), st.booleans()), max_size=12),
+    st.sampled_from([1, 2, 7]),
+)
+def test_ranges_come_and_go(ranges: list[tuple[int, int, bool]], step: int) -> None:
+    """Moves that leave many behind, begun and interrupted anywhere."""
+    table, model = HashTable(20), set[tuple[bytes, int]]()
+    for first, last, there in ranges:
+        for number in range(first, last, 1 if there else step):
+            key = (digest(number, 20), 10)
+            if there:
+                assert table.add(*key) == (key not in model)
+                model.add(key)
+            else:
+                table.discard(*key)
+                model.discard(key)
+            assert len(table) == len(model)
+        for number in range(0, 3000, 13):
+            key = (digest(number, 20), 10)
+            assert (key in table) == (key in model)
+    assert {k for n in range(3000) if (k := (digest(n, 20), 10)) in table} == model
+
+
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=1), st.integers(0, 3)), max_size=3000))
 def test_many_duplicates(entries: list[tuple[bytes, int]]) -> None:
     table, model = HashTable(1), set()
