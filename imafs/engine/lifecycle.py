@@ -120,6 +120,7 @@ class Lifecycle:
         """The dump of the list: what a draft still deletes after it appears again."""
         queue, rules = self._emulator.queue, self._emulator.config.profile.kexec
         found = carry.crossing(queue, image, rules)
+        queue.note_copy()
         if not carry_over:
             found = Crossing(found.records, 0, "the next kernel restores nothing (--no-carry)")
         return Held(profile, [one.copy() for one in carry.carried(queue, rules, image)], found)

@@ -237,11 +237,16 @@ class Queue:
 
     @suspended.setter
     def suspended(self, value: bool) -> None:
-        if value == self._suspended:
-            return
         self._suspended = value
-        # Drafts remember which lists were copied for the next kernel instead.
-        self._copied = (value and len(self.current) > 0, value and len(self.staged) > 0)
+        if not value:
+            self._copied = (False, False)
+
+    def note_copy(self) -> None:
+        """The lists were copied for the next kernel (``ima_dump_measurement_list``).
+
+        Some drafts remember which were not empty then, and take no offence at the suspension.
+        """
+        self._copied = (len(self.current) > 0, len(self.staged) > 0)
 
     def _unlink(self, number: int) -> None:
         """Forgets the first ``number`` records of the current list, where the rules say so."""

@@ -16,6 +16,7 @@ A script is a line of commands with `` ; `` between them, each ``WORDS`` or ``WO
     link st                 ... => target
     log => time= NS; ...    the text of the newest record, its time left out
     suspend, resume, reset
+    hold                    a kexec that is held behind its copy of the lists
 
 Files: ``or`` and ``st`` (SHA-1 ASCII), ``tl`` ima_trim_log, ``ln`` list_name, ``fm``
 flush_measurements, any other by its name.
@@ -76,7 +77,6 @@ class Speaker:
 
     def row(self, script: str) -> str | None:
         """Plays a row on a list of 5 records; what is wrong, or None."""
-        self._control.call("resume", {}, deadline=30)
         self._control.call("reset", {}, deadline=30)
         self._names.clear()
         self._add("5")
@@ -209,6 +209,10 @@ class Speaker:
     def _resume(self) -> str:
         return self._control_verb("resume")
 
+    def _hold(self) -> str:
+        self._control.call("kexec_execute", {"hold": True}, deadline=30)
+        return "ok"
+
 
 _VERBS: dict[str, Callable[..., str]] = {
     "add": Speaker._add,
@@ -224,4 +228,5 @@ _VERBS: dict[str, Callable[..., str]] = {
     "log": Speaker._log,
     "suspend": Speaker._suspend,
     "resume": Speaker._resume,
+    "hold": Speaker._hold,
 }

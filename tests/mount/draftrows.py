@@ -190,15 +190,28 @@ REQUESTS: list[Row] = [
     (
         "after the copy for kexec",
         {
-            "rfc-v1 rfc-v2 v3": "st A ; suspend ; st D => ok",
-            "v4": "st A ; suspend ; st D => ESTALE ; st 1 => EEXIST",
-            "v5": "or A ; add 1 ; suspend ; st D => ESTALE ; or 1 => ESTALE ; or A => EEXIST",
-            "mainline": "st A ; add 1 ; suspend ; st D => ESTALE ; or 1 => ESTALE",
+            "rfc-v1 rfc-v2 v3": "st A ; hold ; st D => ok",
+            "v4": "st A ; hold ; st D => ESTALE ; st 1 => EEXIST",
+            "v5": "or A ; add 1 ; hold ; st D => ESTALE ; or 1 => ESTALE ; or A => EEXIST",
+            "mainline": "st A ; add 1 ; hold ; st D => ESTALE ; or 1 => ESTALE",
         },
     ),
     (
         "A after the copy, nothing staged",
-        {"v5": "suspend ; or A => ok ; st D => ok", "mainline": "suspend ; st A => EACCES"},
+        {
+            "v5": "hold ; or 1 => ESTALE ; or A => ok ; st D => ok",
+            "v4": "hold ; st A => ok ; st D => ok",
+            "mainline": "hold ; st A => EACCES",
+        },
+    ),
+    (
+        "suspended without a copy",
+        {
+            "rfc-v1 rfc-v2 v3": "st A ; suspend ; st D => ok",
+            "v4": "st A ; suspend ; st D => ok",
+            "v5": "or A ; add 1 ; suspend ; st D => ok ; or 1 => ok",
+            "mainline": "st A ; add 1 ; suspend ; st D => ESTALE ; or 1 => ESTALE",
+        },
     ),
     (
         "what a write returns",
@@ -539,7 +552,7 @@ STAGING: list[Row] = [
         "while suspended",
         {
             "mainline": "suspend ; st A => EACCES ; or 1 => ESTALE",
-            "v5": "suspend ; or 1 => ESTALE ; or A => ok",
+            "v5": "suspend ; or 1 => ok ; or A => ok",
             "v4 rfc-v2 rfc-v1": "suspend ; st 1 => ok",
             "v3": "suspend ; st A => ok ; st 1 => ok",
         },

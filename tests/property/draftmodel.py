@@ -91,9 +91,13 @@ class Draft:
         return "ok"
 
     def suspend(self, value: bool) -> None:
-        if value != self.suspended:
-            self.suspended = value
-            self.copied = (value and bool(self.current), value and bool(self.staged))
+        self.suspended = value
+        if not value:
+            self.copied = (False, False)
+
+    def copy(self) -> None:
+        """The dump for the next kernel, which only a kexec makes."""
+        self.copied = (bool(self.current), bool(self.staged))
 
     @property
     def count(self) -> int:

@@ -127,10 +127,13 @@ class ProfileMachine(RuleBasedStateMachine):
     def violate(self, pcr: int) -> None:
         self._add(violation(10, b"/v") if pcr == 10 else ng(11, b"/other"))
 
-    @rule(suspended=st.sampled_from([True, False, False]))
-    def suspend(self, suspended: bool) -> None:
+    @rule(suspended=st.sampled_from([True, False, False]), copied=st.booleans())
+    def suspend(self, suspended: bool, copied: bool) -> None:
         self.queue.suspended = suspended
         self.model.suspend(suspended)
+        if suspended and copied:
+            self.queue.note_copy()
+            self.model.copy()
 
     def _write(self, at: int, data: bytes, position: int) -> None:
         word, grammar = self.files[at % len(self.files)]
@@ -178,15 +181,17 @@ class ProfileMachine(RuleBasedStateMachine):
         after=st.integers(0, 4),
         number=st.integers(1, 9),
         word=st.sampled_from(WORDS),
-        suspended=st.sampled_from([False, False, True]),
+        suspended=st.sampled_from([(False, False), (False, False), (True, False), (True, True)]),
     )
-    def cycle(self, before: int, after: int, number: int, word: bytes, suspended: bool) -> None:
+    def cycle(
+        self, before: int, after: int, number: int, word: bytes, suspended: tuple[bool, bool]
+    ) -> None:
         """What an agent does: records come, are staged, more come, some or all are deleted."""
         self.add(before)
         for at, letter in ((0, b"A\n"), (1, b"A\n"), (1, b"0\n")):
             self._write(at, letter, 0)
         self.add(after)
-        self.suspend(suspended)
+        self.suspend(*suspended)
         self._write(1, word, 0)
         self._add(ng(10, b"/%d" % (self.number - after)))
         for form in FORMS[:2]:
@@ -195,7 +200,7 @@ class ProfileMachine(RuleBasedStateMachine):
         self.write_total(number)
         for letter in (b"D\n", b"1\n"):
             self._write(1, letter, 0)
-        self.suspend(False)
+        self.suspend(False, False)
         self._add(ng(10, b"/%d" % (self.number - after)))
         self.lists_and_counts()
 

@@ -320,6 +320,24 @@ async def test_stage_while_held_is_eacces() -> None:
             assert caught.value.errno == code
 
 
+@pytest.mark.parametrize("name", ["v4", "v5", "mainline"])
+async def test_some_drafts_refuse_only_what_was_copied(name: str) -> None:
+    """Suspended alone, by a reboot without a kexec, v4 and v5 delete."""
+    config = replace(BARE, profile=lookup(name))
+    for hold in (True, False):
+        async with machine(FakeDevice(), config) as (emulator, life):
+            if hold:
+                await life.execute(hold=True)
+            else:
+                emulator.queue.suspended = True
+            code = 0
+            try:
+                emulator.request(Request(Operation.DELETE_STAGED))
+            except Refused as refused:
+                code = refused.errno
+            assert code == (errno.ESTALE if hold or name == "mainline" else 0)
+
+
 async def test_two_kexecs_in_a_row() -> None:
     device = FakeDevice()
     async with machine(device, EmulatorConfig()) as (emulator, life):

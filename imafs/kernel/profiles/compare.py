@@ -138,6 +138,7 @@ def _suspended(p: Profile) -> str:
         if prepare and play.stage() == "ok":
             play.add()
         play.queue.suspended = True
+        play.queue.note_copy()
         answer = ask(play)
         if answer != NOTHING:
             answers.append(f"{word} {answer}")
