@@ -113,19 +113,17 @@ class Queue:
             self.violations += 1
         if self.suspended:
             raise Refused(errno.ENODEV, "measurements are suspended")
-        if not loaded and self.pending >= self._pending_limit:
+        digests = self._hasher.digests(record)
+        seen, key = None if record.violation else self._seen, (digests.default, record.pcr)
+        full = not loaded and self.pending >= self._pending_limit
+        # A duplicate is one whether there is room for another record or not.
+        if full and (seen is None or key not in seen):
             raise Refused(
                 errno.ENOBUFS,
                 f"{self.pending} records wait for the TPM and the extend queue is full: "
                 "see imafs ctl status",
             )
-        digests = self._hasher.digests(record)
-        if (
-            not record.violation
-            and self._seen is not None
-            and not self._seen.add(digests.default, record.pcr)
-            and not loaded
-        ):
+        if seen is not None and not seen.add(*key) and not loaded:
             self.totals.duplicates += 1
             raise Refused(errno.EEXIST, "the record is in the hash table (a duplicate)")
         self.current.append(record, digests, kexec.surplus(record.template.label))

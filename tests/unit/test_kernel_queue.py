@@ -325,6 +325,8 @@ def test_the_extend_queue_is_bounded() -> None:
         made.append(record(rec))
     assert code(lambda: made.append(record(C))) == errno.ENOBUFS
     assert (len(made.current), made.pending) == (2, 2)
+    assert duplicate(made, A), "nothing would be extended for it"
+    assert code(lambda: made.append(record(violation(10, b"/v")))) == errno.ENOBUFS
     # A refused record was not seen: it can be measured later.
     made.confirm_extends(1)
     assert code(lambda: made.append(record(C))) == 0
