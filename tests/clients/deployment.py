@@ -247,7 +247,13 @@ class Keylime:
         return service
 
     def start_agent(self) -> None:
-        """The agent, which has registered itself; its list is open for as long as it runs."""
+        """The agent, which has registered itself; its list is open for as long as it runs.
+
+        One that was stopped in the middle of a quote has left its objects and sessions in the
+        TPM, where a kernel's /dev/tpmrm0 flushes them when their owner goes.
+        """
+        for kind in ("--transient-object", "--loaded-session", "--saved-session"):
+            run([*self._prefix, "tpm2_flushcontext", kind], env=self._environment)
         mounted = 'mount --rbind "$0" /sys/kernel/security && exec "$@"'
         self.agent = self._service(
             "agent", "unshare", "--mount", "sh", "-c", mounted, str(self.daemon.dir)

@@ -84,7 +84,7 @@ def test_a_restart_on_the_same_directory(start: Starter) -> None:
     second = start(place=first.place)  # the stale control socket does not stand in the way
     assert layers(second.dir) == 1
     assert second.count() == 1
-    assert "unmounted 1 dead mounts" in second.log()
+    assert "unmounted 1 dead mount of" in second.log()
     second.assert_replays()
     assert not alive(swtpm)
     assert second.stop() == 0
