@@ -257,7 +257,7 @@ def test_measure_at_the_start_follows_the_policy(start: Starter, tmpfs: Path) ->
     (tmpfs / "f").write_text("x\n")
     daemon = start("--policy", "tcb", "--measure", "/usr/bin/env", str(tmpfs))
     assert names(daemon) == ["boot_aggregate", "/usr/bin/env"]
-    assert "measured 1 files of 2" in daemon.log()
+    assert "measured 1 file of 2" in daemon.log()
 
 
 @pytest.mark.parametrize(
