@@ -115,8 +115,12 @@ def _umount(args: argparse.Namespace) -> int:
 
 
 def _forget(mount: Mount, control: str | None) -> None:
-    """Removes the socket of a dead daemon; its log may say why it died, and stays."""
+    """Removes the socket of a dead daemon, and its TPM's state with those of others that died;
+    its log may say why it died, and stays."""
     from imafs.cli import stale
+
+    for _ in stale.remove_dead_states():
+        continue
 
     with suppress(ControlError):  # it had none that this user could have
         socket = paths.of_mount(mount.path, mount.owner) if control is None else Path(control)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import ALONE, BINARY, Place, imafs, layers
+from tests.mount.daemon import ALONE, BINARY, Place, alive, imafs, layers
 from tests.mount.fixtures import Starter
-from tests.support import ROOT, run
+from tests.support import ROOT, run, wait_for
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
 
 def test_umount_by_the_socket_of_another_stops_nothing(start: Starter) -> None:
@@ -51,12 +51,21 @@ def test_status_of_what_is_no_mount(start: Starter) -> None:
     assert (result.returncode, "DIR or --control, not both" in result.stderr) == (2, True)
 
 
-def test_umount_of_a_dead_mount_takes_its_socket_along(start: Starter) -> None:
-    daemon = start("--tpm", "none")
+def states() -> list[Path]:
+    """Temporary states of swtpms of this run of tests."""
+    return list(Path(os.environ["TMPDIR"]).glob("imafs-tpm-*"))
+
+
+def test_umount_of_a_dead_mount_takes_socket_and_state_along(start: Starter) -> None:
+    daemon = start()
+    swtpm = daemon.swtpm()
     daemon.kill()
+    wait_for(lambda: not alive(swtpm), 10, "its swtpm has ended")
     assert daemon.control.exists()
+    assert states()
     imafs("umount", daemon.dir, "--control", daemon.control)
     assert not daemon.control.exists()
+    assert not states()
     assert layers(daemon.dir) == 0
 
 
