@@ -415,9 +415,13 @@ def _named(option: str, text: str | None, read: Callable[[str], Sequence[T]]) ->
 
 
 def _algorithms(text: str) -> Sequence[HashAlgorithm]:
+    from imafs.errors import UsageError
     from imafs.formats.algorithms import bank_named
 
-    found = [bank_named(name).algorithm for name in text.split(",")]
+    names = text.split(",")
+    found = [bank_named(name).algorithm for name in names]
+    if len(set(names)) < len(names):
+        raise UsageError("a bank is named twice")
     return [algorithm for algorithm in found if algorithm is not None]
 
 

@@ -89,6 +89,7 @@ def test_usage_shows_that_dir_is_required(capsys: Output) -> None:
         ("--padded-banks sha1", "--padded-banks: 'sha1' is not padded"),
         ("--padded-banks sha384,none", "--padded-banks: 'none' is no PCR bank; there are: sha1"),
         ("--banks sha1,none", "--banks: 'none' is no PCR bank; there are: sha1"),
+        ("--banks sha1,sha256,sha1", "--banks: a bank is named twice"),
         ("--banks md5", "--banks: 'md5' is no PCR bank"),
     ],
 )
