@@ -200,8 +200,8 @@ def _tell_of_scenario() -> None:
     try:
         with ControlClient(CONTROL) as client:
             problems = outcome.problems(client.status()["scenario"])
-    except ImafsError:
-        return  # the emulator has ended, which is told already
+    except ImafsError as error:
+        problems = [f"what became of the scenario is not known: {error}"]
     for problem in problems:
         print(f"imafs: {problem}", file=sys.stderr)
 
