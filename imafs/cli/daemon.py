@@ -29,13 +29,14 @@ from imafs.control.watching import WatchVerbs
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.engine.notify import notify
-from imafs.errors import ControlError, ImafsError, UsageError
+from imafs.errors import ControlError, ImafsError, TpmError, UsageError
 from imafs.formats.algorithms import HashAlgorithm
 from imafs.fuse import mountinfo, session
 from imafs.fuse.extras import extras
 from imafs.scenarios import library
 from imafs.scenarios.script import Scenario
 from imafs.sources import files, judging, lists
+from imafs.sources.watch import opener
 from imafs.sources.watch.listening import check_allowed
 from imafs.sources.watch.watcher import DEADLINE, Watcher
 from imafs.tpm import Device, open_device
@@ -213,10 +214,16 @@ async def _main(
     notify("STOPPING=1")
 
 
-def _own_processes(device: Device) -> tuple[int, ...]:
-    """Those that measure: none of them may wait for a measurement."""
-    swtpm = (device.process.pid,) if isinstance(device, SwtpmDevice) else ()
-    return (os.getpid(), *swtpm)
+def _own_processes(device: Device) -> list[tuple[int, int]]:
+    """Those that measure, each with when it began: none of them may wait for a measurement."""
+    found = [(os.getpid(), opener.began(os.getpid()))]
+    if isinstance(device, SwtpmDevice):
+        found.append((device.process.pid, opener.began(device.process.pid)))
+        try:
+            device.process.verify()
+        except TpmError:
+            found.pop()  # the number may already have been another process's
+    return [(pid, began) for pid, began in found if began is not None]
 
 
 async def _until_signal(signals: AsyncIterator[int], end: Callable[[], object]) -> None:

@@ -81,3 +81,13 @@ def test_those_killed_in_between_are_not_kept(
         world.uses(fanotify.OPEN_EXEC_PERM, tid)
     # Of the oldest two the second event is a use; one too many does no harm.
     assert [world.uses(fanotify.OPEN_PERM, tid) for tid in range(1, 6)] == [1, 1, 0, 0, 0]
+
+
+def test_a_later_process_of_an_excused_number_is_measured(world: World) -> None:
+    """swtpm has ended, and its number is another process's now."""
+    me = os.getpid()
+    world.beginnings[me] = 100
+    world.judge.settings = wire.Settings("sha256", False, ((me, 100),))
+    assert world.uses(fanotify.OPEN_PERM, me) == 0
+    world.beginnings[me] = 200
+    assert world.uses(fanotify.OPEN_PERM, me) == 1

@@ -16,7 +16,7 @@ from imafs.sources.watch.wire import decode, encode
 
 ACCESS = Access("FILE_CHECK", 4, uid=1, fsuuid=bytes(range(16)), cap_setuid=True)
 MESSAGES: tuple[wire.Message, ...] = (
-    wire.Settings("sha256", True, (1, 2)),
+    wire.Settings("sha256", True, ((1, 100), (2, 200))),
     wire.Rules(b"measure func=BPRM_CHECK \n"),
     wire.Watch(
         3,

@@ -103,13 +103,18 @@ class Judge:
         if self._seen(event.tid, key, executes):
             return
         who = opener.credentials(event.tid)
-        if who.process in self.settings.excused:
+        if self._excused(who.process):
             return
         counts.watched += 1
         if self._jobs.descriptors < self.room:
             self._use(event, name, info, who, executes)
         else:
             counts.lost += 1
+
+    def _excused(self, process: int) -> bool:
+        """Whether this is one of the excused, and not a later process of the same number."""
+        began = dict(self.settings.excused).get(process)
+        return began is not None and opener.began(process) == began
 
     def _seen(self, tid: int, key: Key, executes: bool) -> bool:
         """Whether this is the second event of one execve."""

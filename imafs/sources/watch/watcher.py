@@ -48,7 +48,7 @@ class Watcher:
     """Keeps a listener alive while anything is watched; :meth:`run` must be running.
 
     ``leave`` is the emulator's mountpoint, ``excused`` are processes that must never wait
-    for the daemon: itself and its swtpm.
+    for the daemon (itself and its swtpm), each with when it began.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Watcher:
         emulator: Emulator,
         *,
         leave: str,
-        excused: Sequence[int],
+        excused: Sequence[tuple[int, int]],
         deadline: float = DEADLINE,
     ) -> None:
         self._emulator = emulator

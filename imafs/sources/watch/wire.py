@@ -35,11 +35,12 @@ class FileSystem:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """First of all. ``excused``: processes whose opens are allowed at once."""
+    """First of all. ``excused``: processes whose opens are allowed at once, each with when it
+    began (:func:`imafs.sources.watch.opener.began`): its number outlives it."""
 
     algorithm: str
     want_sha1: bool
-    excused: tuple[int, ...]
+    excused: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
