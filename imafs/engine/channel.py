@@ -29,6 +29,8 @@ MOST = 16
 #: Seconds until another connection is tried beside one that hangs, doubled with each: it may
 #: hang for ever where a network has swallowed its peer, with the TPM there again.
 PATIENCE = 60.0
+#: Seconds between two looks of a patient caller at the threads that hang.
+LOOK = 0.05
 
 
 class TpmChannel:
@@ -50,14 +52,19 @@ class TpmChannel:
         """The last call hung or failed; the next one reconnects first."""
         return self._broken
 
-    async def call(self, work: Callable[[], T], *, deadline: float = DEADLINE) -> T:
+    async def call(
+        self, work: Callable[[], T], *, deadline: float = DEADLINE, patient: bool = False
+    ) -> T:
         """Runs ``work`` in a thread. Raises :class:`TpmError` when it fails or hangs.
 
-        At once where connecting hangs already.
+        At once where connecting hangs already; ``patient`` waits even then, up to the deadline,
+        as a boot does: the TPM may be busy with its way out of a hang.
         """
         with trio.move_on_after(deadline):
             async with self._lock:
                 try:
+                    while patient and self._hopeless():
+                        await trio.sleep(LOOK)
                     if self._broken:
                         await self._reconnect()
                         self._broken = False
@@ -74,11 +81,19 @@ class TpmChannel:
                     raise
         raise TpmError(f"the TPM did not answer within {deadline:g} s")
 
-    async def _reconnect(self) -> None:
+    def _hopeless(self) -> bool:
+        """Whether a call would be refused without a try."""
+        return not self._calls.available_tokens or (self._broken and self._too_early())
+
+    def _too_early(self) -> bool:
+        """Whether a connection hangs, and another one beside it is not due yet."""
         hung = self._reconnects.borrowed_tokens
         patience = PATIENCE * 2 ** (hung - 1) if hung else 0.0
         full = not self._reconnects.available_tokens
-        if full or trio.current_time() < self._tried + patience:
+        return full or trio.current_time() < self._tried + patience
+
+    async def _reconnect(self) -> None:
+        if self._too_early():
             raise _no_answer()
         self._tried = trio.current_time()
         waiting = True

@@ -234,7 +234,7 @@ class Emulator:
             # Where this fails or is cut off the same extender goes on, on a TPM that may
             # have been reset all the same or will be.
             self._extender.doubt()
-            values = await self.channel.call(self._reboot)
+            values = await self.channel.call(self._reboot, patient=True)
             # No await from here on: boot_aggregate is the first record.
             self._extender.end()
             old, failures = self.queue, self._extender.failures

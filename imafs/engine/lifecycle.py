@@ -168,7 +168,9 @@ class Lifecycle:
             return {}
         device = emulator.device
         try:
-            return await emulator.channel.call(lambda: device.read_pcrs(PCRS), deadline=TPM_WAIT)
+            return await emulator.channel.call(
+                lambda: device.read_pcrs(PCRS), deadline=TPM_WAIT, patient=True
+            )
         except TpmError as error:
             log.error("boot_aggregate is made of zeros, as in a kernel: %s", error)
             return unreadable(device.banks)

@@ -8,6 +8,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,30 @@ from tests.support import require
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
 STAGED = "binary_runtime_measurements_staged"
+
+
+def test_the_next_boot_waits_until_a_hung_tpm_answers(ima: Ima) -> None:
+    """As after a test that left it hung: connections that hung with it are still to end."""
+    ima.tpm(hang=True)
+    # The first is given up, so the second connects anew, and hangs in that.
+    for _ in range(2):
+        assert "did not answer within" in str(ima.status()["failures"])
+    failures: list[Exception] = []
+
+    def boot() -> None:
+        try:
+            ima.call("reset")
+        except Exception as error:
+            failures.append(error)
+
+    booting = threading.Thread(target=boot)
+    booting.start()
+    ima.status()  # waits its two seconds for the TPM, behind the boot
+    ima.tpm_works()
+    booting.join(60)
+    assert (booting.is_alive(), failures) == (False, [])
+    ima.wait()
+    assert [record.name for record in ima.records()] == ["boot_aggregate"]
 
 
 def test_where_it_is(ima: Ima) -> None:

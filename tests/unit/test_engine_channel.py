@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import trio
@@ -89,6 +90,44 @@ async def test_a_connection_that_is_lost_for_ever_is_not_waited_for_for_ever(
     device.talks.set()
     assert await channel.call(device.work) == 5
     talks.set()
+
+
+async def test_a_patient_caller_waits_behind_a_connection_that_hangs(device: Silent) -> None:
+    channel = await silenced(device)
+    answers: list[int] = []
+
+    async def ask() -> None:
+        answers.append(await channel.call(device.work, deadline=DEADLINE, patient=True))
+
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await until(channel._lock.locked)
+            device.talks.set()
+    assert answers == [5]
+
+
+async def test_patience_ends_with_the_deadline(device: Silent) -> None:
+    channel = await silenced(device)
+    with pytest.raises(TpmError, match=r"did not answer within 0\.1 s"):
+        await channel.call(device.work, deadline=0.1, patient=True)
+    assert device.connecting == 1
+
+
+async def test_a_patient_caller_waits_for_calls_that_hang(
+    device: Silent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = TpmChannel(device)
+    device.talks.clear()
+    monkeypatch.setattr(device, "reconnect", lambda: None)
+    for _ in range(channels.MOST):
+        await refused(channel, device)
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(channel.call, device.work, deadline=DEADLINE, patient=True))
+            await until(channel._lock.locked)
+            device.talks.set()
+    assert not channel.broken
 
 
 async def test_calls_that_hang_are_bounded(device: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
