@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from imafs.errors import Refused, TpmError
+from imafs.errors import ImafsError, Refused, TpmError
 from imafs.testing import Ima
 from imafs.testing.mounted import Mounted
 from imafs.testing.quoting import parse as parse_quote
@@ -30,12 +30,12 @@ def test_the_next_boot_waits_until_a_hung_tpm_answers(ima: Ima) -> None:
     # The first is given up, so the second connects anew, and hangs in that.
     for _ in range(2):
         assert "did not answer within" in str(ima.status()["failures"])
-    failures: list[Exception] = []
+    failures: list[ImafsError] = []
 
     def boot() -> None:
         try:
             ima.call("reset")
-        except Exception as error:
+        except ImafsError as error:
             failures.append(error)
 
     booting = threading.Thread(target=boot)
