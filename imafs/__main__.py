@@ -27,6 +27,7 @@ def main() -> int:
     try:
         if ours:
             signal(SIGINT, default_int_handler)
+        sys.excepthook = commands.show_bug
         return commands.main()
     except KeyboardInterrupt:  # where the commands' own frame does not catch it
         return commands.INTERRUPTED

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from imafs.cli import crossings
 from imafs.cli.counted import counted
 from imafs.errors import Refused
+from imafs.text import shown
 
 _REFUSED = Refused.exit_code
 
@@ -45,7 +46,8 @@ def show(
     elif op == "status":
         print("\n".join(status_lines(answer)))
     elif op == "hello":
-        print(f"imafs {readable(answer.get('imafs', '-'))}, protocol {answer.get('protocol', '-')}")
+        version, protocol = (readable(answer.get(key, "-")) for key in ("imafs", "protocol"))
+        print(f"imafs {version}, protocol {protocol}")
     elif op == "stop":
         print("the daemon unmounts and ends")
     elif op in ("watch", "unwatch"):
@@ -78,17 +80,12 @@ def _note(item: Mapping[str, object]) -> str:
 def readable(value: object) -> str:
     """``value`` in one line: a name's unprintable characters and odd bytes as escapes."""
     if isinstance(value, str):
-        return "".join(c if c.isprintable() else _escape(c) for c in value)
+        return shown(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
         return "none"
     return str(value) if isinstance(value, int | float) else json.dumps(value)
-
-
-def _escape(character: str) -> str:
-    raw = character.encode("utf-8", "surrogateescape")
-    return "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def _names(value: object) -> str:
@@ -163,7 +160,7 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
     rows += _watched(_group(status, "watch"))
     rows.append(("failures", _failed(_group(status, "failures"))))
     rows += _on_purpose(status)
-    return [f"{name:<11} {text}" for name, text in rows]
+    return [shown(f"{name:<11} {text}") for name, text in rows]
 
 
 def _failed(failures: Mapping[str, object]) -> str:

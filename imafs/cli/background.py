@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imafs.errors import ControlError, MountError
+from imafs.text import lines_shown
 
 
 def start(directory: str, arguments: Sequence[str]) -> int:
@@ -40,13 +41,13 @@ def start(directory: str, arguments: Sequence[str]) -> int:
         assert child.stdout is not None
         line = child.stdout.readline()
         if line:
-            sys.stdout.write(line)
+            sys.stdout.write(lines_shown(line))
             # The child lives on; this process ends now and must not wait for it.
             child.returncode = 0
             return 0
         code = child.wait()
         errors.seek(0)
-        sys.stderr.write(errors.read())
+        sys.stderr.write(lines_shown(errors.read()))
         if log_file is not None and log_file.exists() and not log_file.stat().st_size:
             log_file.unlink()  # the error is told here
         return code

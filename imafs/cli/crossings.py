@@ -7,31 +7,37 @@ import sys
 from collections.abc import Mapping
 
 from imafs.cli.counted import counted
+from imafs.text import shown
 
 
 def show(op: str, answer: Mapping[str, object]) -> bool:
     """Prints the answer to ``op``; False where it is none of these operations."""
     match op:
         case "kexec_load":
-            print(f"a segment of {answer.get('segment_size', '-')} bytes is reserved")
+            _say(f"a segment of {answer.get('segment_size', '-')} bytes is reserved")
         case "kexec_execute" | "kexec_finish" if answer.get("held") is True:
             print("held: suspended until imafs ctl kexec-finish")
         case "kexec_execute" | "kexec_finish":
-            print(
+            _say(
                 f"{answer.get('profile', '-')} runs, with {answer.get('carried', '-')} of "
                 f"{counted(answer.get('records', '-'), 'record')} carried over"
             )
             if answer.get("lost"):
                 lost, why = counted(answer["lost"], "record"), answer.get("why")
-                print(f"imafs: {lost} in PCRs and in no list: {why}", file=sys.stderr)
+                print(shown(f"imafs: {lost} in PCRs and in no list: {why}"), file=sys.stderr)
         case "kexec_buffer":
             size, records = answer.get("bytes", "-"), answer.get("records", "-")
-            print(f"{counted(size, 'byte')}, {counted(records, 'record')}")
+            _say(f"{counted(size, 'byte')}, {counted(records, 'record')}")
         case "reboot":
-            print(f"{answer.get('profile', '-')} runs")
+            _say(f"{answer.get('profile', '-')} runs")
         case _:
             return False
     return True
+
+
+def _say(line: str) -> None:
+    """What a daemon answered, whatever is in it."""
+    print(shown(line))
 
 
 def boot(group: Mapping[str, object]) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -39,6 +38,7 @@ from imafs.sources import files, judging, lists
 from imafs.sources.watch import opener
 from imafs.sources.watch.listening import check_allowed
 from imafs.sources.watch.watcher import DEADLINE, Watcher
+from imafs.text import quoted, shown
 from imafs.tpm import Device, open_device
 from imafs.tpm.swtpm import SwtpmDevice
 
@@ -250,9 +250,9 @@ async def _measure(emulator: Emulator, paths_: list[str]) -> None:
 
 
 def _announce(mountpoint: str, control: Path, device: Device) -> None:
-    tcti = device.tcti or "none"
+    tcti = shown(device.tcti or "none")
     print(
-        f"imafs: mounted {shlex.quote(mountpoint)} control={shlex.quote(str(control))} tcti={tcti}",
+        f"imafs: mounted {quoted(mountpoint)} control={quoted(control)} tcti={tcti}",
         flush=True,
     )
     notify("READY=1", f"STATUS=mounted {mountpoint}")

@@ -16,6 +16,7 @@ from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm
 from imafs.formats.binary import Parsed, detect, encode, read, refuse_other_bank
 from imafs.formats.views import record_text
+from imafs.text import shown
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
     own = algorithm is bank.algorithm
     chosen = _select(records, args, None if own else algorithm)
     if args.stats:
-        print("\n".join(_stats([parsed for _, parsed in chosen], bank, len(data))))
+        stats = _stats([parsed for _, parsed in chosen], bank, len(data))
+        print("\n".join(map(shown, stats)))
         return 0
-    out = sys.stdout.buffer
+    out, terminal = sys.stdout.buffer, sys.stdout.isatty()
     for number, parsed in chosen:
         digest = _digest(parsed, None if own else algorithm)
         if args.binary:
@@ -86,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
         elif args.json:
             out.write(json.dumps(_object(number, parsed, digest, algorithm)).encode() + b"\n")
         else:
-            out.write(_line(parsed, digest))
+            line = _line(parsed, digest)
+            out.write(_on_terminal(line) if terminal else line)
     out.flush()
     return 0
 
@@ -104,6 +107,12 @@ def _line(parsed: Parsed, digest: bytes) -> bytes:
     record = parsed.record
     text = record_text(record.template, record.data)
     return f"{record.pcr:2d} {digest.hex()}{text}".encode("latin-1")
+
+
+def _on_terminal(line: bytes) -> bytes:
+    """The line as `ls` would print such a name: a kernel's own has any bytes, and would do
+    with the terminal what they say."""
+    return (shown(line.removesuffix(b"\n")) + "\n").encode()
 
 
 def _select(

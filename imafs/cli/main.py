@@ -13,12 +13,14 @@ import errno
 import io
 import os
 import sys
+from types import TracebackType
 from typing import TypeGuard
 
 from imafs import __version__
 from imafs.cli.memory import is_out_of_memory
 from imafs.cli.parser import Parser
 from imafs.errors import ImafsError, UsageError
+from imafs.text import lines_shown, shown
 
 #: As a shell shows SIGINT.
 INTERRUPTED = 128 + 2
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(argv)
     except ImafsError as error:
-        print(f"imafs: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"imafs: {shown(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -66,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         return _PIPE_CLOSED
     except (MemoryError, OSError, RuntimeError, ImportError, ValueError) as error:
         if is_out_of_memory(error):
-            what = f"out of memory: {' '.join(str(error).split()) or 'MemoryError'}"
+            what = f"out of memory: {shown(error) or 'MemoryError'}"
         elif _is_of_output(error):
             what = f"standard output: {os.strerror(error.errno or 0)}"
             _discard_output()
@@ -74,6 +76,14 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"imafs: {what}", file=sys.stderr)
         return ImafsError.exit_code
+
+
+def show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """sys.excepthook: an exception's message may hold a name as well; see :mod:`imafs.text`."""
+    import traceback
+
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(lines_shown(text.rstrip("\n"), "  "), file=sys.stderr)
 
 
 def _is_of_output(error: BaseException) -> TypeGuard[OSError]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from imafs.errors import UsageError, nearest
+from imafs.text import shown
 
 #: What argparse says of a word that is none of several; newer ones quote no choice.
 _CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
@@ -46,4 +47,6 @@ class Parser(argparse.ArgumentParser):
         usage = self.format_usage()
         if usage.count("\n") > _SHORT:
             usage = ""
-        self.exit(UsageError.exit_code, f"{usage}imafs: {message} (see {self.prog} --help)\n")
+        self.exit(
+            UsageError.exit_code, f"{usage}imafs: {shown(message)} (see {self.prog} --help)\n"
+        )

@@ -14,6 +14,7 @@ from imafs.cli import options, pcrsource
 from imafs.cli.counted import counted
 from imafs.errors import FileError, MismatchError
 from imafs.sources import recording
+from imafs.text import shown
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         "later": snapshot.later,
     }
     recording.write(snapshot, args.output, about)
-    print(f"{args.output}: {_said(snapshot)}")
+    print(shown(f"{args.output}: {_said(snapshot)}"))
     return 0
 
 

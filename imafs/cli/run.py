@@ -20,6 +20,7 @@ from pathlib import Path
 from imafs.cli.mount import add_shared_options
 from imafs.errors import ImafsError, MountError, UsageError
 from imafs.sandbox.command import Command, Ended, Signals, status_of
+from imafs.text import lines_shown, shown
 
 SECURITY = "/sys/kernel/security"
 CLASS = "/sys/class/tpm"
@@ -203,7 +204,7 @@ def _tell_of_scenario() -> None:
     except ImafsError as error:
         problems = [f"what became of the scenario is not known: {error}"]
     for problem in problems:
-        print(f"imafs: {problem}", file=sys.stderr)
+        print(f"imafs: {shown(problem)}", file=sys.stderr)
 
 
 class Session:
@@ -228,9 +229,9 @@ class Session:
     def _last_lines(self) -> str:
         """Where its log is; the end of one that goes with the session."""
         if self._log != LOG:
-            return f"see {self._log}"
+            return f"see {shown(self._log)}"
         lines = Path(LOG).read_text(errors="replace").splitlines()[-_LAST_LINES:]
-        said = "which ends with:\n" + "\n".join(lines) if lines else "which is empty"
+        said = "which ends with:\n" + lines_shown("\n".join(lines)) if lines else "which is empty"
         return f"--log-file FILE keeps its log, {said}"
 
     def _daemon_ended(self) -> bool:

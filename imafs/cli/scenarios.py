@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 from imafs.cli.counted import counted
+from imafs.text import shown
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         print(library.text_of(args.name), end="")
     elif args.check is not None:
         scenario = library.find(args.check, validate)
-        print(f"{scenario.name}: {counted(len(scenario.steps), 'step')}")
+        print(shown(f"{scenario.name}: {counted(len(scenario.steps), 'step')}"))
     else:
         found = [library.ready(name, validate) for name in library.names()]
         width = max(len(scenario.name) for scenario in found)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imafs.control import paths
 from imafs.errors import ControlError, FileError
+from imafs.text import quoted
 
 if TYPE_CHECKING:
     from imafs.fuse.mountinfo import Mount
@@ -134,5 +134,5 @@ def _death(path: str) -> str | None:
 
     if mountinfo.probe(path) != errno.ENOTCONN:
         return None
-    quoted = shlex.quote(path)
-    return f"the daemon of {quoted} is dead; clear its mount with: imafs umount {quoted}"
+    named = quoted(path)
+    return f"the daemon of {named} is dead; clear its mount with: imafs umount {named}"

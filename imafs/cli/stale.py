@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shlex
 import shutil
 import stat
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 from imafs.control import locks, paths
 from imafs.errors import ControlError, MountError
 from imafs.fuse import mountinfo
+from imafs.text import quoted
 
 _STATES = "imafs-tpm-"
 _STATE_LOCK = "imafs.lock"
@@ -121,7 +121,7 @@ def _locked(directory: Path) -> Iterator[bool]:
     try:
         locked = _taken(held)
         if not locked:
-            what = f"{shlex.quote(str(directory))}: locked by another process"
+            what = f"{quoted(directory)}: locked by another process"
             print(f"imafs: {what}: dead sockets stay there", file=sys.stderr)
         yield locked
     finally:

@@ -8,6 +8,7 @@ import math
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
@@ -137,4 +138,13 @@ class Screen:
 
 
 def _rows(line: str, width: int) -> int:
-    return max(1, math.ceil(len(line) / max(width, 1)))
+    return max(1, math.ceil(sum(map(_columns, line)) / max(width, 1)))
+
+
+def _columns(character: str) -> int:
+    """Of a terminal: names of East Asia take two each, accents that are put on none."""
+    if character.isascii():
+        return 1
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

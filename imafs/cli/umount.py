@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import os
 import select
-import shlex
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from imafs.cli import answers, sockets
 from imafs.control import paths
 from imafs.control.client import ControlClient
 from imafs.errors import ControlError, MountError, Refused, UsageError
+from imafs.text import quoted
 
 if TYPE_CHECKING:
     from imafs.fuse.mountinfo import Mount
@@ -64,9 +64,9 @@ def _stale() -> int:
     from imafs.cli import stale
 
     for path in chain(stale.remove_dead_sockets(), stale.remove_dead_states()):
-        print(f"imafs: removed {shlex.quote(str(path))}")
+        print(f"imafs: removed {quoted(path)}")
     for mountpoint in stale.unmount_dead():
-        print(f"imafs: unmounted {shlex.quote(mountpoint)}")
+        print(f"imafs: unmounted {quoted(mountpoint)}")
     return 0
 
 
@@ -110,7 +110,7 @@ def _umount(args: argparse.Namespace) -> int:
         _await_end(process, path, deadline)
     if holders:
         names = ", ".join(holders)
-        print(f"imafs: {shlex.quote(path)}: was open in {names}: ENOTCONN there from now on")
+        print(f"imafs: {quoted(path)}: was open in {names}: ENOTCONN there from now on")
     return 0
 
 

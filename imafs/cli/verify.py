@@ -17,6 +17,7 @@ from imafs.cli.progress import bar
 from imafs.errors import FormatError, MismatchError, UsageError
 from imafs.formats.algorithms import Bank
 from imafs.formats.binary import detect, read, refuse_other_bank
+from imafs.text import lines_shown
 
 _NOT_FRESH = "the PCR is not what it is without any record"
 _ZERO = (
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         except FormatError as error:
             raise _placed(error, lists, bank) from None
     lines = _lines(verdict, actual)
-    print(json.dumps(_object(verdict)) if args.json else "\n".join(lines))
+    print(json.dumps(_object(verdict)) if args.json else lines_shown("\n".join(lines)))
     return 0 if verdict.matched is not None else MismatchError.exit_code
 
 

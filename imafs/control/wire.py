@@ -17,9 +17,11 @@ from typing import NoReturn
 
 from imafs.control import ops
 from imafs.errors import ImafsError, UsageError
+from imafs.text import shown
 
 PROTOCOL = 1
 MAX_REQUEST = 1 << 20  # bytes of one request line, its end included
+TEXT_MAX = 16384  # characters of an error: a path or two, and no request sent back
 
 RequestId = str | int | None
 
@@ -64,7 +66,7 @@ def decode(line: bytes) -> dict[str, object]:
         raise UsageError("malformed JSON: nested too deeply") from None
     except ValueError as error:
         # int() refuses numbers of more than 4300 digits with a bare ValueError.
-        raise UsageError(f"malformed JSON: {one_line(str(error))}") from None
+        raise UsageError(f"malformed JSON: {shown(error)}") from None
     if not isinstance(value, dict):
         raise UsageError("malformed request: not a JSON object")
     return value
@@ -104,7 +106,7 @@ def failure(error: ImafsError, request_id: RequestId) -> dict[str, object]:
     answer: dict[str, object] = {
         "ok": False,
         "errno": error.errno_name,
-        "error": one_line(str(error)),
+        "error": shown(error, TEXT_MAX),
         "exit_code": error.exit_code,
     }
     return _with_id(answer, request_id)
@@ -113,11 +115,6 @@ def failure(error: ImafsError, request_id: RequestId) -> dict[str, object]:
 def progress(done: int, total: int, request_id: RequestId) -> dict[str, object]:
     """A progress line."""
     return _with_id({"progress": {"done": done, "total": total}}, request_id)
-
-
-def one_line(text: str) -> str:
-    """``text`` without line ends and doubled spaces."""
-    return " ".join(text.split())
 
 
 def _with_id(message: dict[str, object], request_id: RequestId) -> dict[str, object]:

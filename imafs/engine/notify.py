@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import socket
 
+from imafs.text import shown
+
 
 def notify(*lines: str) -> None:
     """Sends ``lines`` (``READY=1``); nothing where no service manager listens."""
@@ -15,4 +17,5 @@ def notify(*lines: str) -> None:
     if address.startswith("@"):  # abstract namespace
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.sendto("\n".join(lines).encode(), address)
+        # A mountpoint's line end would be another assignment, MAINPID=1 for one.
+        sock.sendto("\n".join(map(shown, lines)).encode(), address)

@@ -19,6 +19,7 @@ from imafs.errors import Refused
 from imafs.kernel.policy.match import Access
 from imafs.kernel.policy.rules import Rule
 from imafs.kernel.policy.session import Closed, PolicyFile, file_rules
+from imafs.text import shown
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class PolicyWriter:
                 self._check_alive()  # after the wait for another write
                 return await self._write(data, position)
             except Refused as refused:
-                log.info("policy: %s: %s", refused.errno_name, _printable(str(refused)))
+                log.info("policy: %s: %s", refused.errno_name, shown(refused))
                 raise
 
     async def _write(self, data: bytes, position: int) -> int:
@@ -107,9 +108,4 @@ def _explain(file: PolicyFile) -> None:
 
 
 def _shown(rule: Rule) -> str:
-    return _printable(rule.text().rstrip()) or rule.action.value
-
-
-def _printable(text: str) -> str:
-    """Whatever bytes somebody wrote, in one line of the log."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c) & 0xFF:02x}" for c in text)
+    return shown(rule.text().rstrip()) or rule.action.value

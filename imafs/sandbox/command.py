@@ -12,6 +12,8 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from imafs.text import shown
+
 #: Passed on to the command. Not SIGCONT: it works by itself, see :meth:`Command._stopped`.
 FORWARDED = frozenset(
     {
@@ -138,4 +140,4 @@ def _become(words: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 def _complain(text: str) -> None:
-    print(f"imafs: {text}", file=sys.stderr, flush=True)
+    print(f"imafs: {shown(text)}", file=sys.stderr, flush=True)

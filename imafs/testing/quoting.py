@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imafs.errors import TpmError
+from imafs.text import shown
 
 #: Seconds per command.
 DEADLINE = 30.0
@@ -129,4 +130,4 @@ class _Tools:
         except subprocess.TimeoutExpired:
             raise TpmError(f"{command} did not end within {DEADLINE:g} s") from None
         if done.returncode:
-            raise TpmError(f"{command}: {' '.join(done.stderr.split())}")
+            raise TpmError(f"{command}: {shown(done.stderr.strip())}")

@@ -59,7 +59,7 @@ def test_answers() -> None:
     assert wire.success({"a": 1, "ok": False}, 3) == {"ok": True, "a": 1, "id": 3}
     assert wire.success({}, None) == {"ok": True}
     assert wire.failure(Refused(errno.ENOENT, "two\nlines"), "i") == {
-        **{"ok": False, "errno": "ENOENT", "error": "two lines", "exit_code": 7},
+        **{"ok": False, "errno": "ENOENT", "error": "two\\x0alines", "exit_code": 7},
         "id": "i",
     }
     assert wire.failure(FormatError("short", record=3), None)["exit_code"] == 3

@@ -19,10 +19,12 @@ import pytest
 
 from tests.support import ROOT
 
-#: Room -> rooms that it may import. ``errors`` and the version in imafs/__init__.py are
-#: open to all.
+#: Room -> rooms that it may import. ``errors``, ``text`` and the version in
+#: imafs/__init__.py are open to all.
 ARROWS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
+    # Text from outside is shown by everybody who says anything.
+    "text": frozenset(),
     # Whole files by paths of others' choice: whoever does I/O may need it.
     "disk": frozenset(),
     "formats": frozenset(),
@@ -59,7 +61,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
 }
 
 #: Rooms without I/O, and what of the standard library would be I/O (or a clock, or a lock).
-PURE = frozenset({"formats", "kernel"})
+PURE = frozenset({"formats", "kernel", "text"})
 IMPURE = frozenset(
     {
         *("asyncio", "logging", "multiprocessing", "os", "pathlib", "select", "selectors"),
@@ -159,7 +161,7 @@ def arrows(house: House) -> Iterator[str]:
         if module.room is None:
             allowed: frozenset[str] = frozenset()
         elif module.room in ARROWS:
-            allowed = ARROWS[module.room] | {"errors", module.room}
+            allowed = ARROWS[module.room] | {"errors", "text", module.room}
         else:
             yield f"{module.path}: room {module.room!r} has no row in ARROWS"
             continue
@@ -352,6 +354,9 @@ PLANTED: tuple[tuple[Rule, str, str, str | None], ...] = (
     (arrows, FILE.format("sources"), "from imafs.tpm import x", "sources may not import tpm"),
     (arrows, FILE.format("control"), "from imafs.fuse import x", "control may not import fuse"),
     (arrows, FILE.format("cellar"), "", "room 'cellar' has no row"),
+    (arrows, FILE.format("kernel"), "from imafs.text import shown", None),
+    (arrows, "imafs/text.py", "import imafs.formats", "text may not import formats"),
+    (pure, "imafs/text.py", "import os", "pure, but imports os"),
     (arrows, "imafs/errors.py", "import imafs.formats", "errors may not import formats"),
     (arrows, "imafs/__init__.py", "import imafs.errors", "imafs may not import errors"),
     (arrows, FILE.format("control"), "from imafs import __version__, sources", None),
