@@ -1,29 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """PCR values as files hold them.
 
-Read: the YAML that ``tpm2_pcrread`` prints, ``pcrs.txt`` (``bank index VALUE`` per line),
-``PCR-10: HEX`` lines (one bank, evmctl's form), and the kernel's sysfs directory
-(``/sys/class/tpm/tpm0`` with ``pcr-<bank>/<index>``).
+Read: the YAML of ``tpm2_pcrread`` (and what ``tpm2_quote`` and ``tpm2_checkquote`` print
+around it), tables (``bank index VALUE``), one bank's lines (``PCR-10: HEX``, ``10: HEX``, the
+kernel's and IBM's with a space between bytes), ``tsspcrread``, JSON, and the kernel's sysfs
+directory (``/sys/class/tpm/tpm0`` with ``pcr-<bank>/<index>``).
+
+A line that is none of these is refused: a value that is passed over would be compared with
+nothing. What the TSS libraries log and what the tools print beside values is known and left out.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import re
 from pathlib import Path
 
+from imafs.attest import pcrjson
+from imafs.attest.pcrvalues import DEFAULT_PCR, Collected, bank_named
 from imafs.attest.replay import PcrValues
 from imafs.errors import FileError, FormatError, TpmError
-from imafs.formats.algorithms import ALGORITHMS
 
-_BANKS = {a.name: a.digest_size for a in ALGORITHMS if a.tpm_id is not None}
-_BANK_LINE = re.compile(r"^\s*(?P<bank>[a-z][a-z0-9_-]*)\s*:\s*$")
-_YAML = re.compile(r"^\s*(?P<pcr>\d+)\s*:\s*0x(?P<value>[0-9A-Fa-f]+)\s*$")
-_TABLE = re.compile(r"^\s*(?P<bank>[a-z][a-z0-9-]*)\s+(?P<pcr>\d+)\s+(?P<value>[0-9A-Fa-f]+)\s*$")
-_PCR_LINE = re.compile(r"^\s*PCR-(?P<pcr>\d+)\s*:\s*(?P<value>[0-9A-Fa-f ]+?)\s*$")
+#: A text of PCR values is a few KiB; JSON of an attestation may hold a list beside them.
+MOST = 64 << 20
+
+_HEX = r"(?:0[xX])?(?P<value>[0-9A-Fa-f]{2}(?:[ :]?[0-9A-Fa-f])*)"
+_TABLE = re.compile(
+    rf"(?P<bank>[A-Za-z][\w-]*)[\s:,]+(?:PCR[-_ ]?)?(?P<pcr>\d+)[\s:=,]+{_HEX}", re.I
+)
+_PCR_LINE = re.compile(rf"(?:PCR)?[-_ ]?\[?(?P<pcr>\d+)\]?\s*[:=]\s*{_HEX}", re.I)
+_BARE = re.compile(_HEX)
+#: ``sha256:``, ``sha256 (0x000b) :``, ``Bank/Algorithm: TPM_ALG_SHA1(0x4)``, IBM's ``algorithmId``
+_BANK_LINE = re.compile(
+    r"(?:(?:Bank/Algorithm|algorithmId|bank|hash)\s*:?\s*)?(?P<bank>[A-Za-z][\w-]*)"
+    r"\s*(?:\(0x[0-9A-Fa-f]+\))?\s*:?",
+    re.I,
+)
+#: The TSS' log lines, what tpm2-tools print around PCRs, and IBM's tools.
+_BESIDE = re.compile(
+    r"(?:WARNING|ERROR|INFO|DEBUG|TRACE)\s*:.*"
+    r"|(?:pcrs|signature|selected-pcrs)\s*:"
+    r"|(?:quoted|alg|sig|calcDigest|qualifiedSigner|extraData)\s*:\s*\w*"
+    r"|count \d+(?: pcrUpdateCounter \d+)?|pcrUpdateCounter \d+"
+    r"|\w+: (?:line \d+|success)|---|\.\.\."
+)
+_LENGTH = re.compile(r"digest length (?P<length>\d+)")
 
 
-def read(path: str) -> PcrValues:
+def read(path: str, pcr: int = DEFAULT_PCR) -> PcrValues:
     """PCR values of a file or of a sysfs directory.
 
     Raises :class:`FileError` where it cannot be read, :class:`TpmError` where the TPM behind
@@ -34,60 +59,85 @@ def read(path: str) -> PcrValues:
     try:
         if place.is_dir():
             return _sysfs(place)
-        text = place.read_text(encoding="ascii", errors="replace")
+        with place.open("rb") as file:  # a pipe, too: <(tpm2_pcrread)
+            data = file.read(MOST + 1)
     except OSError as error:
         raise FileError(path, error) from None
-    return parse(text, source=path)
+    if len(data) > MOST:
+        raise FormatError(f"PCR values are no file of more than {MOST >> 20} MiB", source=path)
+    return parse(decoded(data), source=path, pcr=pcr)
 
 
-def parse(text: str, *, source: str | None = None) -> PcrValues:
-    """PCR values of a text in any of the line forms. Raises :class:`FormatError`."""
-    values: dict[str, dict[int, bytes]] = {}
-    bank: str | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if match := _BANK_LINE.match(line):
-            bank = match["bank"]
-            continue
-        match = _YAML.match(line) or _TABLE.match(line) or _PCR_LINE.match(line)
-        if match is None:
-            raise FormatError(
-                f"line {number} is no PCR value: {line.strip()[:60]!r}", source=source
-            )
-        found = match.groupdict()
+def decoded(data: bytes) -> str:
+    """The text of a file: UTF-8, or UTF-16 as PowerShell's ``>`` writes it, without its BOM."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    return data.decode("utf-8-sig", errors="replace")
+
+
+def parse(text: str, *, source: str | None = None, pcr: int = DEFAULT_PCR) -> PcrValues:
+    """PCR values of a text in any of the forms. Raises :class:`FormatError`.
+
+    ``pcr`` is the one that a value without a number belongs to (tsspcrread prints none).
+    """
+    text = text.removeprefix("\ufeff")
+    found = Collected(source)
+    if text.lstrip().startswith(("{", "[")):
         try:
-            value = bytes.fromhex(found["value"].replace(" ", ""))
-        except ValueError:
-            raise FormatError(f"line {number}: an odd number of digits", source=source) from None
-        name = found.get("bank") or bank or _by_size(len(value))
-        if name is None or _BANKS.get(name) != len(value):
-            of = "any bank" if name is None else f"bank {name}"
-            raise FormatError(
-                f"line {number}: {2 * len(value)} hexadecimal digits are no value of {of}",
-                source=source,
-            )
-        values.setdefault(name, {})[int(found["pcr"])] = value
-    if not values:
+            pcrjson.collect(json.loads(text), found)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"broken JSON: {error}", source=source) from None
+    else:
+        _lines(text, found, pcr)
+    if not found.values:
         raise FormatError("no PCR values in it", source=source)
-    return values
+    return found.values
 
 
-def _by_size(size: int) -> str | None:
-    return next((name for name, wanted in _BANKS.items() if wanted == size), None)
+def _lines(text: str, found: Collected, pcr: int) -> None:
+    bank: str | None = None
+    wanted, begun = 0, ""  # of tsspcrread: digits that a value has, and those read so far
+    for number, full in enumerate(text.splitlines(), 1):
+        where, line = f"line {number}", full.strip()
+        if wanted and _BARE.fullmatch(line):
+            begun += _digits(line)
+            if len(begun) >= wanted:
+                found.add(None, pcr, begun, where)
+                wanted, begun = 0, ""
+        elif not line or line.startswith("#") or _BESIDE.fullmatch(line):
+            continue
+        elif match := _LENGTH.fullmatch(line):
+            wanted, begun = 2 * int(match["length"]), ""
+        elif match := _PCR_LINE.fullmatch(line):
+            found.add(bank, int(match["pcr"]), match["value"], where)
+        elif match := _TABLE.fullmatch(line):
+            found.add(match["bank"], int(match["pcr"]), match["value"], where)
+        elif (match := _BANK_LINE.fullmatch(line)) and (
+            line.endswith(":") or bank_named(match["bank"])
+        ):
+            bank = match["bank"]
+        elif _BARE.fullmatch(line):
+            found.add(bank, pcr, line, where)
+        else:
+            raise FormatError(f"{where} is no PCR value: {line[:60]!r}", source=found.source)
+    if wanted:
+        raise FormatError("it ends inside a value", source=found.source)
+
+
+def _digits(line: str) -> str:
+    return line.replace(" ", "").replace(":", "")
 
 
 def _sysfs(place: Path) -> PcrValues:
-    values: dict[str, dict[int, bytes]] = {}
+    found = Collected(str(place))
     for folder in sorted(place.glob("pcr-*")):
         bank = folder.name.removeprefix("pcr-")
         for file in folder.iterdir():
             if file.name.isdigit():
-                one = parse(f"{bank} {file.name} {_ask(file)}", source=str(file))
-                values.setdefault(bank, {}).update(one[bank])
-    if not values:
+                found.add(bank, int(file.name), _ask(file), str(file))
+    if not found.values:
         raise FormatError("no pcr-<bank> directories in it", source=str(place))
-    return values
+    return found.values
 
 
 #: What a read of sysfs says where the TPM fails or is late; an emulator's says EIO.

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from imafs.attest import pcrfile
+from imafs.attest.pcrvalues import DEFAULT_PCR
 from imafs.attest.replay import PcrValues
-from imafs.errors import ControlError, TpmError, UsageError
+from imafs.errors import ControlError, ImafsError, TpmError, UsageError
 
 #: The kernel's own TPM, where there is one.
 SYSFS = "/sys/class/tpm/tpm0"
@@ -41,8 +44,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--pcrs",
         metavar="FILE",
-        help="PCR values: what tpm2_pcrread prints, pcrs.txt of a recording, `PCR-10: HEX` "
-        f"lines, or a directory such as {SYSFS}; - is standard input",
+        help="PCR values: what tpm2_pcrread or tsspcrread prints, pcrs.txt of a recording, "
+        f"`PCR-10: HEX` or `10: HEX` lines, JSON, or a directory such as {SYSFS}; - is standard "
+        "input",
     )
     where.add_argument("--tcti", metavar="TCTI", help="read the PCRs of this TPM")
     where.add_argument(
@@ -59,11 +63,12 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
     Raises :class:`imafs.errors.ImafsError` where nothing was named and nothing is found, and
     so does the function: :class:`NoTpmError` where that is because there is no TPM.
     """
+    pcr = getattr(args, "pcr", DEFAULT_PCR)
     if args.pcrs == "-":
-        piped = Reading(pcrfile.parse(sys.stdin.read(), source="standard input"))
+        piped = Reading(pcrfile.parse(_piped(), source="standard input", pcr=pcr))
         return lambda: piped
     if args.pcrs is not None:
-        return lambda: Reading(pcrfile.read(args.pcrs))
+        return lambda: Reading(pcrfile.read(args.pcrs, pcr))
     if args.tcti is not None:
         return lambda: Reading(_of_tpm(args.tcti))
     if args.control is not None:
@@ -87,6 +92,13 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
     return lambda: _of_imafs(only)
 
 
+def _piped() -> str:
+    # Bytes where there are any: UTF-16 would be no text to Python's own decoder.
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        return pcrfile.decoded(sys.stdin.buffer.read())
+    return sys.stdin.read()
+
+
 def _of_imafs(socket: Path) -> Reading:
     from imafs.control.client import ControlClient
 
@@ -103,18 +115,27 @@ def _of_tpm(tcti: str) -> PcrValues:
     """Raises :class:`TpmError`, also where the TPM does not answer.
 
     A stopped one takes connections and blocks its clients for ever, in a library that knows
-    no deadline: the thread is left behind.
+    no deadline: the thread is left behind. One that is done has ended: a process of a single
+    thread may fork.
     """
-    import trio
+    answers: list[PcrValues | ImafsError] = []
+    thread = threading.Thread(target=_answer, args=(tcti, answers), daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    if thread.is_alive():
+        raise TpmError(f"the TPM {tcti} did not answer within {DEADLINE:g} s")
+    if not answers:
+        raise TpmError(f"the TPM {tcti}: asking it has failed")
+    if isinstance(answers[0], ImafsError):
+        raise answers[0]
+    return answers[0]
 
-    async def ask() -> PcrValues:
-        with trio.fail_after(DEADLINE):
-            return await trio.to_thread.run_sync(_ask, tcti, abandon_on_cancel=True)
 
+def _answer(tcti: str, answers: list[PcrValues | ImafsError]) -> None:
     try:
-        return trio.run(ask)
-    except trio.TooSlowError:
-        raise TpmError(f"the TPM {tcti} did not answer within {DEADLINE:g} s") from None
+        answers.append(_ask(tcti))
+    except ImafsError as error:
+        answers.append(error)
 
 
 def _ask(tcti: str) -> PcrValues:

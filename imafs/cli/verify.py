@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     if [*args.lists, args.pcrs].count("-") > 1:
         raise UsageError("- is standard input, which can be read once")
+    for path in args.lists:
+        _must_be_there(path)
     # The PCRs first: a list that is read later may have more, never fewer records.
     actual = pcrsource.reader(args, args.lists[0])()
     lists = {path: read_bytes(path) for path in args.lists}
@@ -82,6 +85,15 @@ def run(args: argparse.Namespace) -> int:
     lines = _lines(verdict, actual)
     print(json.dumps(_object(verdict)) if args.json else lines_shown("\n".join(lines)))
     return 0 if verdict.matched is not None else MismatchError.exit_code
+
+
+def _must_be_there(path: str) -> None:
+    """A list that is missing is said before PCRs that are missing. Raises as read_bytes."""
+    try:
+        if path != "-":
+            os.stat(path)
+    except OSError:
+        read_bytes(path)  # says why
 
 
 def _one_bank(lists: Mapping[str, bytes], named: Bank | None) -> Bank | None:

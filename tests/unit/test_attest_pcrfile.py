@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -85,6 +88,125 @@ def test_a_tpm_behind_sysfs_that_does_not_answer(
     assert str(caught.value) == f"{file}: the TPM does not answer (why)"
 
 
+# Forms of other tools
+
+
+def spaced(value: bytes) -> str:
+    return "".join(f"{byte:02x} " for byte in value)
+
+
+def lines_of_16(value: bytes) -> str:
+    return "".join(f" {spaced(value[at : at + 16])}\n" for at in range(0, len(value), 16))
+
+
+WARNINGS = """\
+WARNING:esys:src/tss2-esys/esys_tcti_default.c:137:tcti_from_file() Could not load TCTI file: "x"
+ERROR:tcti:src/tss2-tcti/tcti-device.c:442:Tss2_Tcti_Device_Init() Failed to open /dev/tpmrm0
+WARNING: the TPM is slow
+"""
+TEN = {"sha256": {10: TWO}}
+BOTH = {"sha1": {10: ONE}, "sha256": {10: TWO}}
+
+FORMS = {
+    # tsspcrread -halg sha1 -halg sha256 -ha 10, of IBM's TSS 1.6
+    "tsspcrread": (
+        f"count 2\n digest length 20\n{lines_of_16(ONE)} digest length 32\n{lines_of_16(TWO)}",
+        BOTH,
+    ),
+    "tsspcrread -v": (
+        f"count 1 pcrUpdateCounter 21\n digest length 32\n{lines_of_16(TWO)}",
+        TEN,
+    ),
+    "tsspcrread -ns": (f"{TWO.hex()}\n", TEN),
+    "number and value": (f"10: {TWO.hex()}\n23: {THREE.hex()}", {"sha256": {10: TWO, 23: THREE}}),
+    "number, equals": (f"10 = 0x{TWO.hex()}", TEN),
+    "imaextend -sim": (
+        (
+            "imaextend: line 0\nimaextend: line 1\n"
+            f"algorithmId TPM_ALG_SHA1\n PCR 10: {spaced(ONE)}\n"
+            f"algorithmId TPM_ALG_SHA256\n PCR 10: {spaced(TWO)}\n"
+        ),
+        BOTH,
+    ),
+    "colons": (f"PCR10: {TWO.hex(':').upper()}", TEN),
+    "brackets": (f"PCR[10] = {TWO.hex()}", TEN),
+    "tpm2_pcrlist 3.x": (f"sha1 :\n  10 : {ONE.hex()}\nsha256 :\n  10 : {TWO.hex()}\n", BOTH),
+    "tpm2_pcrlist 2.x": (
+        (
+            f"\nBank/Algorithm: TPM_ALG_SHA1(0x0004)\nPCR_10: {spaced(ONE)}\n\n"
+            f"Bank/Algorithm: TPM_ALG_SHA256(0x000b)\nPCR_10: {spaced(TWO)}\n"
+        ),
+        BOTH,
+    ),
+    "tpm2_quote": (
+        (
+            "quoted: ff544347\nsignature:\n  alg: ecdsa\n  sig: 3045\n"
+            f"pcrs:\n  sha256:\n    10: 0x{TWO.hex()}\ncalcDigest: 887a\n"
+        ),
+        TEN,
+    ),
+    "tpm2_checkquote": (f"pcrs:\n  sha256:\n    10: 0x{TWO.hex()}\nsig: 3045\n", TEN),
+    "a table with colons": (f"sha1:10: {ONE.hex()}\nSHA-256 PCR-10 {TWO.hex()}\n", BOTH),
+    "sm3": (f"  sm3_256:\n    10: 0x{TWO.hex()}\n", {"sm3": {10: TWO}}),
+    "sha3": (f"  sha3_256:\n    10: 0x{TWO.hex()}\n", {"sha3-256": {10: TWO}}),
+    "CRLF": (PCRREAD.replace("\n", "\r\n"), VALUES),
+    "a BOM": ("\ufeff" + PCRREAD, VALUES),
+    "what the TSS logs": (WARNINGS + PCRREAD, VALUES),
+    "a BOM before what the TSS logs": ("\ufeff" + WARNINGS + PCRREAD, VALUES),
+    "JSON by bank": (json.dumps({"sha256": {"10": TWO.hex()}, "sha1": {"10": ONE.hex()}}), BOTH),
+    "JSON, nested": (
+        json.dumps({"quote": {"pcrs": {"TPM_ALG_SHA256": {"PCR-10": f"0x{TWO.hex()}"}}}, "n": 1}),
+        TEN,
+    ),
+    "JSON beside its bank": (json.dumps({"hash_alg": "sha256", "pcrs": {"10": TWO.hex()}}), TEN),
+    "JSON rows": (
+        json.dumps(
+            [
+                {"pcr": 10, "bank": "sha1", "value": ONE.hex(), "equal": True},
+                {"pcr": 10, "bank": "sha256", "value": TWO.hex()},
+                {"pcr": 11, "bank": "sha256", "value": None},
+            ]
+        ),
+        BOTH,
+    ),
+    "JSON of Go": (
+        json.dumps(
+            {"PCRs": [{"Index": 10, "Digest": base64.b64encode(TWO).decode(), "DigestAlg": 11}]}
+        ),
+        TEN,
+    ),
+    "JSON arrays": (
+        json.dumps({"sha256": [TWO.hex()] * 24}),
+        {"sha256": dict.fromkeys(range(24), TWO)},
+    ),
+    "JSON with a BOM": ("\ufeff" + json.dumps({"sha256": {"10": TWO.hex()}}), TEN),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_forms_of_other_tools(name: str, encoding: str, tmp_path: Path) -> None:
+    text, values = FORMS[name]
+    path = tmp_path / "pcrs"
+    path.write_bytes(text.encode(encoding))
+    assert pcrfile.read(str(path)) == values
+
+
+def test_a_value_without_a_number_is_of_the_pcr_that_is_meant() -> None:
+    assert pcrfile.parse(TWO.hex(), pcr=11) == {"sha256": {11: TWO}}
+
+
+def test_a_pipe(tmp_path: Path) -> None:
+    """What a shell's <(tpm2_pcrread) is."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, PCRREAD.encode())
+        os.close(writing)
+        assert pcrfile.read(f"/dev/fd/{reading}") == VALUES
+    finally:
+        os.close(reading)
+
+
 MOMENTS = [m for name in names() for m in load(name).moments()]
 
 
@@ -113,6 +235,15 @@ def test_recorded_pcrs(moment: Moment, tmp_path: Path) -> None:
         (f"nobank 0 {ONE.hex()}", "line 1: 40 hexadecimal digits are no value of bank nobank"),
         ("PCR-10: 00", "line 1: 2 hexadecimal digits are no value of any bank"),
         ("0 : 0x", "line 1 is no PCR value"),
+        (f"sha256\n10: {ONE.hex()}", "line 2: 40 hexadecimal digits are no value of bank sha256"),
+        (f"sm3_256:\n10: {ONE.hex()}", "line 2: 40 hexadecimal digits are no value of bank sm3"),
+        ("count 1\n digest length 32\n 00 00\n", "it ends inside a value"),
+        ("WARNING:esys:x\n", "no PCR values in it"),
+        ("[]", "no PCR values in it"),
+        ('{"sha1": {"10": "xy z"}}', "PCR 10: neither hexadecimal nor base64"),
+        ('{"sha1": {"10": "00"}}', "PCR 10: 2 hexadecimal digits are no value of bank sha1"),
+        ('{"sha1": ', "broken JSON: "),
+        ("[" * 100000, "broken JSON: "),
     ],
 )
 def test_what_is_no_pcr_value(text: str, complaint: str) -> None:

@@ -232,6 +232,17 @@ def test_what_cannot_be_read(case: Case, tmp_path: Path, capsys: Output) -> None
     assert f"{missing}: No such file" in refused(case, capsys, case.list, missing, code=2)
 
 
+def test_a_missing_list_is_said_before_missing_pcrs(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setattr("imafs.cli.pcrsource.SYSFS", str(tmp_path / "no-tpm"))
+    monkeypatch.setattr("imafs.control.paths.socket_directory", lambda: tmp_path)
+    missing = tmp_path / "missing"
+    for words in ([missing], [case.list, missing], [missing, "--pcrs", missing]):
+        assert main(["verify", *map(str, words)]) == 2
+        assert capsys.readouterr().err == f"imafs: {missing}: No such file or directory\n"
+
+
 @pytest.mark.parametrize("option", ["--bank", "--padded-banks"])
 @pytest.mark.parametrize("name", ["sha999", "md5", "", "sha256,sha999"])
 def test_a_bank_that_is_none(case: Case, option: str, name: str, capsys: Output) -> None:
@@ -297,6 +308,10 @@ def test_pcrs_on_standard_input(
     case: Case, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(case.pcrs.read_text()))
+    assert main(["verify", str(case.list), "--pcrs", "-"]) == 0
+    assert "match after record 4" in capsys.readouterr().out
+    piped = io.TextIOWrapper(io.BytesIO(case.pcrs.read_text().encode("utf-16")))
+    monkeypatch.setattr(sys, "stdin", piped)
     assert main(["verify", str(case.list), "--pcrs", "-"]) == 0
     assert "match after record 4" in capsys.readouterr().out
     assert main(["verify", "-", "--pcrs", "-"]) == 2
