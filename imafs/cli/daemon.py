@@ -61,6 +61,7 @@ class Plan:
     load_bank: str | None
     measure: list[str]
     log_file: str | None
+    said: Sequence[str] = ()
     boot_log: bytes | None = None
     tpm_port: int | None = None
     scenario: str | None = None
@@ -93,6 +94,8 @@ def _run(plan: Plan, early: EarlySignals) -> None:
         log.info("%s: unmounted %s of an earlier imafs", mountpoint, mounts)
     for state in stale.remove_dead_states():
         log.info("%s: removed what an earlier imafs left", state)
+    for line in plan.said:
+        log.info("%s", line)
     mountinfo.check_mountpoint(mountpoint)
     control = plan.control or _default_control(mountpoint)
     paths.check_socket(control)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from imafs.cli import options, policy
+from imafs.cli import kernel, options, policy
 
 if TYPE_CHECKING:
     from imafs.cli.daemon import Plan
@@ -62,84 +62,11 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help="begin with a ready scenario (imafs scenarios) or one from a file",
     )
-    _kernel_options(parser.add_argument_group("the kernel that is played"))
+    kernel.add_options(parser.add_argument_group("the kernel that is played"))
     policy.add_options(parser.add_argument_group("the IMA policy"))
     _tpm_options(parser.add_argument_group("the TPM"))
     _list_options(parser.add_argument_group("the measurement list"))
     _watch_options(parser.add_argument_group("watched files"))
-
-
-def _kernel_options(group: argparse._ArgumentGroup) -> None:
-    from imafs.kernel.profiles import PROFILES
-
-    known = ", ".join(
-        p.name + (f" ({', '.join(p.aliases)})" if p.aliases else "") for p in PROFILES
-    )
-    group.add_argument(
-        "--profile",
-        metavar="NAME",
-        default="mainline",
-        help=f"the interface that is played, see `imafs profiles`: {known}",
-    )
-    group.add_argument(
-        "--no-staging",
-        action="store_true",
-        help="CONFIG_IMA_STAGING=n: no _staged files, while N still deletes, as in such a kernel "
-        "(or the option of the profile's own series)",
-    )
-    group.add_argument(
-        "--draft-bugs",
-        action="store_true",
-        help="play the known bugs of the profile too: see imafs profiles",
-    )
-    group.add_argument(
-        "--export-root",
-        metavar="DIR",
-        help="where the export profiles may write the list, at paths that their clients choose",
-    )
-    group.add_argument(
-        "--export-limit",
-        type=options.integer,
-        metavar="N",
-        help="CONFIG_IMA_MEASUREMENT_LIST_SIZE: export when there are more records",
-    )
-    group.add_argument("--flush-htable", action="store_true", help="boot with ima_flush_htable")
-    group.add_argument("--disable-htable", action="store_true", help="CONFIG_IMA_DISABLE_HTABLE=y")
-    group.add_argument("--hash", metavar="ALG", default="sha256", help="ima_hash= (sha256)")
-    group.add_argument("--template", metavar="NAME", help="ima_template= (ima-ng)")
-    group.add_argument("--template-fmt", metavar="FMT", help="ima_template_fmt=, such as d-ng|n-ng")
-    group.add_argument(
-        "--pcr",
-        type=options.integer,
-        default=10,
-        metavar="N",
-        help="CONFIG_IMA_MEASURE_PCR_IDX, 8 to 14 (10)",
-    )
-    group.add_argument(
-        "--padded-banks",
-        metavar="ALG,...",
-        help="banks whose hash this kernel's IMA lacks: they get zero-padded SHA-1 "
-        "(Debian 6.1: sha384,sha512)",
-    )
-    group.add_argument(
-        "--kexec-extra-memory",
-        type=options.integer,
-        default=0,
-        metavar="KB",
-        help="CONFIG_IMA_KEXEC_EXTRA_MEMORY_KB, 0 to 40: room for records between load and "
-        "execute (0: half a page)",
-    )
-    group.add_argument(
-        "--st-size",
-        choices=("actual", "zero"),
-        default="actual",
-        help="file sizes: the true ones, or 0 as in a kernel (splice clients then read nothing)",
-    )
-    group.add_argument(
-        "--large-reads",
-        action="store_true",
-        help="fill every read instead of stopping at a page as seq_file does",
-    )
 
 
 def _tpm_options(group: argparse._ArgumentGroup) -> None:
@@ -237,6 +164,7 @@ def run(args: argparse.Namespace) -> int:
     if args.background:
         from imafs.cli.background import start
 
+        _checked(kernel.tell, args)  # its own lines go to a file
         return start(args.dir, sys.argv[1:])
     from imafs.cli.daemon import run as run_daemon
 
@@ -260,10 +188,14 @@ def _settle_directory(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> Plan:
     """The options as a plan. Raises :class:`imafs.errors.UsageError` where they make no sense."""
+    return _checked(_plan, args)
+
+
+def _checked(work: Callable[[argparse.Namespace], T], args: argparse.Namespace) -> T:
     from imafs.errors import FormatError, UsageError
 
     try:
-        return _plan(args)
+        return work(args)
     except FormatError as error:  # of an option's value, not of any input
         raise UsageError(str(error)) from None
 
@@ -273,8 +205,8 @@ def _plan(args: argparse.Namespace) -> Plan:
     from imafs.cli.inputs import read_bytes
     from imafs.engine.config import EmulatorConfig
     from imafs.errors import UsageError
-    from imafs.formats import templates
-    from imafs.formats.algorithms import bank_named, by_name, padded_banks_named
+    from imafs.formats.algorithms import bank_named, padded_banks_named
+    from imafs.formats.templates import TEMPLATES
     from imafs.kernel import profiles
     from imafs.kernel.kexec import EXTRA
 
@@ -282,18 +214,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     _refuse_contradictions(args, profile)
     if args.load_bank is not None:
         bank_named(args.load_bank)
-    algorithm = by_name(args.hash)
-    algorithm.constructor()
-    if args.template_fmt:
-        template = templates.custom(args.template_fmt)
-    elif args.template is None:
-        template = EmulatorConfig().template
-    elif args.template in templates.TEMPLATES:
-        template = templates.TEMPLATES[args.template]
-    else:
-        raise UsageError(
-            f"unknown template {args.template!r}; there are: {', '.join(templates.TEMPLATES)}"
-        )
+    found = kernel.settled(args)
     if args.tpm_port is not None and (args.tpm != "swtpm" or not 0 < args.tpm_port < 65535):
         raise UsageError(f"--tpm-port {args.tpm_port}: 1 to 65534, and for --tpm swtpm")
     if args.bios_log and args.layout != "securityfs":
@@ -302,14 +223,15 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise UsageError(f"--pcr {args.pcr}: CONFIG_IMA_MEASURE_PCR_IDX is 8 to 14")
     if not 0 <= args.kexec_extra_memory <= 40:
         raise UsageError(f"--kexec-extra-memory {args.kexec_extra_memory}: 0 to 40")
-    rules = policy.chosen(args, profile, template if args.template_fmt else None)
+    own = None if found.template.label in TEMPLATES else found.template
+    rules = policy.chosen(args, profile, own)
     config = EmulatorConfig(
         profile=profile,
         staging=not args.no_staging,
         flush_htable=args.flush_htable,
         disable_htable=args.disable_htable,
-        algorithm=algorithm,
-        template=template,
+        algorithm=found.algorithm,
+        template=found.template,
         pcr=args.pcr,
         padded_banks=frozenset(_named("--padded-banks", args.padded_banks, padded_banks_named)),
         boot_aggregate=not args.no_boot_aggregate,
@@ -333,6 +255,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         layout=args.layout,
         control=Path(os.path.abspath(args.control)) if args.control else None,
         config=config,
+        said=found.said,
         tpm=args.tpm,
         tpm_state=Path(args.tpm_state) if args.tpm_state else None,
         banks=_named("--banks", args.banks, _algorithms) or None,

@@ -103,6 +103,8 @@ def _text(file: str, config: PolicyConfig) -> bytes:
     from imafs.errors import Refused, UsageError
     from imafs.kernel.policy.builtin import WORDS
     from imafs.kernel.policy.grammar import parse
+    from imafs.kernel.policy.session import lines
+    from imafs.text import shown
 
     try:
         text = Path(file).read_bytes()
@@ -110,14 +112,15 @@ def _text(file: str, config: PolicyConfig) -> bytes:
         raise UsageError(
             f"--policy {file}: {error.strerror}; the built-in policies are {', '.join(WORDS)}"
         ) from None
-    if not text.endswith(b"\n") or b"\0" in text:
-        raise Refused(errno.EINVAL, f"{file}: a policy is lines of text, the last one ended too")
-    rules = 0
-    for number, line in enumerate(text.split(b"\n"), 1):
-        try:
+    rules = seen = 0
+    try:
+        for line in lines(text):
+            seen += 1
             rules += parse(line, config.words) is not None
-        except Refused as refused:
-            raise Refused(refused.errno, f"{file}: line {number}: {refused}") from None
+    except Refused as refused:
+        # A kernel with the same file: an errno for the boot script, and a line in the log.
+        where = f"{file}: line {seen}: {shown(refused)}"
+        raise Refused(refused.errno, where) from None
     if not rules:
         raise Refused(errno.EINVAL, f"{file}: there is no rule in it")
     return text

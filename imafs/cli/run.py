@@ -57,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    from imafs.cli import mount
+    from imafs.cli import kernel, mount
 
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
     if not words:
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     # Log lines are not for the command's stderr.
     args.log_file = LOG if args.log_file is None else os.path.abspath(args.log_file)
     plan = mount.plan(args)
+    kernel.tell(args)  # the log is the session's own
     signals = Signals()
     first = _enter()
     ready, say = os.pipe()

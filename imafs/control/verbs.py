@@ -19,6 +19,7 @@ from imafs.control.server import Handler, ProgressCallback
 from imafs.control.values import Answer, Options, text
 from imafs.engine import threads
 from imafs.engine.emulator import EXTEND_WAIT, Emulator, Receipt
+from imafs.engine.records import check_data
 from imafs.engine.status import status
 from imafs.errors import FormatError, NotInTimeError, Refused
 from imafs.formats.algorithms import by_name
@@ -169,6 +170,7 @@ class Verbs:
             data = await threads.run(partial(disk.read_whole, file, _MOST_DATA))
         else:
             data = bytes.fromhex(text(options, "data"))
+        check_data(data)
         label = text(options, "label")
         decision = self._emulator.judge(Access("CRITICAL_DATA", 0, label=label))
         if not decision.measure:

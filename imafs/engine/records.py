@@ -49,10 +49,23 @@ def violation(config: EmulatorConfig, name: bytes) -> Record:
     return record(config, Measurement(name, algorithm, zeros, violation=True))
 
 
+def check_data(buf: bytes) -> None:
+    """The first look of ``ima_measure_critical_data``, before any rule: no data, no record.
+
+    Raises :class:`Refused` (EINVAL; a kernel's own callers get ENOPARAM, which no user sees).
+    """
+    if not buf:
+        raise Refused(errno.EINVAL, "critical data of 0 bytes: a kernel makes no record of it")
+
+
 def critical_data(
     config: EmulatorConfig, name: bytes, buf: bytes, decision: Decision = UNCONDITIONAL
 ) -> Record:
-    """Critical data: template ima-buf over the raw buffer (ima_main.c:1098-1258)."""
+    """Critical data: template ima-buf over the raw buffer (ima_main.c:1098-1258).
+
+    Raises :class:`Refused` as :func:`check_data`.
+    """
+    check_data(buf)
     algorithm = config.algorithm
     measurement = Measurement(name, algorithm, algorithm.digest(buf), buf=buf)
     # A rule's pcr=0 is no PCR there, but the default one.

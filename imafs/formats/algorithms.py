@@ -31,6 +31,11 @@ class HashAlgorithm:
         """Whether this Python's hashlib can compute it."""
         return self.hashlib_name is not None and self.hashlib_name in hashlib.algorithms_available
 
+    @property
+    def fits_ima(self) -> bool:
+        """Whether template ``ima`` can store its digests (the field ``d``)."""
+        return self.name in ("sha1", "md5")
+
     def constructor(self) -> Callable[..., Any]:
         """The hashlib constructor (``constructor()(data).digest()``).
 

@@ -61,7 +61,7 @@ def _string(raw: bytes) -> bytes:
 def _digest(m: Measurement) -> bytes:
     if m.violation:
         return bytes(SHA1.digest_size)
-    if m.algorithm.name in ("sha1", "md5"):
+    if m.algorithm.fits_ima:
         return m.digest
     if m.sha1 is None:
         raise FormatError(
@@ -106,8 +106,9 @@ def _digest_text(raw: bytes) -> str:
 
 
 def _uint_text(raw: bytes) -> str:
-    # DATA_FMT_UINT prints by width; any other width prints as nothing readable.
-    return str(int.from_bytes(raw, "little")) if len(raw) in (1, 2, 4, 8) else raw.hex()
+    # DATA_FMT_UINT prints the widths that it knows, and nothing of any other
+    # (ima_show_template_field_data, whose switch has an empty default).
+    return str(int.from_bytes(raw, "little")) if len(raw) in (1, 2, 4, 8) else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ from imafs.formats.fields import FIELDS, NAME_MAX, Field, Measurement, pack, unp
 _U32 = struct.Struct("<I")
 #: TEMPLATE_NAME_LEN of ima_template.c: what a list may name at most.
 TEMPLATE_NAME_MAX = 255
+#: IMA_TEMPLATE_NUM_FIELDS_MAX: a kernel takes no format of more fields.
+FIELDS_MAX = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,10 @@ class Template:
 
     def build(self, measurement: Measurement) -> bytes:
         """Template data of a new record. Raises :class:`FormatError`."""
-        parts = [f.encode(measurement) for f in self.fields]
+        return self.join([f.encode(measurement) for f in self.fields])
+
+    def join(self, parts: list[bytes]) -> bytes:
+        """Template data of these field data, one per field."""
         if not self.is_ima:
             return pack(parts)
         digest, name = parts
@@ -117,6 +122,9 @@ TEMPLATES: dict[str, Template] = {
     )
 }
 
+#: The same by their formats, which ``lookup_template_desc`` takes for the names.
+BY_FORMAT: dict[str, Template] = {template.format: template for template in TEMPLATES.values()}
+
 
 def lookup(label: str) -> Template:
     """The template that a list's record names: built in, or a custom format.
@@ -129,6 +137,17 @@ def lookup(label: str) -> Template:
     if "|" in label or label in FIELDS:
         return custom(label)
     raise FormatError(f"unknown template {label!r}")
+
+
+def built_in(text: str) -> Template:
+    """A built-in template by its name or its format, as ``lookup_template_desc`` finds it.
+
+    Raises :class:`FormatError`.
+    """
+    found = TEMPLATES.get(text) or BY_FORMAT.get(text)
+    if found is None:
+        raise FormatError(f"unknown template {text!r}; there are: {', '.join(TEMPLATES)}")
+    return found
 
 
 def custom(fmt: str) -> Template:

@@ -166,7 +166,7 @@ def crossing(
         end = next(ends, None)
         if end is not None and number + end < carried:
             carried = number + end
-            why = f"record {carried} is of template {_label(records, view, end)}: not restored"
+            why = f"record {carried} is of template {label(records, view, end)}: not restored"
             break
         number += len(records)
     else:
@@ -195,7 +195,7 @@ def _fitting(lists: Sequence[PackedList], view: View, segment: int) -> tuple[int
     return fitting, 0
 
 
-def _label(records: PackedList, view: View, index: int) -> str:
+def label(records: PackedList, view: View, index: int) -> str:
     found = records.run(view, index)
     assert found is not None
     run, at = found

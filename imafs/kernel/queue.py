@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from imafs.errors import Refused
 from imafs.formats.binary import Reader, Record
-from imafs.kernel import kexec
+from imafs.kernel import kexec, restore
 from imafs.kernel.htable import HashTable
 from imafs.kernel.layout import Hasher, Layout, View
 from imafs.kernel.packed import PackedList
@@ -334,7 +334,8 @@ class Queue:
         extended still is, in order, and the totals since boot go on. ``old`` is at its end:
         its segments are used here, or freed from here in slices (:meth:`inherit`).
         """
-        self.current = PackedList.joined(self.layout, self._cache, lists, number)
+        joined = PackedList.joined(self.layout, self._cache, lists, number)
+        self.current = restore.renamed(joined, self.sha1_view, self.layout, self._cache)
         self._unhashed = number
         self.full = Full(len(self.current), kexec.counted(self.current, self.sha1_view))
         self.totals = old.totals

@@ -102,6 +102,16 @@ def test_critical_data(daemon: Daemon, tmp_path: Path) -> None:
     assert last(daemon)[4:] == ["name", b"from stdin".hex()]
 
 
+def test_critical_data_of_no_bytes_makes_no_record(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    before = daemon.read(ASCII)
+    named = ("critical-data", "--label", "label", "--name", "name")
+    for given in (("--data", ""), ("--file", str(tmp_path / "empty"))):
+        status, _, said = ctl(daemon, *named, *given)
+        assert (status, "0 bytes" in said) == (7, True)
+    assert daemon.read(ASCII) == before
+
+
 def test_generate_and_repeat(daemon: Daemon) -> None:
     assert ctl(daemon, "generate", "10")[1] == "added: 10\n"
     assert ctl(daemon, "generate", "5", "--name", "/prefix/")[1] == "added: 5\n"

@@ -265,8 +265,16 @@ def test_measure_at_the_start_follows_the_policy(start: Starter, tmpfs: Path) ->
     [
         (b"measure\n\n# c\nmeasure func=X\n", "line 4: func=X: no such hook"),
         (b"measure fsmagic=0x10000000000000000\n", "line 1: "),
-        (b"measure", "the last one ended too"),
-        (b"measure\n\0\n", "lines of text"),
+        (b"measure", "line 1: the file does not end with a complete line: without a newline"),
+        (b"measure\n\0\n", "behind a NUL"),
+        (
+            b"measure mask=MAY_EXEC\r\n",
+            r"line 1: mask=MAY_EXEC\x0d: no such mask (Windows line ends",
+        ),
+        (b"measure uid=0\n\r\n", r"line 2: \x0d: no such word (Windows line ends"),
+        (b"\xef\xbb\xbfmeasure\n", r"line 1: \xef\xbb\xbfmeasure: no such word (a byte order mark"),
+        (b"\xff\xfem\0e\0", r"line 1: \xff\xfem: no such word (UTF-16"),
+        (b"measure func=\xc3\xa4\x07\n", "line 1: func=\u00e4\\x07: no such hook"),
         (b"# nothing\n", "no rule"),
     ],
 )

@@ -104,7 +104,7 @@ def text(field: str, part: bytes) -> bytes:
     if field in ("n", "n-ng", "xattrnames"):
         return part.split(b"\0")[0]
     if field in ("iuid", "igid", "imode"):
-        return b"%d" % int.from_bytes(part, "little")
+        return b"%d" % int.from_bytes(part, "little") if len(part) in (1, 2, 4, 8) else b""
     return part.hex().encode()
 
 

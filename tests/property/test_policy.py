@@ -113,7 +113,8 @@ def by_lines(content: bytes, words: Words) -> list[Rule] | int:
         except Refused as refused:
             return refused.errno
         rules += [rule] if rule is not None else []
-        if content[len(line) :][:1] != b"\n":
+        end = content[len(line) :][:1]
+        if not end or (end == b"\0" and len(content) > len(line) + 1):
             return errno.EINVAL
         content = content[len(line) + 1 :]
     return rules

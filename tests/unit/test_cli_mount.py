@@ -214,3 +214,30 @@ def test_sizes_that_are_none(text: str) -> None:
 def test_no_bank_at_all(option: str, capsys: Output) -> None:
     assert main(["mount", "/D", option, ""]) == 2
     assert capsys.readouterr().err.startswith(f"imafs: {option}: '' is no PCR bank")
+
+
+@pytest.mark.parametrize(
+    ("words", "algorithm", "template", "said"),
+    [
+        ("--hash sha512 --template ima", "sha512", "ima-ng", "template does not support hash alg"),
+        ("--template ima --hash sha512", "sha1", "ima", 'invalid hash algorithm "sha512"'),
+        ("--template ima", "sha1", "ima", 'invalid hash algorithm "sha256"'),
+        ("--template-fmt " + "|".join(["d-ng"] * 16), "sha256", "ima-ng", "too many fields"),
+        ("--template-fmt " + "|".join(["d-ng"] * 15), "sha256", "|".join(["d-ng"] * 15), ""),
+    ],
+)
+def test_hash_and_template_in_their_order(
+    monkeypatch: pytest.MonkeyPatch, words: str, algorithm: str, template: str, said: str
+) -> None:
+    plan = planned(monkeypatch, "D", *words.split())
+    assert plan.config.algorithm.name == algorithm
+    assert plan.config.template.label == template
+    assert plan.said[:1] == () if not said else said in plan.said[0]
+
+
+def test_what_a_kernel_does_not_take_is_said_before_the_background(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setattr("imafs.cli.background.start", lambda *_: 0)
+    assert main(["mount", "D", "--background", "--template", "ima", "--hash", "sha512"]) == 0
+    assert "imafs: invalid hash algorithm" in capsys.readouterr().err

@@ -136,6 +136,17 @@ def test_what_is_not_known_stays_empty(name: str) -> None:
     assert FIELDS[name].encode(Measurement(b"boot_aggregate", SHA256, DIGEST)) == b""
 
 
+@pytest.mark.parametrize("name", ["iuid", "igid", "imode"])
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [(1, "1"), (2, "1"), (3, ""), (4, "1"), (5, ""), (7, ""), (8, "1"), (9, ""), (16, "")],
+)
+def test_a_number_of_a_width_that_no_kernel_knows_prints_nothing(
+    name: str, width: int, text: str
+) -> None:
+    assert FIELDS[name].text((1).to_bytes(width, "little")) == text
+
+
 def test_root_is_not_unknown() -> None:
     measurement = Measurement(b"/x", SHA256, DIGEST, uid=0, gid=0, mode=0)
     assert FIELDS["iuid"].encode(measurement) == bytes(4)

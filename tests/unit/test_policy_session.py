@@ -161,6 +161,43 @@ def test_policies_that_must_be_signed(appraise: bool) -> None:
     assert file.close_write() is (Closed.FAILED if appraise else Closed.COMPLETED)
 
 
+#: What 7.2.13 answered to the path of such a file.
+FILES = {
+    b"measure func=BPRM_CHECK uid=0\0": True,
+    b"measure fowner=1\nmeasure fowner=2\0": True,
+    b"measure fowner=3\n\0": True,
+    b"\0": True,
+    b"# c\0": True,
+    b"measure fowner=12\n\n\0": True,
+    b"measure fowner=13\n#x\0": True,
+    b"\n\0": True,
+    b"measure fowner=1\0measure fowner=2\n": False,
+    b"measure fowner=1\n\0\n": False,
+    b"measure fowner=1\n\0\0": False,
+    b"measure fowner=1\0\0": False,
+    b"measure fowner=1": False,
+    b"\0\n": False,
+    b"\0\0": False,
+    b"bad\0": False,
+    b"measure fowner=1\n\0measure fowner=2": False,
+    b"measure fowner=1\nbad\0": False,
+    b"  \t\0": True,
+    b"#x\n\n\0": True,
+    b"measure fowner=1\r\0": False,
+    b"measure fowner=1\0\n": False,
+}
+
+
+@pytest.mark.parametrize(("content", "taken"), FILES.items(), ids=map(repr, FILES))
+def test_the_last_line_of_a_file_may_end_in_nul(content: bytes, taken: bool) -> None:
+    file = PolicyFile(PolicyConfig())
+    file.open_write()
+    with nullcontext() if taken else refused(errno.EINVAL):
+        assert file.load(b"/p\n", content) == 3
+    rules = taken and b"measure" in content
+    assert file.close_write() is (Closed.COMPLETED if rules else Closed.FAILED)
+
+
 def test_a_policy_of_the_boot_that_wants_signatures_stays_so() -> None:
     file = PolicyFile(PolicyConfig(), Policy(builtin.rules(["secure_boot"])))
     file.open_write()

@@ -58,7 +58,22 @@ def parse(line: bytes, words: Words = DEFAULT_WORDS, *, custom: bool = False) ->
 
     Raises :class:`Refused`: EINVAL, or ERANGE for a number above 64 bits.
     """
-    return _Parser(words, custom).parse(first_line(line))
+    text = first_line(line)
+    try:
+        return _Parser(words, custom).parse(text)
+    except Refused as refused:
+        hint = next((hint for mark, hint in _MARKS.items() if text.startswith(mark)), "")
+        if text.endswith(b"\r"):
+            hint = " (Windows line ends: a line ends in a newline alone)"
+        raise Refused(refused.errno, f"{refused}{hint}") from None
+
+
+#: What editors put in front of a file, and what is to be done about it.
+_MARKS = {
+    b"\xef\xbb\xbf": " (a byte order mark: save the file without one)",
+    b"\xff\xfe": " (UTF-16: save the file as ASCII or UTF-8)",
+    b"\xfe\xff": " (UTF-16: save the file as ASCII or UTF-8)",
+}
 
 
 def first_line(data: bytes) -> bytes:

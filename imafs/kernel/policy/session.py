@@ -10,9 +10,10 @@ any error throws the whole session away, and close() succeeds either way.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from imafs.errors import Refused
 from imafs.kernel.policy.builtin import NEWEST, Release
@@ -170,17 +171,27 @@ def file_rules(content: bytes, words: Words, *, custom: bool) -> list[Rule]:
 
     Of what it is given alone, so that it may run in a thread: a large file takes seconds.
     """
-    rules = []
+    return [
+        rule for rule in map(partial(parse, words=words, custom=custom), lines(content)) if rule
+    ]
+
+
+def lines(content: bytes) -> Iterator[bytes]:
+    """The lines of a policy file; the last one ends in a newline or in a NUL.
+
+    The kernel takes the length of every line and one more off the file's, and wants nothing to
+    be left (7.2.13). Raises :class:`Refused` behind the last line that it reads.
+    """
     at = 0
     while at < len(content):
         end = line_end(content, at)
-        rule = parse(content[at:end], words, custom=custom)
-        if rule is not None:
-            rules.append(rule)
-        if content[end : end + 1] != b"\n":
-            raise Refused(errno.EINVAL, "the last line of the file is not complete")
+        yield content[at:end]
         at = end + 1
-    return rules
+        if content[end : end + 1] != b"\n":
+            break
+    if at != len(content):
+        where = "behind a NUL" if at < len(content) else "without a newline at its end"
+        raise Refused(errno.EINVAL, f"the file does not end with a complete line: {where}")
 
 
 def _wants_signature(rules: Iterable[Rule]) -> bool:
