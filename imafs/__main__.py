@@ -3,6 +3,11 @@
 
 import sys
 
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # ``python -m imafs`` has put the working directory here, which may be anybody's: nothing
+    # else is imported from it. What is named ``imafs`` there has run by now (use ``imafs``).
+    del sys.path[0]
+
 # Not from signal: that imports enum, some milliseconds in which a Ctrl-C would be a traceback.
 from _signal import (  # type: ignore[import-not-found]
     SIG_DFL,

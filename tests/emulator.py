@@ -102,7 +102,7 @@ class Emulator:
     def start(self) -> Emulator:
         """Start it and wait for its ready line; AssertionError with its stderr otherwise."""
         require("/dev/fuse", "fusermount3", "swtpm")
-        command = [*_dying_with_us(), sys.executable, "-m", "imafs", "mount", str(self.dir)]
+        command = [*_dying_with_us(), sys.executable, "-P", "-m", "imafs", "mount", str(self.dir)]
         command += ["--control", self.control, *self.options]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from imafs import programs
 from imafs.errors import ControlError, MountError
 from imafs.text import lines_shown
 
@@ -20,7 +21,7 @@ def start(directory: str, arguments: Sequence[str]) -> int:
     Its line on stdout is repeated here. Log lines go to --log-file; without one to a
     file beside the default control socket (``/run/imafs/mnt-ima.log``), made anew.
     """
-    command = [sys.executable, "-m", "imafs", *(a for a in arguments if a != "--background")]
+    command = programs.python("imafs", *(a for a in arguments if a != "--background"))
     log_file = None
     if not any(a == "--log-file" or a.startswith("--log-file=") for a in arguments):
         log_file = _default_log(directory)
@@ -34,6 +35,7 @@ def start(directory: str, arguments: Sequence[str]) -> int:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                env=programs.environment(),
                 start_new_session=True,
             )
         except OSError as error:

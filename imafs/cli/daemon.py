@@ -16,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from imafs import programs
 from imafs.cli import logs, sockets, stale
 from imafs.cli.counted import counted
 from imafs.cli.early import EarlySignals, EndedEarly
@@ -105,6 +106,7 @@ def _run(plan: Plan, early: EarlySignals) -> None:
     scenario = library.find(plan.scenario, validate) if plan.scenario else None
     with early.breakable():
         loaded = lists.load(plan.load, plan.load_bank) if plan.load else None
+    programs.leave_working_directory()
     with ExitStack() as stack:
         device = open_device(
             plan.tpm,

@@ -209,6 +209,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     from imafs.formats.templates import TEMPLATES
     from imafs.kernel import profiles
     from imafs.kernel.kexec import EXTRA
+    from imafs.tpm.environment import absolute
 
     profile = profiles.lookup(args.profile)
     _refuse_contradictions(args, profile)
@@ -256,8 +257,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         control=Path(os.path.abspath(args.control)) if args.control else None,
         config=config,
         said=found.said,
-        tpm=args.tpm,
-        tpm_state=Path(args.tpm_state) if args.tpm_state else None,
+        tpm=absolute(args.tpm),
+        tpm_state=Path(os.path.abspath(args.tpm_state)) if args.tpm_state else None,
         banks=_named("--banks", args.banks, _algorithms) or None,
         allow_hardware=args.allow_hardware_tpm,
         load=args.load,

@@ -9,7 +9,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from imafs import programs
 from imafs.control.client import ControlClient
 from imafs.errors import MountError
 from imafs.formats import mounttable
@@ -54,7 +54,7 @@ def missing(*, tpm: bool) -> str | None:
     except OSError as error:
         return f"/dev/fuse: {error.strerror}"
     tools = ("fusermount3", "swtpm", "swtpm_setup") if tpm else ("fusermount3",)
-    lacking = [tool for tool in tools if shutil.which(tool) is None]
+    lacking = [tool for tool in tools if programs.find(tool) is None]
     return f"{', '.join(lacking)} not installed (Debian: fuse3, swtpm-tools)" if lacking else None
 
 
@@ -70,13 +70,16 @@ class Mounted:
         private.mkdir(mode=0o700)
         self.control = str(private / "control")
         self._log = private / "log"
-        command = [sys.executable, "-m", "imafs", "mount", str(self.dir)]
+        command = programs.python(
+            "imafs", "mount", str(self.dir), "--control", self.control, *options
+        )
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*_dying_with_us(), *command, "--control", self.control, *options],
+                [*_dying_with_us(), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env=programs.environment(),
                 start_new_session=True,
             )
         try:
@@ -116,7 +119,11 @@ class Mounted:
         mountpoint = self._home / "ima"
         mounts = mounttable.rows(Path("/proc/self/mountinfo").read_bytes())
         if any(mount.point == os.fsencode(mountpoint) for mount in mounts):
-            subprocess.run(["umount", "--lazy", mountpoint], check=False, timeout=STOP)
+            subprocess.run(
+                [programs.find("umount") or "/bin/umount", "--lazy", mountpoint],
+                check=False,
+                timeout=STOP,
+            )
         shutil.rmtree(self._home)
         return f"{problem}; its log: {log}" if problem else None
 
@@ -138,7 +145,7 @@ def _dying_with_us() -> list[str]:
 
     PR_SET_PDEATHSIG is about the parent *thread*: any but the main one may end early.
     """
-    setpriv = shutil.which("setpriv")
+    setpriv = programs.find("setpriv")
     if setpriv is None or threading.current_thread() is not threading.main_thread():
         return []
     return [setpriv, "--pdeathsig", "TERM"]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -12,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imafs import programs
 from imafs.errors import TpmError
 from imafs.text import shown
 
@@ -114,11 +114,12 @@ class _Tools:
         self._environment = {**os.environ, **environment}
 
     def run(self, command: str, *words: str) -> None:
-        if shutil.which(command) is None:
+        program = programs.find(command)
+        if program is None:
             raise TpmError(f"{command} is not installed: apt-get install tpm2-tools")
         try:
             done = subprocess.run(
-                [command, *words],
+                [program, *words],
                 cwd=self._home,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -34,6 +34,17 @@ def client_environment(tcti: str) -> dict[str, str]:
     return environment
 
 
+def absolute(spec: str) -> str:
+    """A TCTI string that means the same after the daemon has left its working directory."""
+    name, colon, conf = spec.partition(":")
+    if name == "device" and conf:
+        return f"{name}:{os.path.abspath(conf)}"
+    parts = [option.partition("=") for option in conf.split(",")]
+    if name in ("swtpm", "mssim"):
+        parts = [(k, eq, os.path.abspath(v) if k == "path" and v else v) for k, eq, v in parts]
+    return name + colon + ",".join(map("".join, parts))
+
+
 def fapi_config(tcti: str, home: str, security: str) -> dict[str, object] | None:
     """What FAPI reads from the file that $TSS2_FAPICONF names; None where FAPI is not installed.
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import random
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -24,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from imafs import programs
 from imafs.errors import TpmError
 
 START_DEADLINE = 15.0
@@ -44,7 +44,7 @@ _LAUNCH = ("--pdeathsig", "KILL", "--", "/bin/sh", "-c", '[ "$PPID" = "$0" ] && 
 
 
 def _tool(name: str, package: str) -> str:
-    path = shutil.which(name)
+    path = programs.find(name)
     if path is None:
         raise TpmError(f"{name} is not installed: apt-get install {package}")
     return path

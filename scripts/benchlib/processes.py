@@ -46,7 +46,7 @@ class Process:
         self._name = shlex.join(arguments[:3])
         self._input = b""
         self.child = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, "-P", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # a ^C is for us, who then end it in order

@@ -58,7 +58,7 @@ def play(
     """
     files = emulator.home / "files"
     files.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.conformance.probe", str(emulator.ima)]
+    command = [sys.executable, "-P", "-m", "tests.conformance.probe", str(emulator.ima)]
     command += ["--control", emulator.control, "--files", str(files)]
     command += ["--hash", algorithm]
     result = run(command, stdin=script, deadline=deadline, cwd=ROOT)

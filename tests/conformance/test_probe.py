@@ -56,7 +56,7 @@ def test_same_lines_and_same_files(tmp_path: Path) -> None:
     program = tmp_path / "probe"
     oracle.build_probe(program)
     results = []
-    for command in ([str(program)], [sys.executable, "-m", "tests.conformance.probe"]):
+    for command in ([str(program)], [sys.executable, "-P", "-m", "tests.conformance.probe"]):
         with tempfile.TemporaryDirectory(prefix="imafs-probe-") as name:
             top = Path(name)
             top.chmod(0o755)

@@ -344,7 +344,7 @@ def test_a_full_extend_queue_is_enobufs(start: Starter) -> None:
 
 def daemon_refusal(daemon: Daemon, *words: str) -> str:
     """stderr of an ``imafs ctl`` that is refused as a kernel would (status 7)."""
-    command = [sys.executable, "-m", "imafs", "ctl", "--control", str(daemon.control)]
+    command = [sys.executable, "-P", "-m", "imafs", "ctl", "--control", str(daemon.control)]
     result = run([*command, *words, "--name", "/x"], check=False, cwd=ROOT)
     assert result.returncode == 7, result
     one_line(result.stderr)

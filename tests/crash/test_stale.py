@@ -32,9 +32,9 @@ _SCRIPT = """
 set -eu
 mkdir -p /run/imafs
 mount --bind "$1" /run/imafs
-"$PYTHON" -m imafs umount --stale
+"$PYTHON" -P -m imafs umount --stale
 echo "again:"
-"$PYTHON" -m imafs umount --stale
+"$PYTHON" -P -m imafs umount --stale
 echo "mounts:"
 cut -d' ' -f5 /proc/self/mountinfo
 """
@@ -128,7 +128,7 @@ def test_other_users_have_their_own(
         # What a root sees where /etc/fuse.conf has user_allow_other; else it is EACCES.
         patch.setattr(mountinfo, "probe", lambda path: errno.ENOTCONN)
         assert list(stale.unmount_dead()) == []
-    told = run([*prefix, sys.executable, "-m", "imafs", "umount", "--stale"], cwd=ROOT).stdout
+    told = run([*prefix, sys.executable, "-P", "-m", "imafs", "umount", "--stale"], cwd=ROOT).stdout
     assert f"imafs: unmounted {place.dir}\n" in told
     assert layers(place.dir) == 0
 

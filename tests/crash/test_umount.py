@@ -94,7 +94,7 @@ def test_a_daemon_that_listens_elsewhere(daemon: Daemon) -> None:
 
 def test_help_says_what_happens_to_readers() -> None:
     text = " ".join(
-        run([sys.executable, "-m", "imafs", "umount", "--help"], cwd=ROOT).stdout.split()
+        run([sys.executable, "-P", "-m", "imafs", "umount", "--help"], cwd=ROOT).stdout.split()
     )
     assert "Files that are open do not hold it up" in text
     assert "ENOTCONN" in text

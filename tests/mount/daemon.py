@@ -24,7 +24,7 @@ from imafs.control.client import ControlClient
 from imafs.fuse import mountinfo
 from tests.support import ROOT, DeadlineError, ExpectedLogs, kill_group, run, wait_for
 
-IMAFS = (sys.executable, "-m", "imafs")
+IMAFS = (sys.executable, "-P", "-m", "imafs")
 #: Seconds; a start takes 0.25 s, but the machine may be busy.
 START = 20.0
 STOP = 20.0

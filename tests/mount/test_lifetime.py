@@ -109,7 +109,17 @@ def test_sigterm_under_load(daemon: Daemon) -> None:
     for thread in threads:
         thread.start()
     load = subprocess.Popen(
-        [sys.executable, "-m", "imafs", "ctl", "--control", daemon.control, "generate", "1000000"],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "imafs",
+            "ctl",
+            "--control",
+            daemon.control,
+            "generate",
+            "1000000",
+        ],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -358,7 +368,7 @@ TWO = """
 set -eu
 mkdir -p /run/imafs
 mount -t tmpfs none /run/imafs
-imafs() { "$PYTHON" -m imafs "$@"; }
+imafs() { "$PYTHON" -P -m imafs "$@"; }
 imafs mount --background "$1"
 imafs ctl generate 4
 echo "one: $(cat "$1/runtime_measurements_count")"

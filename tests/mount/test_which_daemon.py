@@ -92,7 +92,7 @@ def test_what_lies_on_a_dead_mount(start: Starter) -> None:
 _DEAD = """
 set -eu
 mount -t tmpfs -o mode=0700 none /run/imafs
-"$PYTHON" -m imafs status || echo "status: $?"
+"$PYTHON" -P -m imafs status || echo "status: $?"
 """
 
 
@@ -172,12 +172,12 @@ set -eu
 mount -t tmpfs -o mode=0700 none /run/imafs
 mkdir "$1/a" "$1/b"
 for name in a b; do
-    "$PYTHON" -m imafs mount "$1/$name" --tpm none --background >/dev/null
+    "$PYTHON" -P -m imafs mount "$1/$name" --tpm none --background >/dev/null
 done
 trap 'kill $(pgrep --full -- "imafs mount $1/[ab]")' EXIT
 rm /run/imafs/*-b.sock
-"$PYTHON" -m imafs status || echo "status: $?"
-"$PYTHON" -m imafs umount "$1/b" || echo "umount: $?"
+"$PYTHON" -P -m imafs status || echo "status: $?"
+"$PYTHON" -P -m imafs umount "$1/b" || echo "umount: $?"
 """
 
 

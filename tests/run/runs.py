@@ -46,7 +46,7 @@ def _python_for(before: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
         command = [*before, candidate, "-c", "import imafs.fuse.session, imafs.tpm.tcti"]
         done = run(["env", f"PYTHONPATH={packages}", *command], check=False)
         if done.returncode == 0:
-            return (candidate, "-m", "imafs"), packages
+            return (candidate, "-P", "-m", "imafs"), packages
         said = done.stderr.strip()[-200:]
     # No tool that is missing: the project lies where root alone may go, or its .venv is of a
     # Python that does, and the system's is another one.
@@ -71,7 +71,7 @@ def words_for(who: str) -> tuple[list[str], dict[str, str]]:
     if who == "user":
         words, environment = imafs_as_user()
         return list(words), environment
-    plain = [sys.executable, "-m", "imafs"]
+    plain = [sys.executable, "-P", "-m", "imafs"]
     return ([*WITHOUT_ADMIN, *plain] if who == "namespace" else plain), {}
 
 

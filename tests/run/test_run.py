@@ -129,7 +129,7 @@ def test_who_the_command_is(who: str, root_is: int) -> None:
 def test_where_namespaces_are_refused(before: str, text: str) -> None:
     """One line that says what is missing, exit code 5, nothing left."""
     traces = Traces()
-    words = [*WITHOUT_ADMIN, sys.executable, "-m", "imafs", "run", "--", "true"]
+    words = [*WITHOUT_ADMIN, sys.executable, "-P", "-m", "imafs", "run", "--", "true"]
     # A user namespace of its own, whose limit and whose /proc may be changed.
     script = f"{before} && exec {shlex.join(words)}"
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]

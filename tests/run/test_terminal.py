@@ -23,7 +23,7 @@ from tests.support import ROOT, DeadlineError, require
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
-RUN = f"{sys.executable} -m imafs run --tpm none"
+RUN = f"{sys.executable} -P -m imafs run --tpm none"
 PROMPT = r"<>"
 
 

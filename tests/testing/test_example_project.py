@@ -28,7 +28,7 @@ needs_mount = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
 #: What is passed: both agents in every scenario, and both on quiet days.
 PASSED = f"{2 * len(library.names()) + 1} passed"
-PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-q", "--ima-require")
+PYTEST = ("-P", "-m", "pytest", "-p", "no:cacheprovider", "-q", "--ima-require")
 
 
 class TestExample:

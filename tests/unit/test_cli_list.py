@@ -254,7 +254,7 @@ def test_what_is_no_binary_list(file: Path, capsysbinary: Output) -> None:
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_streams_that_are_closed(file: Path, closed: str) -> None:
     """Nobody listens: no traceback, and nothing goes to the other stream instead."""
-    words = [sys.executable, "-m", "imafs", "list"]
+    words = [sys.executable, "-P", "-m", "imafs", "list"]
     for path, expected in ((file, 0), (file.parent / "missing", 2)):
         command = ["sh", "-c", f'exec "$@" {closed}', "sh", *words, str(path)]
         done = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=30)
@@ -268,7 +268,7 @@ def test_a_full_disk_below_the_output(file: Path) -> None:
         file.write_bytes(binary_list(recs, "sha1"))
         with open("/dev/full", "wb") as full:
             done = subprocess.run(
-                [sys.executable, "-m", "imafs", "list", file],
+                [sys.executable, "-P", "-m", "imafs", "list", file],
                 stdout=full,
                 stderr=subprocess.PIPE,
                 cwd=ROOT,

@@ -71,7 +71,7 @@ class Looks:
 
 
 def watching(path: Path, output: int, *words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "imafs", "status", "--control", str(path), *words]
+    command = [sys.executable, "-P", "-m", "imafs", "status", "--control", str(path), *words]
     return subprocess.Popen(
         [*command, "--watch", "0.01"],
         cwd=ROOT,

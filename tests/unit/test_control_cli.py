@@ -461,7 +461,7 @@ def test_closed_stdout_is_quiet() -> None:
     os.close(reading)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "imafs", "ctl", "--help"],
+            [sys.executable, "-P", "-m", "imafs", "ctl", "--help"],
             cwd=ROOT,
             # Unbuffered, a newer argparse swallows the error of its own write.
             env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},

@@ -31,7 +31,7 @@ class Interrupting:
 sys.meta_path.insert(0, Interrupting())
 """
 
-_MODULE = ("-m", "imafs")
+_MODULE = ("-P", "-m", "imafs")
 _SCRIPT = ("-c", "import sys; from imafs.__main__ import main; sys.exit(main())")
 
 

@@ -9,8 +9,9 @@ that each is caught, so that no rule can pass by looking at nothing.
 from __future__ import annotations
 
 import ast
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -27,13 +28,15 @@ ARROWS: dict[str, frozenset[str]] = {
     "text": frozenset(),
     # Whole files by paths of others' choice: whoever does I/O may need it.
     "disk": frozenset(),
+    # Whoever starts programs, and interpreters of Python, has their names from it.
+    "programs": frozenset(),
     "formats": frozenset(),
     "kernel": frozenset({"formats"}),
-    "tpm": frozenset({"formats"}),
+    "tpm": frozenset({"formats", "programs"}),
     "attest": frozenset({"formats"}),
     "engine": frozenset({"kernel", "tpm", "attest", "formats", "disk"}),
     # The listener of watched files ends with the process that started it.
-    "sources": frozenset({"attest", "engine", "kernel", "formats", "disk", "sandbox"}),
+    "sources": frozenset({"attest", "engine", "kernel", "formats", "disk", "programs", "sandbox"}),
     # Scenario files name operations of the control socket, which checks them itself.
     "scenarios": frozenset({"kernel", "disk"}),
     "control": frozenset({"scenarios", "sources", "engine", "kernel", "formats", "disk"}),
@@ -43,11 +46,11 @@ ARROWS: dict[str, frozenset[str]] = {
     "cli": frozenset(
         {
             *("attest", "control", "engine", "formats", "fuse", "kernel", "scenarios"),
-            *("sandbox", "sources", "tpm"),
+            *("programs", "sandbox", "sources", "tpm"),
         }
     ),
     # Tests of agents read lists and replay them as a verifier does, and name scenarios.
-    "testing": frozenset({"attest", "control", "formats", "cli", "scenarios"}),
+    "testing": frozenset({"attest", "control", "formats", "cli", "programs", "scenarios"}),
     "__main__": frozenset({"cli"}),
 }
 
@@ -286,6 +289,77 @@ def sleeps(house: House) -> Iterator[str]:
                     yield f"{module.path}:{node.lineno}: time.sleep (use tests.support.wait_for)"
 
 
+_INTERPRETERS = "imafs/programs.py"
+#: In text of a shell or of an f-string: an interpreter that runs a module of ours.
+_BARE_MODULE = re.compile(r"""(?:PYTHON\}?"?|^) -m (?:imafs|pytest|scripts|tests)\b""")
+
+
+def interpreters(house: House) -> Iterator[str]:
+    """``python -m`` executes what lies in the working directory, unless -P or -I is given."""
+    for module in house.values():
+        for node in ast.walk(module.tree):
+            match node:
+                case ast.Attribute(value=ast.Name(id="sys"), attr="executable") if (
+                    module.name.startswith("imafs.") and module.path != _INTERPRETERS
+                ):
+                    yield f"{module.path}:{node.lineno}: sys.executable (use imafs.programs)"
+                case ast.Call(args=words) | ast.List(elts=words) | ast.Tuple(elts=words):
+                    if _runs_a_module(_flat(words)):
+                        yield f"{module.path}:{node.lineno}: -m without -P or -I"
+                case ast.JoinedStr(values=parts) if any(
+                    isinstance(part, ast.Constant) and _BARE_MODULE.search(str(part.value))
+                    for part in parts
+                ):
+                    yield f"{module.path}:{node.lineno}: -m without -P or -I in a command"
+                case ast.Constant(value=str(text)) if "PYTHON" in text and (
+                    _BARE_MODULE.search(text)
+                ):
+                    yield f"{module.path}:{node.lineno}: -m without -P or -I in a script"
+
+
+def _flat(words: Sequence[ast.expr]) -> list[ast.expr]:
+    found: list[ast.expr] = []
+    for word in words:
+        match word:
+            case ast.Starred(value=ast.Tuple(elts=inner) | ast.List(elts=inner)):
+                found += _flat(inner)
+            case _:
+                found.append(word)
+    return found
+
+
+def _runs_a_module(words: Sequence[ast.expr]) -> bool:
+    """``-m`` behind an interpreter, or before a module of ours, and no -P or -I before it."""
+    safe = False
+    for before, word, after in zip([None, *words], words, [*words[1:], None], strict=False):
+        match word:
+            case ast.Constant(value="-P" | "-I"):
+                safe = True
+            case ast.Constant(value="-m"):
+                ours = isinstance(after, ast.Constant) and str(after.value).split(".")[0] in (
+                    *("imafs", "pytest", "scripts", "tests"),
+                )
+                if (ours or (before is not None and _last_name(before) == "executable")) and (
+                    not safe
+                ):
+                    return True
+    return False
+
+
+def forks(house: House) -> Iterator[str]:
+    """A child of multiprocessing is a fork: any other kind imports the main module anew."""
+    for module in _product(house):
+        if not any(name.split(".")[0] == "multiprocessing" for name, _, _ in module.imports()):
+            continue
+        methods = [
+            node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Call) and _last_name(node.func) == "get_context"
+        ]
+        if not methods or any(method != "fork" for method in methods):
+            yield f'{module.path}: multiprocessing without get_context("fork")'
+
+
 RULES: tuple[Rule, ...] = (
     arrows,
     libraries,
@@ -296,6 +370,8 @@ RULES: tuple[Rule, ...] = (
     licences,
     circles,
     sleeps,
+    interpreters,
+    forks,
 )
 
 
@@ -399,6 +475,29 @@ PLANTED: tuple[tuple[Rule, str, str, str | None], ...] = (
     (sleeps, "tests/unit/x.py", "import time\ntime.sleep(1)", ":2: time.sleep"),
     (sleeps, "tests/unit/x.py", "from time import sleep", ":1: time.sleep"),
     (sleeps, "tests/support.py", "import time\ntime.sleep(1)", None),
+    (interpreters, FILE.format("cli"), "f(sys.executable)", ":1: sys.executable"),
+    (interpreters, "imafs/programs.py", "[sys.executable, '-I', '-m', x]", None),
+    (interpreters, "imafs/programs.py", "[sys.executable, *f(), '-m', x]", None),
+    (interpreters, "imafs/programs.py", "[sys.executable, '-m', x]", "-m without -P"),
+    (interpreters, "tests/x.py", "[sys.executable, '-m', 'imafs']", ":1: -m without -P"),
+    (interpreters, "tests/x.py", "[a, *(b, sys.executable), '-m', x]", ":1: -m without -P"),
+    (interpreters, "tests/x.py", "W = ('-m', 'tests.watch.uses')", ":1: -m without -P"),
+    (interpreters, "tests/x.py", "run(sys.executable, '-m', x)", ":1: -m without -P"),
+    (interpreters, "tests/x.py", "f'{sys.executable} -m imafs run'", "in a command"),
+    (interpreters, "tests/x.py", "S = '\"$PYTHON\" {} imafs run'".format("-m"), "in a script"),
+    (interpreters, "tests/x.py", "S = '$PYTHON -P -m imafs run'", None),
+    (interpreters, "tests/x.py", "[sys.executable, '-P', '-m', 'imafs']", None),
+    (interpreters, "tests/x.py", "['setpriv', sys.executable, '-I', '-m', x]", None),
+    (interpreters, "tests/x.py", "['umount', '-m', 'message']", None),
+    (forks, FILE.format("attest"), "import multiprocessing", "without get_context"),
+    (
+        forks,
+        FILE.format("attest"),
+        "import multiprocessing as m\nm.get_context('spawn')",
+        "without get_context",
+    ),
+    (forks, FILE.format("cli"), "from multiprocessing import Pool\nPool()", "without get_context"),
+    (forks, FILE.format("cli"), "import multiprocessing as m\nm.get_context('fork')", None),
 )
 
 

@@ -122,7 +122,7 @@ def _session(directory: Path, body: str, *arguments: str, require_all: str = "")
     conftest.write_text(text.replace("PARTING_SECONDS = 5.0", "PARTING_SECONDS = 0.2"))
     (tests / "test_planted.py").write_text(HEAD + body)
     done = run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", *arguments],
         deadline=60,
         check=False,
         env={"IMAFS_REQUIRE_ALL": require_all},

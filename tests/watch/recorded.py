@@ -37,7 +37,7 @@ def enter_root(root: Path) -> None:
 
 def play(emulator: Emulator, script: str) -> str:
     """On the files themselves: nothing is asked through the control socket."""
-    command = [sys.executable, "-m", "tests.conformance.probe", str(emulator.ima)]
+    command = [sys.executable, "-P", "-m", "tests.conformance.probe", str(emulator.ima)]
     return run(command, stdin=script, cwd=ROOT).stdout
 
 

@@ -35,7 +35,7 @@ def fill(disk: Disk, number: int) -> None:
 
 def opening(disk: Disk, seed: int) -> list[str]:
     """The command of one process."""
-    return [sys.executable, "-m", "tests.watch.opening", str(disk.root / "in"), str(seed)]
+    return [sys.executable, "-P", "-m", "tests.watch.opening", str(disk.root / "in"), str(seed)]
 
 
 @contextmanager

@@ -16,5 +16,13 @@ pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 def test_violations(tmp_path: Path) -> None:
     """open_writers, ToMToU, and what is measured because of them: answers, lists, PCRs."""
     require("cap_sys_admin", "/dev/loop-control", "mkfs.ext4", "unshare", "tpm2_pcrread")
-    command = ["unshare", "--mount", sys.executable, "-m", "tests.watch.recorded", str(tmp_path)]
+    command = [
+        "unshare",
+        "--mount",
+        sys.executable,
+        "-P",
+        "-m",
+        "tests.watch.recorded",
+        str(tmp_path),
+    ]
     run(command, cwd=ROOT, deadline=90)

@@ -268,7 +268,7 @@ def test_in_imafs_run(disk: Disk) -> None:
     """The command's own uses, in the list where it looks for it, and in the PCR."""
     program = disk.program("in/program")
     script = f"{program}; cd /sys/kernel/security/ima; cat ascii_runtime_measurements_sha256; "
-    script += f"{sys.executable} -m imafs verify binary_runtime_measurements >&2"
+    script += f"{sys.executable} -P -m imafs verify binary_runtime_measurements >&2"
     result = imafs("run", "--watch", program.parent, "--", "sh", "-c", script)
     digest = run(["sha256sum", program]).stdout.split()[0]
     assert result.stdout.splitlines()[-1].endswith(f" ima-ng sha256:{digest} {program}")

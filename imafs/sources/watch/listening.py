@@ -9,13 +9,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import trio
 
+from imafs import programs
 from imafs.errors import FormatError, Refused
 from imafs.sources.watch import fanotify, wire
 
@@ -56,16 +56,14 @@ class Listening:
             ours.setblocking(False)
             # A session of its own: a Ctrl-C or Ctrl-Z is for the daemon.
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", _MODULE),
-                    *(str(theirs.fileno()), str(deadline), str(self._patience)),
-                ],
+                programs.python(_MODULE, str(theirs.fileno()), str(deadline), str(self._patience)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
                 # strerror() would open catalogues of messages.
-                env={**os.environ, "LC_ALL": "C"},
+                env={**programs.environment(), "LC_ALL": "C"},
+                cwd="/",
             )
         self._raw = ours
         self._socket = trio.socket.from_stdlib_socket(ours)
