@@ -27,6 +27,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {found[0]}?)" if found else ""
 
 
+#: Characters of a name in a message of one line.
+_SHOWN = 60
+
+
+def shown(name: bytes) -> str:
+    """A name from outside for a message: printable, and cut in the middle where it is long."""
+    text = name.decode("utf-8", "backslashreplace")
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    half = _SHOWN // 2
+    return text if len(text) <= _SHOWN else f"{text[:half]}...{text[-half:]}"
+
+
 class ImafsError(Exception):
     """Base of every error that imafs raises on purpose."""
 
@@ -80,8 +92,8 @@ _NAMED_WRONGLY = frozenset(
 class FormatError(ImafsError):
     """Malformed input: a list, a template, a digest.
 
-    ``source`` (a file), ``record`` (0-based) and ``offset`` (bytes) say where, as far
-    as there is a where.
+    ``source`` (a file), ``line`` (1-based), ``record`` (0-based), ``offset`` (bytes) and
+    ``name`` (the record's) say where, as far as there is a where.
     """
 
     errno = _errno.EINVAL
@@ -94,19 +106,32 @@ class FormatError(ImafsError):
         record: int | None = None,
         offset: int | None = None,
         source: str | None = None,
+        line: int | None = None,
+        name: bytes | None = None,
     ) -> None:
         self.reason = reason
         self.record = record
         self.offset = offset
         self.source = source
-        where = [f"record {record}"] if record is not None else []
+        self.line = line
+        self.name = name
+        where = [f"line {line}"] if line is not None else []
+        where += [f"record {record}"] if record is not None else []
         where += [f"byte {offset}"] if offset is not None else []
-        parts = [source, ", ".join(where), reason]
+        of = f" ({shown(name)})" if name is not None else ""
+        parts = [source, ", ".join(where) + of, reason]
         super().__init__(": ".join(part for part in parts if part))
 
     def at(self, source: str | None) -> FormatError:
         """The same in ``source``."""
-        return FormatError(self.reason, record=self.record, offset=self.offset, source=source)
+        return FormatError(
+            self.reason,
+            record=self.record,
+            offset=self.offset,
+            source=source,
+            line=self.line,
+            name=self.name,
+        )
 
 
 class TpmError(ImafsError):

@@ -85,6 +85,14 @@ ALGORITHMS: tuple[HashAlgorithm, ...] = (
 _BY_NAME = {a.name: a for a in ALGORITHMS}
 _BY_TPM_ID = {a.tpm_id: a for a in ALGORITHMS if a.tpm_id is not None}
 
+#: What tpm2-tools call the algorithms that the kernel calls otherwise.
+_TOOLS = {
+    "sm3_256": "sm3",
+    "sha3_256": "sha3-256",
+    "sha3_384": "sha3-384",
+    "sha3_512": "sha3-512",
+}
+
 SHA1 = _BY_NAME["sha1"]
 SHA256 = _BY_NAME["sha256"]
 
@@ -95,6 +103,11 @@ def by_name(name: str) -> HashAlgorithm:
         return _BY_NAME[name]
     except KeyError:
         raise FormatError(f"unknown hash algorithm {name!r}") from None
+
+
+def named(name: str) -> HashAlgorithm:
+    """As :func:`by_name`, of what people write: the names of tpm2-tools too."""
+    return by_name(_TOOLS.get(name, name))
 
 
 def by_tpm_id(tpm_id: int) -> HashAlgorithm | None:
@@ -134,9 +147,24 @@ def bank_for(algorithm: HashAlgorithm, *, padded: bool = False) -> Bank:
     return Bank(algorithm.tpm_id, algorithm.digest_size, algorithm, padded)
 
 
+def list_bank(algorithm: HashAlgorithm) -> Bank:
+    """What a list with these digests is of: IMA writes one for ``ima_hash=`` too."""
+    return Bank(algorithm.tpm_id or 0, algorithm.digest_size, algorithm)
+
+
+def list_bank_named(name: str) -> Bank:
+    """The bank of a list that a user names. Raises :class:`UsageError`."""
+    known = [a.name for a in ALGORITHMS if a.available]
+    name = _TOOLS.get(name, name)
+    if name not in known:
+        raise UsageError(f"{name!r} is no bank of a list; there are: {', '.join(known)}")
+    return list_bank(by_name(name))
+
+
 def bank_named(name: str) -> Bank:
     """The bank that a user names. Raises :class:`UsageError`, which says what there is."""
     known = [a.name for a in ALGORITHMS if a.tpm_id is not None]
+    name = _TOOLS.get(name, name)
     if name not in known:
         raise UsageError(f"{name!r} is no PCR bank; there are: {', '.join(known)}")
     return bank_for(by_name(name))

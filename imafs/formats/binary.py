@@ -5,8 +5,8 @@ Source: Linux 7.3 ima_fs.c, ``ima_putc`` calls of ``ima_measurements_show``::
 
     u32 pcr; u8 template_digest[]; u32 name_len; char name[]; u32 data_len; data
 
-``data_len`` is absent for template ``ima``. Integers are little endian, which is
-native on x86 and arm64 and what ``ima_canonical_fmt`` gives elsewhere.
+``data_len`` is absent for template ``ima``. Integers are in the machine's byte order:
+little endian on x86 and arm64, and elsewhere with ``ima_canonical_fmt``.
 """
 
 from __future__ import annotations
@@ -19,18 +19,28 @@ from dataclasses import dataclass
 
 from imafs.errors import FormatError
 from imafs.formats import templates
-from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm, bank_for, by_name
-from imafs.formats.templates import TEMPLATE_NAME_MAX, Template
+from imafs.formats.algorithms import ALGORITHMS, SHA1, Bank, HashAlgorithm, list_bank
+from imafs.formats.templates import TEMPLATE_NAME_MAX, Order, Template
 
-_U32 = struct.Struct("<I")
-_IMA = templates.TEMPLATES["ima"]
-#: A TPM 2.0 PC Client has 24 PCRs; a larger number in a list is a broken list.
-PCR_LIMIT = 24
-#: Banks whose lists can be told apart by their digests, narrowest first.
-LIST_BANKS = tuple(bank_for(by_name(name)) for name in ("sha1", "sha256", "sha384", "sha512"))
-#: How the kernel's ASCII list begins, and gzip, xz, bzip2, zstd and zip.
-_ASCII_LINE = re.compile(rb" ?[0-9]{1,2} [0-9a-f]{32,128} ")
+_IMA = "ima"
+#: A rule takes pcr=0 to 63 (ima_policy.c: IMA_PCR is a field of 64 bits there), and the record
+#: stays whatever the TPM says of its extend; a larger number is a broken list.
+PCR_LIMIT = 64
+#: Banks whose lists are told apart by their digests: those of TPMs first, narrowest first.
+LIST_BANKS = tuple(
+    list_bank(algorithm)
+    for algorithm in sorted(ALGORITHMS, key=lambda algorithm: algorithm.tpm_id is None)
+    if algorithm.available
+)
+_WIDTHS = tuple(dict.fromkeys(bank.digest_size for bank in LIST_BANKS))
+ORDERS: tuple[Order, Order] = ("little", "big")
+#: How gzip, xz, bzip2, zstd and zip begin.
 _ARCHIVES = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
+#: Why the bank of a list stays unknown, and what helps.
+ONLY_VIOLATIONS = (
+    "the first records are all violations, which say nothing about the bank: name it "
+    "with --bank (imafs mount: --load-bank)"
+)
 #: How many records are tried before a list's width is called ambiguous.
 _TRIES = 64
 
@@ -47,9 +57,9 @@ class Record:
 
 def header(pcr: int, digest: bytes, template: Template, data: bytes) -> bytes:
     """The bytes of a record in front of its template data."""
-    label = template.label.encode("latin-1")
-    front = _U32.pack(pcr) + digest + _U32.pack(len(label)) + label
-    return front if template.is_ima else front + _U32.pack(len(data))
+    label, order = template.label.encode("latin-1"), template.order
+    front = pcr.to_bytes(4, order) + digest + len(label).to_bytes(4, order) + label
+    return front if template.is_ima else front + len(data).to_bytes(4, order)
 
 
 def encode(record: Record, digest: bytes) -> bytes:
@@ -68,14 +78,28 @@ class Parsed:
 
 
 class Reader:
-    """Walks a binary list of one digest width.
+    """Walks a binary list of one digest width, whose numbers are in ``order``.
 
-    Structure only: digests are not checked here, see :func:`read`.
+    ``opaque`` takes templates that are not known as well; their fields are those of ``fmt``
+    where that is given. Structure only: digests are not checked here, see :func:`read`.
     """
 
-    def __init__(self, data: bytes, width: int) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        width: int,
+        order: Order = "little",
+        *,
+        opaque: bool = False,
+        fmt: str | None = None,
+        pcrs: int = PCR_LIMIT,
+    ) -> None:
         self.data = data
         self.width = width
+        self.order = order
+        self._opaque = opaque
+        self._fmt = fmt
+        self._pcrs = pcrs
         self._templates: dict[bytes, Template] = {}
 
     def _u32(self, at: int, record: int, what: str) -> int:
@@ -83,28 +107,29 @@ class Reader:
             raise FormatError(
                 f"the list ends inside {what}", record=record, offset=min(at, len(self.data))
             )
-        return int.from_bytes(self.data[at : at + 4], "little")
+        return int.from_bytes(self.data[at : at + 4], self.order)
 
     def __iter__(self) -> Iterator[Parsed]:
         """Records in order. Raises :class:`FormatError` with record and offset."""
         for pcr, template, body, digest, start, end in self.walk():
             yield Parsed(Record(pcr, template, body, not any(digest)), digest, start, end)
 
-    def walk(self) -> Iterator[tuple[int, Template, bytes, bytes, int, int]]:
-        """As iteration, as plain tuples (three times as fast, measured).
+    def walk(self, at: int = 0) -> Iterator[tuple[int, Template, bytes, bytes, int, int]]:
+        """As iteration, as plain tuples (three times as fast, measured), from byte ``at``.
 
         PCR, template, template data, template digest, start and end of the record.
         """
         data, width, size = self.data, self.width, len(self.data)
-        front = struct.Struct(f"<I{width}sI")
+        front = struct.Struct(f"{'<' if self.order == 'little' else '>'}I{width}sI")
         fixed, unpack, known = front.size, front.unpack_from, self._templates
-        at = number = 0
+        pcrs = self._pcrs
+        number = 0
         while at < size:
             start = at
             if at + fixed > size:
                 self._short(at, number)
             pcr, digest, name_len = unpack(data, at)
-            if pcr >= PCR_LIMIT:
+            if pcr >= pcrs:
                 raise self._no_pcr(pcr, number, at)
             at += fixed
             if not 0 < name_len <= TEMPLATE_NAME_MAX:
@@ -118,8 +143,8 @@ class Reader:
             name = data[at : at + name_len]
             template = known.get(name) or self._template(name, number, at)
             at += name_len
-            if template is _IMA:
-                end = self._ima_end(at, number, digest)
+            if template.label == _IMA:
+                end = self._ima_end(template, at, number, digest)
             else:
                 length = self._u32(at, number, "the length of the template data")
                 at += 4
@@ -137,7 +162,7 @@ class Reader:
     def _short(self, at: int, record: int) -> None:
         """Names what is missing where not even a record's front fits."""
         pcr = self._u32(at, record, "the PCR number")
-        if pcr >= PCR_LIMIT:
+        if pcr >= self._pcrs:
             raise self._no_pcr(pcr, record, at)
         self._u32(at + 4 + self.width, record, "the template digest or the length of the name")
 
@@ -151,14 +176,18 @@ class Reader:
     def _template(self, name: bytes, record: int, at: int) -> Template:
         known = self._templates.get(name)
         if known is None:
+            label = name.decode("latin-1")
             try:
-                known = templates.lookup(name.decode("latin-1"))
+                if self._opaque:
+                    known = templates.named(label, self.order, self._fmt)
+                else:
+                    known = templates.lookup(label, self.order)
             except FormatError as error:
                 raise FormatError(error.reason, record=record, offset=at) from None
             self._templates[name] = known
         return known
 
-    def _ima_end(self, at: int, record: int, digest: bytes) -> int:
+    def _ima_end(self, template: Template, at: int, record: int, digest: bytes) -> int:
         # The stream does not say whether the digest has 20 bytes or, with
         # ima_hash=md5, 16 (observed: boot_aggregate keeps 20 even then). Take the
         # size whose template digest checks, else the first whose lengths fit.
@@ -166,14 +195,13 @@ class Reader:
         for size in (20, 16):
             if at + size + 4 > len(self.data):
                 continue
-            name_len: int = _U32.unpack_from(self.data, at + size)[0]
+            name_len = int.from_bytes(self.data[at + size : at + size + 4], self.order)
             end = at + size + 4 + name_len
             if name_len > 255 or end > len(self.data):
                 continue
             fits.append(end)
             body = self.data[at:end]
-            algorithm = _by_width(self.width)
-            if algorithm and templates.TEMPLATES["ima"].digest(body, algorithm) == digest:
+            if any(template.digest(body, a) == digest for a in of_width(self.width)):
                 return end
         if not fits:
             raise FormatError(
@@ -184,15 +212,20 @@ class Reader:
 
 def _foreign(data: bytes) -> str | None:
     """What files are that are often taken for a binary list; it begins with a small number."""
-    if _ASCII_LINE.match(data):
-        return "the ASCII list: its neighbour binary_runtime_measurements is one"
     if data.startswith(_ARCHIVES) or data[257:262] == b"ustar":
         return "an archive: unpack a recording for its lists (imafs mount --load plays it whole)"
     return None
 
 
-def _by_width(width: int) -> HashAlgorithm | None:
-    return next((b.algorithm for b in LIST_BANKS if b.digest_size == width), None)
+def of_width(width: int) -> tuple[HashAlgorithm, ...]:
+    """The algorithms whose digests have ``width`` bytes, those of TPMs first."""
+    return _OF_WIDTH.get(width, ())
+
+
+_OF_WIDTH = {
+    width: tuple(b.algorithm for b in LIST_BANKS if b.digest_size == width and b.algorithm)
+    for width in _WIDTHS
+}
 
 
 def digest_matches(parsed: Parsed, algorithm: HashAlgorithm) -> bool:
@@ -224,54 +257,72 @@ def read(data: bytes, bank: Bank | None = None) -> Iterator[Parsed]:
     :class:`FormatError` with record number, byte offset and reason; a caller that
     wants all or nothing reads to the end before it acts.
     """
-    chosen = bank if bank is not None else detect(data)
-    assert chosen.algorithm is not None
-    for number, parsed in enumerate(Reader(data, chosen.digest_size)):
+    if bank is None:
+        shape = detected(data)
+    else:
+        shape = Shape(bank, order_of(data, bank.digest_size))
+    bank = shape.bank
+    assert bank.algorithm is not None
+    for number, parsed in enumerate(Reader(data, bank.digest_size, shape.order)):
         check_fields(parsed, number)
-        if not digest_matches(parsed, chosen.algorithm):
-            raise wrong_digest(parsed, chosen, number)
+        if not digest_matches(parsed, bank.algorithm):
+            raise wrong_digest(parsed, bank, number)
         yield parsed
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a binary list is written. ``doubt`` says why nothing proves it."""
+
+    bank: Bank
+    order: Order = "little"
+    doubt: FormatError | None = None
+
+
 def detect(data: bytes) -> Bank:
-    """The bank of a list, found by the first template digests that check.
+    """The bank of a list; as :func:`detected`."""
+    return detected(data).bank
+
+
+def detected(data: bytes) -> Shape:
+    """The shape of a list, found by the first template digest that checks.
 
     An empty list is SHA-1's. Raises :class:`FormatError` where nothing checks (with
     the place that the best attempt reached) or where only violations could be read.
     """
+    shape = recognise(data)
+    if shape.doubt is not None:
+        raise shape.doubt
+    return shape
+
+
+def recognise(data: bytes) -> Shape:
+    """As :func:`detected`, of a damaged list too: what its records are most likely to be.
+
+    Raises :class:`FormatError` where not one record is whole.
+    """
     if not data:
-        return LIST_BANKS[0]
-    furthest: tuple[tuple[int, bool, bool, int], FormatError] | None = None
+        return Shape(LIST_BANKS[0])
+    furthest: _Attempt | None = None
     only_violations = False
-    for bank in LIST_BANKS:
-        assert bank.algorithm is not None
-        whole = False  # whether the record at fault has whole fields
-        try:
-            for number, parsed in enumerate(Reader(data, bank.digest_size)):
-                check_fields(parsed, number)
-                if not parsed.record.violation:
-                    if digest_matches(parsed, bank.algorithm):
-                        return bank
-                    whole = True
-                    raise wrong_digest(parsed, bank, number)
-                if number >= _TRIES:
-                    break
-            only_violations = True
-        except FormatError as error:
-            # The attempt that read the most is the true one; a wrong width hardly
-            # ever gets a record whole, or finds a template's name.
-            named = _begins_with_template(data, bank.digest_size)
-            at = (error.offset or 0) if error.record or whole or named else 0
-            reach = (error.record or 0, whole, named, at)
-            if furthest is None or reach > furthest[0]:
-                furthest = (reach, error)
+    for width in _WIDTHS:
+        for order in ORDERS:
+            attempt = _attempt(data, width, order)
+            if attempt.shape.doubt is None:
+                if attempt.proven:
+                    return attempt.shape
+                only_violations = True
+            elif furthest is None or attempt.reach > furthest.reach:
+                # The attempt that read the most is the true one; a wrong width hardly
+                # ever gets a record whole, or finds a template's name.
+                furthest = attempt
     if only_violations or furthest is None:
-        raise FormatError(
-            "the first records are all violations, which say nothing about the bank: name it "
-            "with --bank (imafs mount: --load-bank)"
-        )
-    reach, refusal = furthest
-    if any(reach) or not refusal.offset:
+        raise FormatError(ONLY_VIOLATIONS)
+    refusal = furthest.shape.doubt
+    assert refusal is not None
+    if furthest.whole:
+        return furthest.shape
+    if any(furthest.reach) or not refusal.offset:
         raise refusal
     # No width has anything for it: the place is that of the usual one.
     raise FormatError(
@@ -281,10 +332,72 @@ def detect(data: bytes) -> Bank:
     )
 
 
-def _begins_with_template(data: bytes, width: int) -> bool:
+def order_of(data: bytes, width: int) -> Order:
+    """The byte order of a list of a known width: that in which more of it can be read."""
+    reaches = {order: _attempt(data, width, order).reach for order in ORDERS}
+    return "big" if reaches["big"] > reaches["little"] else "little"
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """``whole``: records in front of the first structural fault."""
+
+    shape: Shape
+    reach: tuple[int, int, bool, int] = (0, 0, False, 0)
+    whole: int = 0
+    proven: bool = False
+
+
+def _attempt(data: bytes, width: int, order: Order) -> _Attempt:
+    """Reads the first records as of one width and byte order, up to one that is proven."""
+    doubt: FormatError | None = None
+    whole = 0
+    algorithms = of_width(width)
+    bank = next(bank for bank in LIST_BANKS if bank.digest_size == width)
+    try:
+        for number, parsed in enumerate(Reader(data, width, order, opaque=True)):
+            whole += 1
+            if parsed.record.violation:
+                pass
+            elif found := next((a for a in algorithms if digest_matches(parsed, a)), None):
+                proven = (1, whole, True, parsed.end)
+                return _Attempt(Shape(list_bank(found), order), proven, whole, True)
+            elif doubt is None:
+                doubt = _not_a_digest_of(parsed, bank, number)
+            if number >= _TRIES:
+                break
+    except FormatError as error:
+        doubt = doubt or error
+    if doubt is None:
+        return _Attempt(Shape(bank, order), (0, whole, True, len(data)), whole)
+    named = _begins_with_template(data, width, order)
+    at = (doubt.offset or 0) if whole or named else 0
+    return _Attempt(Shape(bank, order, doubt), (0, whole, named, at), whole)
+
+
+def _not_a_digest_of(parsed: Parsed, bank: Bank, number: int) -> FormatError:
+    """Why a record proves nothing: its fields do not fit, or its digest is of no algorithm."""
+    try:
+        check_fields(parsed, number)
+    except FormatError as error:
+        return error
+    refusal = wrong_digest(parsed, bank, number)
+    unknown = [
+        a.name for a in ALGORITHMS if a.digest_size == bank.digest_size and not a.available
+    ]
+    if not unknown:
+        return refusal
+    return FormatError(
+        f"{refusal.reason} (of {', '.join(unknown)} this machine knows nothing)",
+        record=refusal.record,
+        offset=refusal.offset,
+    )
+
+
+def _begins_with_template(data: bytes, width: int, order: Order) -> bool:
     """Whether a template's name stands where the first record of this width has one."""
     at = 4 + width + 4
-    length = int.from_bytes(data[at - 4 : at], "little")
+    length = int.from_bytes(data[at - 4 : at], order)
     name = data[at : at + min(length, TEMPLATE_NAME_MAX)]
     return name.decode("latin-1") in templates.TEMPLATES
 

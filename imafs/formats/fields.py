@@ -11,9 +11,10 @@ kernel (newlines, tabs and invalid UTF-8 included), and latin-1 keeps every one.
 
 from __future__ import annotations
 
-import struct
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, NoReturn
 
 from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, HashAlgorithm
@@ -111,56 +112,90 @@ def _uint_text(raw: bytes) -> str:
     return str(int.from_bytes(raw, "little")) if len(raw) in (1, 2, 4, 8) else ""
 
 
+#: What a field looks like that begins with the name of an algorithm, as d-ng and d-ngv2 do.
+_ALGORITHM = re.compile(rb"[a-z][a-z0-9:-]*:\0")
+
+
+def _unknown_text(raw: bytes) -> str:
+    # Of a field of which nothing is known: what its bytes say.
+    if _ALGORITHM.match(raw):
+        return _digest_text(raw)
+    if raw.find(b"\0") == len(raw) - 1:
+        return _text(raw)
+    return raw.hex()
+
+
+def _unknown(measurement: Measurement) -> NoReturn:
+    raise FormatError("what a field of an unknown template holds is not known")
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One field id: ``encode`` gives the field data, ``text`` its ASCII form.
 
-    ``string`` marks data that ends in NUL.
+    ``string`` marks data that ends in NUL, ``digest`` one behind the name of its algorithm,
+    ``word`` the size of the numbers in the byte order of the machine, and ``number`` data
+    that prints as a single one.
     """
 
     name: str
     encode: Callable[[Measurement], bytes]
     text: Callable[[bytes], str]
     string: bool = False
+    digest: bool = False
+    word: int = 0
+
+    @property
+    def number(self) -> bool:
+        """Whether the data is one number."""
+        return self.text is _uint_text
 
 
 _ALL = (
     Field("d", _digest, _hex),
     Field("n", _name, _text, string=True),
-    Field("d-ng", _digest_ng, _digest_text),
-    Field("d-ngv2", lambda m: b"ima:" + _digest_ng(m), _digest_text),
+    Field("d-ng", _digest_ng, _digest_text, digest=True),
+    Field("d-ngv2", lambda m: b"ima:" + _digest_ng(m), _digest_text, digest=True),
     Field("n-ng", lambda m: _string(m.name), _text, string=True),
     Field("sig", lambda m: m.signature or m.evm_signature, _hex),
     Field("buf", lambda m: m.buf, _hex),
-    Field("d-modsig", lambda m: m.modsig_digest, _digest_text),
+    Field("d-modsig", lambda m: m.modsig_digest, _digest_text, digest=True),
     Field("modsig", lambda m: m.modsig, _hex),
     Field("evmsig", lambda m: m.evm_signature, _hex),
     Field(
         "xattrnames", lambda m: _string(m.xattr_names) if m.xattr_names else b"", _text, string=True
     ),
-    Field("xattrlengths", lambda m: m.xattr_lengths, _hex),
+    Field("xattrlengths", lambda m: m.xattr_lengths, _hex, word=4),
     Field("xattrvalues", lambda m: m.xattr_values, _hex),
-    Field("iuid", lambda m: _uint(4, m.uid), _uint_text),
-    Field("igid", lambda m: _uint(4, m.gid), _uint_text),
-    Field("imode", lambda m: _uint(2, m.mode), _uint_text),
+    Field("iuid", lambda m: _uint(4, m.uid), _uint_text, word=4),
+    Field("igid", lambda m: _uint(4, m.gid), _uint_text, word=4),
+    Field("imode", lambda m: _uint(2, m.mode), _uint_text, word=2),
 )
 
 #: Every field id of ima_template.c (``supported_fields``).
 FIELDS: Mapping[str, Field] = {field.name: field for field in _ALL}
 
-_U32 = struct.Struct("<I")
+#: A field of a template that is not known.
+UNKNOWN = Field("unknown", _unknown, _unknown_text)
 
 
-def pack(parts: list[bytes]) -> bytes:
+def swap(data: bytes, word: int) -> bytes:
+    """Numbers of ``word`` bytes in the other byte order; data of another size as one number."""
+    if not data or len(data) % word:
+        word = len(data) or 1
+    return b"".join(data[at : at + word][::-1] for at in range(0, len(data), word))
+
+
+def pack(parts: list[bytes], order: Literal["little", "big"] = "little") -> bytes:
     """Template data of ordinary templates: a u32 length, then the field data, per field."""
     out = bytearray()
     for part in parts:
-        out += _U32.pack(len(part))
+        out += len(part).to_bytes(4, order)
         out += part
     return bytes(out)
 
 
-def unpack(data: bytes, count: int) -> list[bytes]:
+def unpack(data: bytes, count: int, order: Literal["little", "big"] = "little") -> list[bytes]:
     """The ``count`` field data of ordinary template data.
 
     Raises :class:`FormatError` (offset relative to ``data``) where a length
@@ -172,7 +207,7 @@ def unpack(data: bytes, count: int) -> list[bytes]:
     for number in range(count):
         if at + 4 > size:
             raise FormatError(f"field {number} has no room for its length", offset=at)
-        (length,) = _U32.unpack_from(data, at)
+        length = int.from_bytes(data[at : at + 4], order)
         if length > size - at - 4:
             raise FormatError(
                 f"field {number} claims {length} bytes where {size - at - 4} are left", offset=at
@@ -181,4 +216,17 @@ def unpack(data: bytes, count: int) -> list[bytes]:
         at += 4 + length
     if at != size:
         raise FormatError(f"{size - at} bytes are left over behind the last field", offset=at)
+    return parts
+
+
+def chain(data: bytes, order: Literal["little", "big"] = "little") -> list[bytes] | None:
+    """Field data, as many as there are; None where ``data`` is not made of lengths and data."""
+    parts: list[bytes] = []
+    at = 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at : at + 4], order)
+        if at + 4 > len(data) or end > len(data):
+            return None
+        parts.append(data[at + 4 : end])
+        at = end
     return parts

@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from imafs.errors import FormatError
 from imafs.formats.binary import Parsed, Reader, check_fields
-from imafs.formats.templates import TEMPLATES
+from imafs.formats.templates import TEMPLATES, Order
 
 _HEADER = struct.Struct("<HHIQQ")
+_BIG = struct.Struct(">HHIQQ")
 HEADER_SIZE = _HEADER.size
 VERSION = 1
 #: MAX_TEMPLATE_NAME_LEN (ima_template.c:79): a longer name is not restored.
 TEMPLATE_NAME_END = len(TEMPLATES["evm-sig"].format) + 1
 _SHA1 = 20
+_LAYOUTS: tuple[tuple[struct.Struct, Order], ...] = ((_HEADER, "little"), (_BIG, "big"))
 
 
 def encode(records: bytes, count: int) -> bytes:
@@ -64,6 +67,26 @@ def decode(data: bytes) -> Iterator[Parsed]:
             record=number + 1,
             offset=size,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a buffer says of itself."""
+
+    size: int
+    count: int
+    order: Order
+
+
+def header(data: bytes) -> Header | None:
+    """The header, if these bytes are a buffer: of a list it would be one of PCR 1 or 65536."""
+    if len(data) < HEADER_SIZE:
+        return None
+    for layout, order in _LAYOUTS:
+        version, reserved, more, size, count = layout.unpack_from(data)
+        if (version, reserved, more) == (VERSION, 0, 0) and HEADER_SIZE <= size <= len(data):
+            return Header(size, count, order)
+    return None
 
 
 def _header(data: bytes) -> tuple[int, int]:

@@ -32,7 +32,7 @@ def record_text(template: Template, data: bytes) -> str:
     """Template name and fields of an ASCII line, with the newline (latin-1)."""
     if template.label == "ima-ng":
         # The common case without the general machinery: 3 times faster (measured).
-        split = 4 + int.from_bytes(data[:4], "little")
+        split = 4 + int.from_bytes(data[:4], template.order)
         digest = data[4:split]
         colon = digest.find(b"\0")
         if colon > 1 and digest[colon - 1] == 0x3A and digest.find(b":") == colon - 1:

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The ASCII list, from which the binary one is made again.
+
+Every record's template digest says whether it was made right (:mod:`imafs.formats.readings`);
+violations have none. What people do to a list on its way is undone: quoting, CRLF, a
+BOM, blanks at the ends of lines, a last newline that is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from imafs.errors import FormatError
+from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm, list_bank
+from imafs.formats.binary import (
+    LIST_BANKS,
+    ONLY_VIOLATIONS,
+    ORDERS,
+    Record,
+    encode,
+    of_width,
+)
+from imafs.formats.fields import NAME_MAX
+from imafs.formats.readings import plain, readings
+from imafs.formats.templates import TEMPLATE_NAME_MAX, Order, Template, named
+
+#: PCR, template digest, template's name and the fields; " 9" has a blank in front.
+_RECORD = re.compile(
+    rb"[ \t]*(?P<pcr>[0-9]{1,10}) (?P<digest>[0-9A-Fa-f]{32,128})"
+    rb" (?P<label>[^ \t\r\n]+)(?: (?P<text>.*))?",
+    re.DOTALL,
+)
+_QUOTE = re.compile(rb"(?:[ \t]*>)*[ \t]*")
+_FENCE = re.compile(rb"[ \t]*(```|~~~)[^`]*")
+#: Bytes and lines that are looked at to tell a list.
+_HEAD = 1 << 16
+_HEAD_LINES = 64
+#: Lines that one name may have.
+_MOST_LINES = 16
+
+
+@dataclass(slots=True)
+class Bad:
+    """A line that is no record, in front of record ``record``."""
+
+    record: int
+    line: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Rebuilt:
+    """The binary list of the same bank: ``lines`` are those of its records, from 1.
+
+    ``unproven`` are violations, which no digest proves; ``bad`` what could not be read;
+    ``hints`` say of records that nothing proves why that may be.
+    """
+
+    bank: Bank | None
+    order: Order = "little"
+    data: bytearray = field(default_factory=bytearray)
+    lines: array[int] = field(default_factory=lambda: array("Q"))
+    unproven: int = 0
+    bad: list[Bad] = field(default_factory=list)
+    hints: dict[int, str] = field(default_factory=dict)
+
+
+def is_ascii_list(data: bytes) -> bool:
+    """Whether these bytes are meant to be an ASCII list: some of its first lines is a record."""
+    head = _plain(data[:_HEAD])
+    if b"\0" in head:
+        return False
+    lines = head.split(b"\n")[:_HEAD_LINES]
+    return any(_RECORD.match(line, _QUOTE.match(line).end()) for line in lines)  # type: ignore[union-attr]
+
+
+def rebuild(data: bytes, bank: Bank | None = None, fmt: str | None = None) -> Rebuilt:
+    """The binary list that ``data`` is the ASCII form of.
+
+    ``bank`` is the list's; else the first digest that a record proves says it. ``fmt`` has the
+    fields of templates that are not known. A record that nothing proves stands in the binary
+    list with its digest, as it reads at first. Raises :class:`FormatError` where the bank
+    remains unknown.
+    """
+    return _Rebuilder(_lines(_plain(data)), bank, fmt).run()
+
+
+def _plain(data: bytes) -> bytes:
+    """Without the mark of an editor, and of two bytes for each character (PowerShell) one."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", "replace").encode("utf-8", "surrogatepass")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _lines(data: bytes) -> list[bytes]:
+    """The lines without quoting, line ends, and what stands around the list."""
+    lines = data.removesuffix(b"\n").split(b"\n")
+    if all(line.endswith(b"\r") for line in lines[:-1]) and len(lines) > 1:
+        lines = [line.removesuffix(b"\r") for line in lines]
+    elif len(lines) == 1:
+        lines = [lines[0].removesuffix(b"\r")]
+    quote = _quote(lines)
+    bare = quote.rstrip()
+    return [
+        line[len(quote) :] if line.startswith(quote) else line.removeprefix(bare) for line in lines
+    ]
+
+
+def _quote(lines: Sequence[bytes]) -> bytes:
+    """What stands in front of every record, but for the blank in front of a narrow number."""
+    common: bytes | None = None
+    for line in lines:
+        found = _QUOTE.match(line)
+        assert found is not None
+        if _RECORD.match(line, found.end()) is None:
+            continue
+        prefix = found[0]
+        if common is None:
+            common = prefix
+        while not prefix.startswith(common):
+            common = common[:-1]
+        if not common:
+            break
+    return common or b""
+
+
+class _Rebuilder:
+    def __init__(self, lines: list[bytes], bank: Bank | None, fmt: str | None) -> None:
+        self._lines = lines
+        self._fmt = fmt
+        self._known: dict[tuple[bytes, Order], Template] = {}
+        self._last = 0
+        self.out = Rebuilt(bank)
+
+    def run(self) -> Rebuilt:
+        """Line by line, once it is known of which bank and byte order the list is."""
+        at, self._last = _edges(self._lines)
+        self._identify(range(at, self._last))
+        while at < self._last:
+            match = _RECORD.fullmatch(self._lines[at])
+            try:
+                if match is None:
+                    raise FormatError("this is no record")
+                at += self._record(match, at)
+            except FormatError as error:
+                self.out.bad.append(Bad(len(self.out.lines), at + 1, error.reason))
+                at += 1
+        return self.out
+
+    def _identify(self, places: range) -> None:
+        """Bank and byte order, of the first record that any of them proves."""
+        out, width, doubt = self.out, 0, False
+        for at in places:
+            match = _RECORD.fullmatch(self._lines[at])
+            if match is None:
+                continue
+            digest = _digest(match)
+            width = width or len(digest)
+            if not any(digest) or len(digest) != width:
+                continue
+            algorithms = of_width(width)
+            if out.bank is not None and out.bank.algorithm is not None:
+                algorithms = (out.bank.algorithm,)
+            for order in ORDERS:
+                for algorithm in algorithms:
+                    out.order = order
+                    with suppress(FormatError):
+                        if self._proven(match, match["text"], algorithm):
+                            out.bank = out.bank or list_bank(algorithm)
+                            return
+            doubt = True
+        out.order = "little"
+        if out.bank is None and not doubt:
+            raise FormatError(ONLY_VIOLATIONS)
+        if out.bank is None:
+            out.bank = next((bank for bank in LIST_BANKS if bank.digest_size == width), None)
+        if out.bank is None:
+            raise FormatError(f"no hash has template digests of {8 * width} bits")
+
+    def _record(self, match: re.Match[bytes], at: int) -> int:
+        """Adds the record that begins in line ``at``; returns how many lines it has."""
+        bank = self.out.bank
+        assert bank is not None
+        assert bank.algorithm is not None
+        digest = _digest(match)
+        if len(digest) != bank.digest_size:
+            raise FormatError(
+                f"a template digest of {8 * len(digest)} bits in a list of {bank.name}"
+            )
+        if not any(digest):
+            self._add(match, self._violation(match, at), at)
+            self.out.unproven += 1
+            return 1
+        text = match["text"]
+        for more in range(_MOST_LINES):
+            if more:
+                if text is None or at + more >= len(self._lines):
+                    break
+                text += b"\n" + self._lines[at + more]
+            data = self._proven(match, text, bank.algorithm)
+            if data is not None:
+                self._add(match, data, at)
+                return more + 1
+        if (match["text"] or b"").endswith(b"\r"):
+            data = self._proven(match, match["text"].removesuffix(b"\r"), bank.algorithm)
+            if data is not None:
+                self._add(match, data, at)
+                return 1
+        self._doubtful(match, at)
+        return 1
+
+    def _doubtful(self, match: re.Match[bytes], at: int) -> None:
+        """Adds a record that no reading of its line proves, as it reads at first."""
+        template = self._template(match)
+        first = next(_data(template, readings(template, match["text"])), None)
+        if first is None:
+            raise FormatError(f"the fields are not those of template {template.label}")
+        self.out.hints[len(self.out.lines)] = self._hint(match, at)
+        self._add(match, first, at)
+
+    def _hint(self, match: re.Match[bytes], at: int) -> str:
+        if "\ufffd".encode() in (match["text"] or b""):
+            return "U+FFFD stands where bytes of its name were lost"
+        if at + 1 < len(self._lines) and not self._begins_record(at + 1):
+            return "was there more than a newline in its name?"
+        return ""
+
+    def _begins_record(self, at: int) -> bool:
+        return _RECORD.match(self._lines[at]) is not None
+
+    def _violation(self, match: re.Match[bytes], at: int) -> bytes:
+        template = self._template(match)
+        found = list(_data(template, plain(template, match["text"])))
+        if not found:
+            raise FormatError(f"the fields are not those of template {template.label}")
+        if len(found) > 1:
+            raise FormatError(
+                "the name of this violation is ambiguous: where it ends no digest says"
+            )
+        if at + 1 < self._last and not self._begins_record(at + 1):
+            raise FormatError(
+                "a violation, behind which is no record: a newline in its name, which no digest "
+                "proves"
+            )
+        return found[0]
+
+    def _proven(
+        self, match: re.Match[bytes], text: bytes | None, algorithm: HashAlgorithm
+    ) -> bytes | None:
+        """The template data whose digest is that of the line, if any reading has it."""
+        template, digest = self._template(match), _digest(match)
+        for data in _data(template, readings(template, text)):
+            message = template.hash_input(data)
+            if algorithm.digest(message) == digest:
+                return data
+            if algorithm is not SHA1 and SHA1.digest(message).ljust(len(digest), b"\0") == digest:
+                return data
+        return None
+
+    def _template(self, match: re.Match[bytes]) -> Template:
+        key = match["label"], self.out.order
+        known = self._known.get(key)
+        if known is None:
+            if len(key[0]) > TEMPLATE_NAME_MAX:
+                raise FormatError(f"a template name of {len(key[0])} bytes")
+            known = self._known[key] = named(key[0].decode("latin-1"), key[1], self._fmt)
+        return known
+
+    def _add(self, match: re.Match[bytes], data: bytes, at: int) -> None:
+        pcr = int(match["pcr"])
+        if pcr >= 1 << 32:
+            raise FormatError(f"PCR {pcr} is out of range")
+        digest = _digest(match)
+        self.out.data += encode(Record(pcr, self._template(match), data), digest)
+        self.out.lines.append(at + 1)
+
+
+def _digest(match: re.Match[bytes]) -> bytes:
+    return bytes.fromhex(match["digest"].decode("ascii"))
+
+
+def _data(template: Template, found: Iterable[list[bytes]]) -> Iterator[bytes]:
+    """Template data of those readings that the template can hold."""
+    for parts in found:
+        if len(parts) != len(template.fields) and not template.opaque:
+            continue
+        if template.is_ima and (len(parts[0]) not in (16, 20) or len(parts[1]) > NAME_MAX + 1):
+            continue
+        yield template.join(parts)
+
+
+def _edges(lines: Sequence[bytes]) -> tuple[int, int]:
+    """First and behind the last line, without empty ones and fences around the list."""
+    first, last = 0, len(lines)
+    while first < last and _is_edge(lines[first]):
+        first += 1
+    while first < last and _is_edge(lines[last - 1]):
+        last -= 1
+    return first, last
+
+
+def _is_edge(line: bytes) -> bool:
+    return not line.strip() or _FENCE.fullmatch(line) is not None
