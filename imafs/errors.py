@@ -17,6 +17,8 @@ import errno as _errno
 import os as _os
 from collections.abc import Iterable
 
+from imafs.text import shown
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """What to put behind a name that is none: `` (did you mean X?)``, or nothing."""
@@ -27,16 +29,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {found[0]}?)" if found else ""
 
 
-#: Characters of a name in a message of one line.
+#: Characters of a record's name in a message of one line.
 _SHOWN = 60
-
-
-def shown(name: bytes) -> str:
-    """A name from outside for a message: printable, and cut in the middle where it is long."""
-    text = name.decode("utf-8", "backslashreplace")
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    half = _SHOWN // 2
-    return text if len(text) <= _SHOWN else f"{text[:half]}...{text[-half:]}"
 
 
 class ImafsError(Exception):
@@ -118,7 +112,7 @@ class FormatError(ImafsError):
         where = [f"line {line}"] if line is not None else []
         where += [f"record {record}"] if record is not None else []
         where += [f"byte {offset}"] if offset is not None else []
-        of = f" ({shown(name)})" if name is not None else ""
+        of = f" ({shown(name, _SHOWN)})" if name is not None else ""
         parts = [source, ", ".join(where) + of, reason]
         super().__init__(": ".join(part for part in parts if part))
 

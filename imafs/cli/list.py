@@ -14,7 +14,8 @@ from imafs.cli import options
 from imafs.cli.inputs import read_bytes
 from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm
-from imafs.formats.binary import Parsed, detect, encode, read, refuse_other_bank
+from imafs.formats.binary import Parsed, encode, refuse_other_bank
+from imafs.formats.lists import parse
 from imafs.formats.views import record_text
 from imafs.text import shown
 
@@ -65,9 +66,10 @@ def run(args: argparse.Namespace) -> int:
     data = read_bytes(args.file)
     source = None if args.file == "-" else args.file
     try:
-        bank = args.bank or detect(data)
+        found = parse(data, args.bank)
+        bank = found.bank
         # All or nothing: nothing is printed of a list that turns out malformed.
-        records = list(enumerate(read(data, bank)))
+        records = list(enumerate(found.records()))
     except FormatError as error:
         if args.bank is not None:
             refuse_other_bank(data, args.bank, source)

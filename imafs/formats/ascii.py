@@ -22,6 +22,7 @@ from imafs.formats.binary import (
     ORDERS,
     Record,
     encode,
+    not_computed,
     of_width,
 )
 from imafs.formats.fields import NAME_MAX
@@ -134,6 +135,7 @@ class _Rebuilder:
         self._fmt = fmt
         self._known: dict[tuple[bytes, Order], Template] = {}
         self._last = 0
+        self._others = ""
         self.out = Rebuilt(bank)
 
     def run(self) -> Rebuilt:
@@ -180,6 +182,7 @@ class _Rebuilder:
             out.bank = next((bank for bank in LIST_BANKS if bank.digest_size == width), None)
         if out.bank is None:
             raise FormatError(f"no hash has template digests of {8 * width} bits")
+        self._others = not_computed(out.bank)
 
     def _record(self, match: re.Match[bytes], at: int) -> int:
         """Adds the record that begins in line ``at``; returns how many lines it has."""
@@ -227,7 +230,7 @@ class _Rebuilder:
             return "U+FFFD stands where bytes of its name were lost"
         if at + 1 < len(self._lines) and not self._begins_record(at + 1):
             return "was there more than a newline in its name?"
-        return ""
+        return self._others
 
     def _begins_record(self, at: int) -> bool:
         return _RECORD.match(self._lines[at]) is not None

@@ -34,6 +34,8 @@ LIST_BANKS = tuple(
 )
 _WIDTHS = tuple(dict.fromkeys(bank.digest_size for bank in LIST_BANKS))
 ORDERS: tuple[Order, Order] = ("little", "big")
+#: How the kernel's ASCII list begins.
+_ASCII_LINE = re.compile(rb" ?[0-9]{1,2} [0-9a-f]{32,128} ")
 #: How gzip, xz, bzip2, zstd and zip begin.
 _ARCHIVES = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 #: Why the bank of a list stays unknown, and what helps.
@@ -212,6 +214,8 @@ class Reader:
 
 def _foreign(data: bytes) -> str | None:
     """What files are that are often taken for a binary list; it begins with a small number."""
+    if _ASCII_LINE.match(data):
+        return "the ASCII list: its neighbour binary_runtime_measurements is one"
     if data.startswith(_ARCHIVES) or data[257:262] == b"ustar":
         return "an archive: unpack a recording for its lists (imafs mount --load plays it whole)"
     return None
@@ -257,10 +261,7 @@ def read(data: bytes, bank: Bank | None = None) -> Iterator[Parsed]:
     :class:`FormatError` with record number, byte offset and reason; a caller that
     wants all or nothing reads to the end before it acts.
     """
-    if bank is None:
-        shape = detected(data)
-    else:
-        shape = Shape(bank, order_of(data, bank.digest_size))
+    shape = detected(data) if bank is None else Shape(bank, order_of(data, bank.digest_size))
     bank = shape.bank
     assert bank.algorithm is not None
     for number, parsed in enumerate(Reader(data, bank.digest_size, shape.order)):
@@ -382,16 +383,16 @@ def _not_a_digest_of(parsed: Parsed, bank: Bank, number: int) -> FormatError:
     except FormatError as error:
         return error
     refusal = wrong_digest(parsed, bank, number)
-    unknown = [
-        a.name for a in ALGORITHMS if a.digest_size == bank.digest_size and not a.available
-    ]
-    if not unknown:
-        return refusal
-    return FormatError(
-        f"{refusal.reason} (of {', '.join(unknown)} this machine knows nothing)",
-        record=refusal.record,
-        offset=refusal.offset,
-    )
+    others = not_computed(bank)
+    reason = f"{refusal.reason}; {others}" if others else refusal.reason
+    return FormatError(reason, record=refusal.record, offset=refusal.offset)
+
+
+def not_computed(bank: Bank) -> str:
+    """Which hashes of this width the list may be of too, as this machine cannot tell."""
+    width = bank.digest_size
+    names = [a.name for a in ALGORITHMS if a.digest_size == width and not a.available]
+    return f"of {', '.join(names)} this machine knows nothing" if names else ""
 
 
 def _begins_with_template(data: bytes, width: int, order: Order) -> bool:

@@ -26,6 +26,7 @@ from imafs.formats.binary import (
     Record,
     check_fields,
     digest_matches,
+    not_computed,
     order_of,
     recognise,
     wrong_digest,
@@ -140,7 +141,8 @@ def parse(data: bytes, bank: Bank | None = None, fmt: str | None = None) -> Meas
     if bank is not None:
         return MeasurementList("binary", bank, order_of(data, bank.digest_size), data, fmt)
     shape = recognise(data)
-    return MeasurementList("binary", shape.bank, shape.order, data, fmt)
+    hints = {} if shape.doubt is None else {shape.doubt.record or 0: not_computed(shape.bank)}
+    return MeasurementList("binary", shape.bank, shape.order, data, fmt, hints=hints)
 
 
 def name_of(record: Record) -> bytes | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, product
 
 from imafs.formats.fields import Field, swap
 from imafs.formats.templates import Order, Template
@@ -40,7 +40,7 @@ def readings(template: Template, text: bytes | None) -> Iterator[list[bytes]]:
     """
     words = [] if text is None else text.split(b" ")
     if template.opaque:
-        return islice(_product([_unknown(word) for word in words]), MOST)
+        return (list(parts) for parts in islice(product(*map(_unknown, words)), MOST))
     return islice(_all(template, words), MOST)
 
 
@@ -69,13 +69,13 @@ def _as_a_kernel(template: Template, parts: Sequence[bytes], words: Sequence[byt
 
 def _all(template: Template, words: list[bytes]) -> Iterator[list[bytes]]:
     for split in _splits(template.fields, words, template.order):
-        yield from _product(split)
+        yield from map(list, product(*split))
     # Blanks that an editor took from the end of a name, where that ended the line.
     if words and template.fields[-1].string:
         for count in range(1, _BLANKS + 1):
             longer = [*words[:-1], words[-1] + b" " * count]
             for split in _splits(template.fields, longer, template.order):
-                yield from _product(split)
+                yield from map(list, product(*split))
 
 
 def _splits(
@@ -143,13 +143,3 @@ def _unknown(word: bytes) -> list[bytes]:
     if _NUMBER.fullmatch(word):
         found += _numbers(word, 4, "little")
     return found
-
-
-def _product(kinds: Sequence[Sequence[bytes]]) -> Iterator[list[bytes]]:
-    # Not itertools.product(): of the first field's second kind all others come last.
-    if not kinds:
-        yield []
-        return
-    for first in kinds[0]:
-        for rest in _product(kinds[1:]):
-            yield [first, *rest]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from imafs.engine.records import EXTENDABLE
 from imafs.errors import FileError, FormatError
 from imafs.formats.algorithms import Bank, bank_named
-from imafs.formats.binary import Record, detect, read, refuse_other_bank
+from imafs.formats.binary import Record, refuse_other_bank
+from imafs.formats.lists import parse
 from imafs.sources.recording import lists_of
 
 #: Called with (bytes read, bytes in all).
@@ -42,17 +43,26 @@ def load(
         raise FileError(error.filename or path, error) from None
     data = staged + current
     try:
-        chosen = named or detect(data)
+        found = parse(data, named)
+        chosen = found.bank
         records: list[Record] = []
         in_stage = 0
-        for parsed in read(data, chosen):
+        for parsed in found.records():
+            template, body = parsed.record.template.little(parsed.record.data)
+            if template.opaque:
+                raise FormatError(
+                    f"unknown template {template.label!r}: no profile plays it",
+                    record=len(records),
+                    offset=parsed.start,
+                )
             if parsed.record.pcr not in EXTENDABLE:
                 raise FormatError(
                     f"PCR {parsed.record.pcr}, which no TPM lets IMA extend: 0 to 16, or 23",
                     record=len(records),
                     offset=parsed.start,
                 )
-            records.append(parsed.record)
+            record = parsed.record
+            records.append(Record(record.pcr, template, body, record.violation))
             in_stage += parsed.end <= len(staged)
             if len(records) % _EVERY == 0:
                 progress(parsed.end, len(data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,10 +198,8 @@ def test_malformed_lists_are_refused_whole_with_the_place(file: Path, capsysbina
     ):
         file.write_bytes(content)
         error = refused(capsysbinary, file, "--first", "1", code=3)
-        assert error.startswith(f"imafs: {file}: {place.split(',')[0]}, byte "), error
+        assert re.match(f"imafs: {re.escape(str(file))}: {place}[ :]", error), error
         assert error.count("\n") == 1
-        where = int(error.partition("byte ")[2].partition(":")[0])
-        assert int(place.rpartition(" ")[2]) <= where <= len(content)
 
 
 def test_malformed_standard_input(monkeypatch: pytest.MonkeyPatch, capsysbinary: Output) -> None:
@@ -232,8 +231,8 @@ def test_a_malformed_list_of_a_named_bank(file: Path, capsysbinary: Output) -> N
         ("--first 0", "0: 1 or more"),
         ("--last -1", "-1: 1 or more"),
         ("--last many", "'many' is no number"),
-        ("--pcr -3", "-3: 0 to 23"),
-        ("--pcr 24", "24: 0 to 23"),
+        ("--pcr -3", "-3: 0 to 63"),
+        ("--pcr 64", "64: 0 to 63"),
     ],
 )
 def test_values_that_make_no_sense(file: Path, words: str, said: str, capsysbinary: Output) -> None:
@@ -244,11 +243,11 @@ def test_values_that_make_no_sense(file: Path, words: str, said: str, capsysbina
     assert str(file) not in error
 
 
-def test_what_is_no_binary_list(file: Path, capsysbinary: Output) -> None:
+def test_an_ascii_list(file: Path, capsysbinary: Output) -> None:
     file.write_bytes(ascii_list(RECS, "sha256"))
     for words in ((), ("--bank", "sha256")):
-        error = refused(capsysbinary, file, *words, code=3)
-        assert error.startswith(f"imafs: {file}: this is no binary list, but the ASCII list")
+        assert listed(capsysbinary, file, *words) == ascii_list(RECS, "sha256")
+        assert listed(capsysbinary, file, *words, "--binary") == binary_list(RECS, "sha256")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])

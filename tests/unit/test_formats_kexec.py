@@ -76,7 +76,7 @@ LONG = "|".join(["d-ng", "n-ng"] * 8)
         (buffer([Rec(10, LONG, (b"",) * 16)]), 0, 48, "template name of 79 bytes"),
         (buffer([Rec(10, "nonsense", (b"",))]), 0, 52, "unknown template 'nonsense'"),
         (buffer([Rec(10, "ima-ng", (b"sha1:\0" + bytes(20),))]), 0, None, ""),
-        (buffer([Rec(24, "ima-ng", LIST[0].parts)]), 0, 24, "PCR 24 is out of range"),
+        (buffer([Rec(64, "ima-ng", LIST[0].parts)]), 0, 24, "PCR 64 is out of range"),
     ],
 )
 def test_what_is_malformed_is_refused_with_its_place(
