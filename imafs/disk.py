@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from imafs.errors import FileError, UsageError
@@ -32,16 +32,17 @@ def opened(path: str | bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
-def content(descriptor: int, most: int) -> bytes:
+def content(descriptor: int, most: int, going_on: Callable[[], object] = lambda: None) -> bytes:
     """All of an open regular file (else EINVAL) of at most ``most`` bytes (else EFBIG).
 
-    Raises OSError.
+    ``going_on`` is called between two pieces; what it raises ends the work. Raises OSError.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise OSError(errno.EINVAL, "is not a regular file")
     pieces, size = [], 0
     # Not by st_size: a file of proc or of an IMA directory has none.
     while piece := os.read(descriptor, _CHUNK):
+        going_on()
         pieces.append(piece)
         size += len(piece)
         if size > most:
@@ -49,14 +50,14 @@ def content(descriptor: int, most: int) -> bytes:
     return b"".join(pieces)
 
 
-def read_whole(path: str, most: int) -> bytes:
-    """The content of a regular file of at most ``most`` bytes.
+def read_whole(path: str, most: int, going_on: Callable[[], object] = lambda: None) -> bytes:
+    """The content of a regular file of at most ``most`` bytes; see :func:`content`.
 
     Raises :class:`FileError` where it cannot be read, :class:`UsageError` where it is larger.
     """
     try:
         with opened(path) as descriptor:
-            return content(descriptor, most)
+            return content(descriptor, most, going_on)
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise UsageError(f"{path}: {error.strerror}") from None

@@ -26,6 +26,7 @@ from imafs.control.ops import validate
 from imafs.control.server import serve
 from imafs.control.verbs import Verbs
 from imafs.control.watching import WatchVerbs
+from imafs.engine import threads
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.engine.notify import notify
@@ -241,7 +242,8 @@ async def _measure(emulator: Emulator, paths_: list[str]) -> None:
     """The files of --measure, hashed in a thread, in order."""
     if not paths_:
         return
-    names = await trio.to_thread.run_sync(lambda: list(files.walk(paths_)))
+    walk = partial(files.walk, paths_, threads.going_on)
+    names = await threads.run(lambda: list(walk()), silence=threads.SILENCE)
     measured = 0
     for name in names:
         judged = await judging.judge(emulator, name, judging.root_read)

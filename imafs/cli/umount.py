@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a daemon gets to unmount after it was told to stop.
 _DEADLINE = 15.0
+#: Seconds in which the threads of an ended process are gone too, where nothing holds them.
+_THREADS_GONE = 2.0
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -137,13 +140,34 @@ def _process(socket: str | Path) -> int | None:
 
 
 def _await_end(process: int, path: str, deadline: float) -> None:
-    """Until the daemon, unmounted, has ended too: its TPM, its socket and its log are free."""
+    """Until the daemon, unmounted, has ended too: its TPM, its socket and its log are free.
+
+    A thread that is inside a file system which never answers cannot be ended by anybody.
+    """
+    zombie = time.monotonic()
     try:
-        left = max(0.0, deadline - time.monotonic())
-        if not select.select([process], [], [], left)[0]:
-            raise MountError(f"{path}: unmounted, but its daemon has not ended yet")
+        while not select.select([process], [], [], 0.1)[0]:
+            now = time.monotonic()
+            if not _has_exited(process):
+                zombie = now
+            elif now - zombie > _THREADS_GONE:
+                left = "has ended, but for threads inside a file system that does not answer"
+                print(f"imafs: {quoted(path)}: its daemon {left}", file=sys.stderr)
+                return
+            if now > deadline:
+                raise MountError(f"{path}: unmounted, but its daemon has not ended yet")
     finally:
         os.close(process)
+
+
+def _has_exited(process: int) -> bool:
+    """Whether the process is a zombie, its other threads perhaps not gone yet."""
+    with open(f"/proc/self/fdinfo/{process}") as info:
+        pid = next((line.split()[1] for line in info if line.startswith("Pid:")), "-1")
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] == b"Z"
+    except OSError:
+        return False  # gone, as the descriptor tells next
 
 
 def _check_is_of(client: ControlClient, path: str, socket: object) -> None:

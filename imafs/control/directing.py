@@ -16,7 +16,7 @@ from functools import partial
 import trio
 
 from imafs.control.ops import validate
-from imafs.control.server import Handler, ProgressCallback
+from imafs.control.server import Handler, ProgressCallback, carry_through
 from imafs.engine import threads
 from imafs.engine.trouble import Trouble
 from imafs.errors import ImafsError
@@ -92,7 +92,9 @@ class Director:
             found = library.ready(name, validate)
         else:
             assert isinstance(file, str)
-            found = await threads.run(partial(library.from_file, file, validate))
+            work = partial(library.from_file, file, validate)
+            found = await threads.run(work, silence=threads.SILENCE)
+            carry_through()
         number = await self.begin(found)
         return {"scenario": found.name, "number": number, "steps": len(found.steps)}
 

@@ -13,6 +13,7 @@ import trio
 from imafs import disk
 from imafs.control.server import Handler, ProgressCallback
 from imafs.control.values import Answer, Options, text
+from imafs.engine import threads
 from imafs.engine.emulator import Emulator
 from imafs.engine.lifecycle import Lifecycle
 from imafs.errors import FileError, Refused, UsageError
@@ -97,7 +98,7 @@ class LifecycleVerbs:
         """The file is written whole or not at all."""
         path = text(options, "file")
         data, records = self._lifecycle.buffer()
-        await trio.to_thread.run_sync(partial(_write, path, data))
+        await threads.run(partial(_write, path, data), silence=threads.SILENCE)
         return {"file": path, "bytes": len(data), "records": records}
 
     async def reboot(self, options: Options, progress: ProgressCallback) -> Answer:
@@ -129,5 +130,6 @@ def _write(path: str, data: bytes) -> None:
     try:
         with disk.replacing(path, 0o600) as descriptor:
             disk.fill(descriptor, (data,))
+            threads.going_on()  # nothing is replaced once nobody waits
     except OSError as error:
         raise FileError(path, error) from None

@@ -112,6 +112,7 @@ _TABLE = (
         exactly_one=("paths", "digest"),
         needs=(("digest", "name"),),
         lengthy=True,
+        abandonable=True,
         shows_progress=True,
     ),
     Operation(
@@ -129,6 +130,7 @@ _TABLE = (
             Option("data", Kind.HEX, "the data itself", "--data"),
         ),
         exactly_one=("file", "data"),
+        abandonable=True,
     ),
     Operation(
         "generate",
@@ -159,6 +161,7 @@ _TABLE = (
             Option("bank", Kind.STR, "PCR bank of that list's digests", "--bank"),
         ),
         lengthy=True,
+        abandonable=True,
         shows_progress=True,
     ),
     Operation(
@@ -205,6 +208,7 @@ _TABLE = (
         "write the kexec buffer as it would be handed over now",
         (Option("file", Kind.PATH, "file to write", "-o", required=True),),
         lengthy=True,
+        abandonable=True,
     ),
     Operation(
         "reboot",
@@ -280,6 +284,7 @@ _TABLE = (
         ),
         exactly_one=("file", "name"),
         lengthy=True,
+        abandonable=True,
     ),
     Operation("scenario_end", "end the scenario: no more of its steps are due"),
     Operation("stop", "unmount and end the daemon"),

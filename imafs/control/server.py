@@ -11,6 +11,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import trio
@@ -29,6 +30,9 @@ HANGUP_SECONDS = 0.5  # between two looks whether the client of an abandonable o
 
 ProgressCallback = Callable[[int, int], None]
 """``progress(done, total)``: never blocks; what is reported too fast is left out."""
+
+#: The look-out for the end of the client whose operation this task carries out.
+_hangup: ContextVar[trio.CancelScope] = ContextVar("hangup")
 
 Handler = Callable[[Mapping[str, object], ProgressCallback], Awaitable[Mapping[str, object]]]
 """Takes validated options, returns what stands beside ``"ok": true``; raises ImafsError."""
@@ -179,6 +183,7 @@ class _Server:
         """The answer; BrokenResourceError or TooSlowError when the client is lost meanwhile."""
         progress = _Progress(stream, request.id)
         watch = trio.CancelScope()
+        _hangup.set(watch)
         answer = b""
         async with trio.open_nursery() as nursery:
             if request.progress:
@@ -217,6 +222,14 @@ class _Server:
             if name == "hello" or name in self._handlers
         }
         return {**self._about, "imafs": __version__, "protocol": wire.PROTOCOL, "ops": offered}
+
+
+def carry_through() -> None:
+    """Called by a handler that must not stop half way: from here on the operation goes on to
+    its end, whether its client is there or not."""
+    hangup = _hangup.get(None)
+    if hangup is not None:
+        hangup.cancel()
 
 
 class _Progress:

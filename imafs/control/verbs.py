@@ -15,7 +15,7 @@ from imafs.control import uses
 from imafs.control.directing import Director
 from imafs.control.faulting import Faulting
 from imafs.control.lifecycle import LifecycleVerbs
-from imafs.control.server import Handler, ProgressCallback
+from imafs.control.server import Handler, ProgressCallback, carry_through
 from imafs.control.values import Answer, Options, text
 from imafs.engine import threads
 from imafs.engine.emulator import EXTEND_WAIT, Emulator, Receipt
@@ -23,13 +23,15 @@ from imafs.engine.records import check_data
 from imafs.engine.status import status
 from imafs.errors import FormatError, NotInTimeError, Refused
 from imafs.formats.algorithms import by_name
+from imafs.formats.binary import Record
 from imafs.formats.fields import Measurement
 from imafs.kernel.policy.match import Access
 from imafs.sources import files, generate, judging, lists
 from imafs.sources.facts import Facts
 
-#: Records appended between two turns of everybody else.
+#: Records, and bytes of template data, appended between two turns of everybody else.
 _TURN = 256
+_TURN_BYTES = 1 << 20
 #: Records that may wait for the TPM before a bulk operation waits too.
 _BACKLOG = 16384
 #: Bytes of a file of critical data.
@@ -90,7 +92,7 @@ class Verbs:
         rows: list[tuple[Receipt | None, Answer]] = []
         for given in paths:
             try:
-                found = await threads.run(partial(_walk, given))
+                found = await threads.run(partial(_walk, given), silence=threads.SILENCE)
             except Refused as refused:
                 if alone:
                     raise
@@ -167,7 +169,8 @@ class Verbs:
         """A buffer in template ima-buf, where the policy measures its label."""
         file = options.get("file")
         if isinstance(file, str):
-            data = await threads.run(partial(disk.read_whole, file, _MOST_DATA))
+            read = partial(disk.read_whole, file, _MOST_DATA, threads.going_on)
+            data = await threads.run(read, silence=threads.SILENCE)
         else:
             data = bytes.fromhex(text(options, "data"))
         check_data(data)
@@ -191,9 +194,11 @@ class Verbs:
         )
         added = 0
         async with self._bulk:
+            turn = _Turn()
             for done, measurement in enumerate(source, 1):
-                added += not self._emulator.append(self._emulator.record(measurement)).duplicate
-                if done % _TURN == 0:
+                record = self._emulator.record(measurement)
+                added += not self._emulator.append(record).duplicate
+                if turn.ends(record):
                     await self._breathe()
                     progress(done, count)
         return {"added": added, "extended": self._settled()}
@@ -222,18 +227,21 @@ class Verbs:
         token = trio.lowlevel.current_trio_token()
 
         def parsing(done: int, total: int) -> None:
+            threads.going_on()
             token.run_sync_soon(progress, done, 2 * total)
 
         loaded = await threads.run(
             partial(lists.load, path, bank if isinstance(bank, str) else None, parsing)
         )
+        carry_through()
         records = loaded.records
         async with self._bulk:
             if self._emulator.queue.suspended:
                 raise Refused(errno.ENODEV, "measurements are suspended")
+            turn = _Turn()
             for done, record in enumerate(records, 1):
                 self._emulator.append(record, loaded=True)
-                if done % _TURN == 0:
+                if turn.ends(record):
                     progress(len(records) + done, 2 * len(records))
                     await self._breathe()
         answer: Answer = {"loaded": len(records), "bank": loaded.bank.name}
@@ -274,8 +282,24 @@ class Verbs:
         return {}
 
 
+class _Turn:
+    """Tells when it is everybody else's turn."""
+
+    def __init__(self) -> None:
+        self._records = self._bytes = 0
+
+    def ends(self, record: Record) -> bool:
+        """After ``record`` was appended."""
+        self._records += 1
+        self._bytes += len(record.data)
+        over = self._records >= _TURN or self._bytes >= _TURN_BYTES
+        if over:
+            self._records = self._bytes = 0
+        return over
+
+
 def _walk(path: str) -> list[str]:
-    return list(files.walk([path]))
+    return list(files.walk([path], threads.going_on))
 
 
 def _refused(path: str, refused: Refused) -> Answer:

@@ -13,9 +13,11 @@ import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from imafs import disk
+from imafs.engine import threads
 from imafs.errors import Refused
 from imafs.kernel.profiles import Export
 from imafs.kernel.queue import Queue
@@ -36,6 +38,7 @@ class Exporter:
         self._name = b""
         self._first = True
         self._armed = False
+        self._standstill = threads.Standstill()
 
     def request(self, queue: Queue, path: bytes) -> None:
         """A path was written to ``list_name``. Raises :class:`Refused`; the list is kept then."""
@@ -60,7 +63,7 @@ class Exporter:
 
     def _export(self, queue: Queue) -> None:
         try:
-            self._write(queue.ascii_list())
+            self._standstill.run(partial(self._write, _told(queue.ascii_list())))
         except OSError as error:
             code = self._rules.failure or error.errno or errno.EIO
             raise Refused(code, f"{error.strerror}") from None
@@ -75,8 +78,19 @@ class Exporter:
                 # Before the first export since boot the drafts unlink the target.
                 with disk.replacing(name, self._rules.mode, directory=directory) as descriptor:
                     disk.fill(descriptor, pieces)
+                    threads.going_on()
             else:
                 _append(directory, name, pieces, self._rules)
+
+
+def _told(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces, none made where nobody waits any more: the list may be another one by then."""
+    while True:
+        threads.going_on()
+        piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
 
 
 @contextlib.contextmanager
@@ -140,6 +154,7 @@ def _append(directory: int, name: bytes, pieces: Iterable[bytes], rules: Export)
         try:
             disk.fill(descriptor, pieces)
             os.fsync(descriptor)
+            threads.going_on()
         except BaseException:
             os.ftruncate(descriptor, before.st_size)
             if new:

@@ -14,6 +14,9 @@ from imafs.kernel.policy.match import UNCONDITIONAL, Decision
 
 #: PCRs that locality 0 may extend (TCG PC Client Platform TPM Profile, 4.6).
 EXTENDABLE = frozenset({*range(17), 23})
+#: Bytes of one field that a kernel finds memory for: KMALLOC_MAX_SIZE (include/linux/slab.h)
+#: with pages of 4 KiB; ima_write_template_field_data copies the field by kmemdup.
+MOST_FIELD = 4 << 20
 
 
 def record(
@@ -63,9 +66,14 @@ def critical_data(
 ) -> Record:
     """Critical data: template ima-buf over the raw buffer (ima_main.c:1098-1258).
 
-    Raises :class:`Refused` as :func:`check_data`.
+    Raises :class:`Refused` as :func:`check_data`, and ENOMEM for what fits into no record.
     """
     check_data(buf)
+    if len(buf) > MOST_FIELD:
+        raise Refused(
+            errno.ENOMEM,
+            f"{len(buf)} bytes: a kernel has no memory for a field of more than {MOST_FIELD}",
+        )
     algorithm = config.algorithm
     measurement = Measurement(name, algorithm, algorithm.digest(buf), buf=buf)
     # A rule's pcr=0 is no PCR there, but the default one.

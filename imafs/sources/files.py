@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from imafs.errors import Refused
@@ -31,8 +31,11 @@ def describe(
     *,
     want_sha1: bool = False,
     content: bytes | None = None,
+    going_on: Callable[[], object] = lambda: None,
 ) -> Measurement:
     """Hashes an open file from where its descriptor stands, or ``content`` that was read of it.
+
+    ``going_on`` is called between two chunks; what it raises ends the work.
 
     Also collects what templates may ask for. Raises :class:`Refused` (EINVAL) for what is no
     regular file, as IMA measures no other, and OSError.
@@ -44,6 +47,7 @@ def describe(
     sha1 = SHA1.constructor()() if want_sha1 and algorithm is not SHA1 else None
     chunks = iter(lambda: os.read(descriptor, _CHUNK), b"") if content is None else (content,)
     for chunk in chunks:
+        going_on()
         main.update(chunk)
         if sha1 is not None:
             sha1.update(chunk)
@@ -71,8 +75,10 @@ def _xattr(descriptor: int, name: str) -> bytes:
         raise
 
 
-def walk(paths: list[str]) -> Iterator[str]:
+def walk(paths: list[str], going_on: Callable[[], object] = lambda: None) -> Iterator[str]:
     """Regular files of ``paths``; directories are walked, sorted, links not followed.
+
+    ``going_on`` is called for each directory and file; what it raises ends the walk.
 
     Raises :class:`Refused` (ENOENT ...) for a path that is not there.
     """
@@ -88,7 +94,9 @@ def walk(paths: list[str]) -> Iterator[str]:
             continue
         for folder, subfolders, files in os.walk(text):
             subfolders.sort()
+            going_on()
             for file in sorted(files):
+                going_on()
                 full = Path(folder) / file
                 if full.is_file() and not full.is_symlink():
                     yield str(full)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from os import fsencode
 
 from imafs.formats.algorithms import SHA1, HashAlgorithm
 from imafs.formats.fields import Measurement
@@ -24,8 +25,8 @@ def generate(
 
     ``start`` is the first number: the same prefix and number is the same record.
     """
-    make = algorithm.constructor()
+    make, begin = algorithm.constructor(), fsencode(prefix)
     for number in range(start, start + count):
-        name = f"{prefix}{number:08d}".encode()
+        name = begin + b"%08d" % number
         digest = make(name).digest()
         yield Measurement(name, algorithm, digest, sha1=SHA1.digest(name) if want_sha1 else None)

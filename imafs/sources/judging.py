@@ -61,7 +61,7 @@ class Judge:
         name = os.fsdecode(path)
         try:
             with disk.opened(path) as descriptor:
-                content = disk.content(descriptor, MOST_POLICY)
+                content = disk.content(descriptor, MOST_POLICY, threads.going_on)
                 if not content:
                     raise Refused(errno.EINVAL, f"{name} is empty")
                 if self._policy is None:
@@ -84,7 +84,12 @@ class Judge:
             return Judged(decision, None)
         want_sha1 = (decision.template or self._config.template).has("d")
         measurement = files.describe(
-            descriptor, name, self._config.algorithm, want_sha1=want_sha1, content=content
+            descriptor,
+            name,
+            self._config.algorithm,
+            want_sha1=want_sha1,
+            content=content,
+            going_on=threads.going_on,
         )
         return Judged(decision, measurement)
 
@@ -113,7 +118,7 @@ async def judge(
 ) -> Judged:
     """One use of ``path`` under the policy of this moment. Raises :class:`Refused`."""
     use = partial(Judge(emulator.policy, emulator.config).use, path, access, name)
-    return await threads.run(use)
+    return await threads.run(use, silence=threads.SILENCE)
 
 
 async def read_policy(emulator: Emulator, path: bytes) -> bytes:
@@ -121,11 +126,12 @@ async def read_policy(emulator: Emulator, path: bytes) -> bytes:
 
     It is measured where the policy has POLICY_CHECK. Raises :class:`Refused`: the open's
     errno, EINVAL for what is no regular file or empty, EFBIG above :data:`MOST_POLICY`,
-    ENODEV where another kernel runs when it has been read.
+    EAGAIN where its file system does not answer (the writer could not even be killed), ENODEV
+    where another kernel runs when it has been read.
     """
     boot = emulator.boot
     read = partial(Judge(emulator.policy, emulator.config).policy_file, path)
-    content, judged = await threads.run(read)
+    content, judged = await threads.run(read, silence=threads.SILENCE)
     if emulator.boot is not boot:
         raise Refused(errno.ENODEV, "the kernel that read the policy file is gone")
     if judged.measurement is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from imafs.engine.records import EXTENDABLE
+from imafs.engine.records import EXTENDABLE, MOST_FIELD
 from imafs.errors import FileError, FormatError
 from imafs.formats.algorithms import Bank, bank_named
 from imafs.formats.binary import Record, refuse_other_bank
@@ -16,6 +16,8 @@ from imafs.sources.recording import lists_of
 #: Called with (bytes read, bytes in all).
 Progress = Callable[[int, int], None]
 _EVERY = 4096
+#: Bytes of template data: one field as large as it can be, and the others beside it.
+_MOST_DATA = MOST_FIELD + (1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,12 @@ def load(
             if parsed.record.pcr not in EXTENDABLE:
                 raise FormatError(
                     f"PCR {parsed.record.pcr}, which no TPM lets IMA extend: 0 to 16, or 23",
+                    record=len(records),
+                    offset=parsed.start,
+                )
+            if len(parsed.record.data) > _MOST_DATA:
+                raise FormatError(
+                    f"{len(parsed.record.data)} bytes of template data: more than any kernel's",
                     record=len(records),
                     offset=parsed.start,
                 )

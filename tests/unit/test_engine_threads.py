@@ -38,7 +38,7 @@ async def test_without_a_free_thread_a_request_ends(
     request_: Callable[[], Awaitable[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threads, "WAIT", 0.02)
-    limiter = trio.to_thread.current_default_thread_limiter()
+    limiter = threads.limiter()
     monkeypatch.setattr(limiter, "total_tokens", 1)
     over = threading.Event()
     with trio.fail_after(DEADLINE):
@@ -50,6 +50,7 @@ async def test_without_a_free_thread_a_request_ends(
                 await request_()
             assert caught.value.errno == errno.EAGAIN
             over.set()
+        monkeypatch.undo()
         assert await request_()
 
 
@@ -72,3 +73,88 @@ async def test_work_itself_takes_as_long_as_it_takes(mock_clock: MockClock) -> N
     async with trio.open_nursery() as nursery:
         nursery.start_soon(later)
         assert await threads.run(work) == 5
+
+
+async def test_nothing_else_uses_these_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon's own work goes on beside as many that hang as there can be."""
+    over = threading.Event()
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            for _ in range(threads.MOST + 5):
+                nursery.start_soon(threads.run, partial(over.wait, DEADLINE))
+            while threads.limiter().available_tokens:
+                await trio.lowlevel.checkpoint()
+            assert await trio.to_thread.run_sync(lambda: 5) == 5
+            over.set()
+
+
+async def test_silence_is_a_refusal_and_a_word_is_none() -> None:
+    over, words = threading.Event(), trio.lowlevel.current_trio_token()
+    heard: list[int] = []
+
+    def chatty() -> int:
+        for number in range(20):
+            over.wait(0.01)
+            threads.going_on()
+            words.run_sync_soon(heard.append, number)
+        return 7
+
+    assert await threads.run(chatty, silence=5) == 7
+    assert heard
+    with pytest.raises(Refused, match="does not answer") as caught:
+        await threads.run(partial(over.wait, DEADLINE), silence=0.05)
+    assert caught.value.errno == errno.EAGAIN
+    over.set()
+
+
+async def test_abandoned_work_ends_between_two_pieces() -> None:
+    begun, ended, pieces = threading.Event(), threading.Event(), 0
+
+    def endless() -> None:
+        nonlocal pieces
+        try:
+            while True:
+                pieces += 1
+                begun.set()
+                threads.going_on()
+        finally:
+            ended.set()
+
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(threads.run, endless)
+            while not begun.is_set():
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        while not ended.is_set():
+            await trio.lowlevel.checkpoint()
+
+
+def test_elsewhere_nothing_is_heard() -> None:
+    threads.going_on()
+
+
+def test_a_standstill_is_bounded_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "STANDSTILL", 0.05)
+    over, aborted = threading.Event(), threading.Event()
+    place = threads.Standstill()
+
+    def hangs() -> None:
+        over.wait(DEADLINE)
+        try:
+            threads.going_on()
+        finally:
+            aborted.set()
+
+    assert place.run(lambda: 3) == 3
+    with pytest.raises(FileNotFoundError):
+        place.run(lambda: os.stat("/nonexistent"))
+    for match in ("silent for", "an earlier one"):
+        with pytest.raises(Refused, match=match) as caught:
+            place.run(hangs)
+        assert caught.value.errno == errno.EAGAIN
+    over.set()
+    assert aborted.wait(DEADLINE)
+    assert place._thread is not None
+    place._thread.join(DEADLINE)
+    assert place.run(lambda: 4) == 4

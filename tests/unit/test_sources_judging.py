@@ -124,6 +124,6 @@ async def test_a_kernel_that_ends_while_its_policy_is_read(
         assert emulator.queue.totals.added == 0
 
 
-def _ending(emulator: Emulator, descriptor: int, most: int) -> bytes:
+def _ending(emulator: Emulator, descriptor: int, most: int, going_on: object) -> bytes:
     trio.from_thread.run(emulator.reset)
     return os.read(descriptor, most)
