@@ -19,7 +19,7 @@ import pyfuse3
 import trio
 
 from imafs.fuse import mountinfo
-from tests.support import run, wait_for
+from tests.support import ROOT, run, wait_for
 
 #: A regular file that opens and never gives a byte.
 FILE = "file"
@@ -75,8 +75,8 @@ class _Hanging(pyfuse3.Operations):
 def hanging(directory: Path) -> Iterator[Path]:
     """Its file, while it is mounted on ``directory``; who waits gets an error at the end."""
     directory.mkdir()
-    command = [sys.executable, "-m", "tests.crash.hanging", str(directory)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    command = [sys.executable, "-P", __file__, str(directory)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
         wait_for(lambda: mountinfo.top(str(directory)) is not None, 20, "it is mounted")
         yield directory / FILE
