@@ -12,12 +12,17 @@ from collections.abc import Mapping, Sequence
 
 from imafs.formats.algorithms import Bank
 
+#: PCRs that locality 0, the kernel's, may extend (TCG PC Client Platform TPM Profile, 4.6). IMA
+#: takes rules with pcr=0 to 63 all the same, and the TPM refuses the extends of the others.
+EXTENDABLE = frozenset({*range(17), 23})
+
 #: bank name -> PCR -> value
 PcrValues = Mapping[str, Mapping[int, bytes]]
 
 
 class Replay:
-    """Running PCR values of every bank. Banks that this machine cannot hash stay out."""
+    """Running PCR values of every bank. Banks that this machine cannot hash stay out, and so do
+    entries whose PCR no TPM lets IMA extend."""
 
     def __init__(self, banks: Sequence[Bank], base: PcrValues | None = None) -> None:
         self._size = 4 + sum(bank.digest_size for bank in banks)
@@ -66,6 +71,8 @@ class Replay:
 
     def _one(self, entry: memoryview) -> None:
         pcr = int.from_bytes(entry[:4], "little")
+        if pcr not in EXTENDABLE:
+            return
         for bank, make, begin, end in self._plan:
             self._values[bank.name, pcr] = make(
                 self.value(bank, pcr) + bytes(entry[begin:end])

@@ -167,7 +167,10 @@ def _failed(failures: Mapping[str, object]) -> str:
     count, last = failures.get("extend", "-"), failures.get("last")
     text = f"{counted(count, 'extend')} failed"
     if last is not None:
-        text += f" (last: {readable(last)})" if count else f"; the TPM: {readable(last)}"
+        known = count or failures.get("refused")
+        text += f" (last: {readable(last)})" if known else f"; the TPM: {readable(last)}"
+    if refused := failures.get("refused"):
+        text += f"; {counted(refused, 'extend')} refused by the TPM: in the list, in no PCR"
     if failures.get("mismatch"):
         text += f"; {readable(failures['mismatch'])}: somebody else extended or reset them"
     return text

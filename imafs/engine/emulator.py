@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from imafs.attest.replay import PcrValues, Replay
+from imafs.attest.replay import EXTENDABLE, PcrValues, Replay
 from imafs.engine import records
 from imafs.engine.boot import PCRS, boot_aggregate, policy_file
 from imafs.engine.channel import TpmChannel
@@ -153,7 +153,8 @@ class Emulator:
         The first ``staged`` of the loaded records are staged, as they were when recorded.
         Raises :class:`TpmError` where the PCRs hold what the list does not explain.
         """
-        pcrs = sorted({self.config.pcr, *(record.pcr for record in loaded or ())})
+        named = {record.pcr for record in loaded or ()}
+        pcrs = sorted({self.config.pcr, *(named & EXTENDABLE)})
         actual = await self.channel.call(lambda: self.device.read_pcrs(pcrs))
         for number, record in enumerate(loaded or (), 1):
             self.queue.append(record, loaded=True)
@@ -242,7 +243,7 @@ class Emulator:
             self._extender = Extender(
                 self._new_queue(), self.channel, Replay(self.layout.banks), self.pace
             )
-            self._extender.failures = replace(failures, skipped=0)
+            self._extender.failures = replace(failures, skipped=0, refused=0)
             self.queue.inherit(old)
             self._collect()
             if self.config.boot_aggregate:
@@ -329,7 +330,7 @@ class Emulator:
         it is not. Of a duplicate this asks for all records so far."""
         if receipt.boot != self.boot.number:
             return False
-        if receipt.duplicate and self._extender.failures.skipped:
+        if receipt.duplicate and self._extender.failures.lost:
             return False  # it may repeat one of those which the PCRs never get
         return await self.wait_extended(receipt.number, seconds)
 
@@ -415,7 +416,7 @@ class Emulator:
         """The PCRs that records go to: the default one, and those of the policy's rules."""
         rules = () if self.policy is None else self.policy.rules
         named = {rule.pcr for rule in rules if rule.pcr is not None}
-        return sorted({self.config.pcr, *(named & records.EXTENDABLE)})
+        return sorted({self.config.pcr, *(named & EXTENDABLE)})
 
     # Living
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import trio
 
-from imafs.attest.replay import Replay
+from imafs.attest.replay import EXTENDABLE, Replay
 from imafs.engine.channel import TpmChannel
 from imafs.errors import Refused, TpmError
 from imafs.kernel.queue import Queue
-from imafs.tpm import ExtendError
+from imafs.tpm import Device, ExtendError, ExtendRefused
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,18 @@ _RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
 
 @dataclass(slots=True)
 class Failures:
-    """What went wrong with the TPM since the start."""
+    """What went wrong with the TPM since the start; ``skipped`` and ``refused`` since the boot."""
 
     extend: int = 0
     last: str | None = None
     mismatch: str | None = None
     skipped: int = 0
+    refused: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Records that no PCR will get: skipped on purpose, or refused by the TPM."""
+        return self.skipped + self.refused
 
 
 @dataclass(slots=True)
@@ -61,7 +67,8 @@ class Pace:
 class Extender:
     """Drains ``queue`` into ``channel``; ``replay`` holds what the PCRs must be.
 
-    ``listed`` is what the records replay to where some were skipped on purpose, else None.
+    ``listed`` is what the records replay to where some were skipped on purpose or refused by
+    the TPM, else None.
     """
 
     def __init__(
@@ -78,6 +85,8 @@ class Extender:
         self._moved = trio.Event()
         # After a failure: entries of the batch that certainly arrived; None: no failure.
         self._certain: int | None = None
+        #: What was said of refused extends: not again for every record.
+        self._said: set[tuple[int, str]] = set()
         self._stop = trio.Event()
         self._again = trio.Event()
         self._ended = False
@@ -106,7 +115,7 @@ class Extender:
         self.hurry()
 
     def skipped(self, number: int) -> bool:
-        """Whether the extend of the record ``number`` since boot failed on purpose."""
+        """Whether the extend of the record ``number`` since boot failed for good."""
         at = bisect_right(self._skipped, number, key=lambda numbers: numbers.start)
         return at > 0 and number in self._skipped[at - 1]
 
@@ -169,6 +178,14 @@ class Extender:
         number = min(self.pace.fail, due)
         if number <= 0:
             return False
+        self.pace.fail -= number
+        self.failures.skipped += number
+        log.info("%d extends fail as asked for: the PCRs never get these records", number)
+        self._forgo(number)
+        return True
+
+    def _forgo(self, number: int) -> None:
+        """The next ``number`` records are in the list and will be in no PCR."""
         if self.listed is None:
             self.listed = self.replay.copy()
         first = self.queue.totals.extended + 1
@@ -176,11 +193,22 @@ class Extender:
             # As long as it lasts: one range and not one per record.
             first = self._skipped.pop().start
         self._skipped.append(range(first, self.queue.totals.extended + 1 + number))
-        self.pace.fail -= number
-        self.failures.skipped += number
-        log.info("%d extends fail as asked for: the PCRs never get these records", number)
         self._advanced(self.queue.pending_extends(number))
-        return True
+
+    def _refused(self, refused: ExtendRefused) -> None:
+        """As ``ima_pcr_extend``: logged, and the next one is extended (Linux 7.3 ima_queue.c)."""
+        pcr = int.from_bytes(self.queue.pending_extends(1)[:4], "little")
+        self.failures.refused += 1
+        self.failures.last = str(refused)
+        if (pcr, str(refused)) not in self._said:
+            self._said.add((pcr, str(refused)))
+            log.error(
+                "record %d: PCR %d is not extended, the record stays: %s",
+                self.queue.totals.extended + 1,
+                pcr,
+                refused,
+            )
+        self._forgo(1)
 
     def _failed(self, error: TpmError) -> None:
         done = error.done if isinstance(error, ExtendError) else 0
@@ -192,11 +220,12 @@ class Extender:
 
     async def _batch(self, most: int) -> None:
         packed = self.queue.pending_extends(most)
-        device = self._channel.device
-        done = await self._channel.call(lambda: device.extend(packed, longest=LONGEST))
+        done, refused = await self._channel.call(lambda: _extend(self._channel.device, packed))
         packed = packed[: done * self.queue.layout.entry_size]
         self.replay.extend(packed)
         self._advanced(packed)
+        if refused is not None:
+            self._refused(refused)
 
     def _advanced(self, packed: bytes) -> None:
         """These are not pending any more."""
@@ -214,10 +243,10 @@ class Extender:
             # Only banks that this machine cannot hash: no place to find.
             self._advanced(packed[: certain * size])
             return
-        used = sorted(
-            self.replay.pcrs
-            | {int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), size)}
-        )
+        named = {
+            int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), size)
+        }
+        used = sorted(self.replay.pcrs | (named & EXTENDABLE))
         actual = await self._channel.call(lambda: self._channel.device.read_pcrs(used))
         done = self.replay.advance(packed, actual)
         if done is None:
@@ -231,5 +260,26 @@ class Extender:
                 f"PCRs {wrong} do not replay since record {self.queue.totals.extended}"
             )
             log.error("%s: somebody else extended or reset them", self.failures.mismatch)
-        if done:
-            self._advanced(packed[: done * size])
+        self._passed(packed[: done * size])
+
+    def _passed(self, packed: bytes) -> None:
+        """The PCRs are behind these; what no TPM lets IMA extend was refused on the way."""
+        size = self.queue.layout.entry_size
+        for at in range(0, len(packed), size):
+            entry = packed[at : at + size]
+            if int.from_bytes(entry[:4], "little") in EXTENDABLE:
+                self._advanced(entry)
+            else:
+                self.failures.refused += 1
+                self._forgo(1)
+
+
+def _extend(device: Device, packed: bytes) -> tuple[int, ExtendRefused | None]:
+    """The entries that were extended, and why the next one was not where the TPM refused it.
+
+    No error to the channel: the TPM answers, and its connection is in order.
+    """
+    try:
+        return device.extend(packed, longest=LONGEST), None
+    except ExtendRefused as refused:
+        return refused.done, refused

@@ -12,8 +12,6 @@ from imafs.formats.fields import Measurement
 from imafs.formats.templates import TEMPLATES, Template
 from imafs.kernel.policy.match import UNCONDITIONAL, Decision
 
-#: PCRs that locality 0 may extend (TCG PC Client Platform TPM Profile, 4.6).
-EXTENDABLE = frozenset({*range(17), 23})
 #: Bytes of one field that a kernel finds memory for: KMALLOC_MAX_SIZE (include/linux/slab.h)
 #: with pages of 4 KiB; ima_write_template_field_data copies the field by kmemdup.
 MOST_FIELD = 4 << 20
@@ -25,18 +23,15 @@ def record(
     template: Template | None = None,
     pcr: int | None = None,
 ) -> Record:
-    """A record in the default template and PCR, unless others are given.
+    """A record in the default template and PCR, unless others are given; in one that no TPM
+    lets IMA extend too, as in a kernel.
 
-    Raises :class:`FormatError`, and :class:`Refused` (EINVAL) for a PCR that no TPM lets
-    IMA extend.
+    Raises :class:`FormatError`.
     """
     chosen = template or config.template
     if measurement.violation:
         # Violations use the default template whatever a rule says (observed).
         chosen = config.template
-    if pcr is not None and pcr not in EXTENDABLE:
-        # A kernel adds the record, and only logs that its extend has failed.
-        raise Refused(errno.EINVAL, f"PCR {pcr} cannot be extended: 0 to 16, or 23")
     return Record(
         config.pcr if pcr is None else pcr,
         chosen,

@@ -63,6 +63,7 @@ async def status(emulator: Emulator) -> dict[str, object]:
             "last": trouble or failures.last,
             "mismatch": failures.mismatch,
             "skipped": failures.skipped,
+            "refused": failures.refused,
         },
         "faults": emulator.trouble.faults.describe(),
         "pace": {

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from imafs.engine.records import EXTENDABLE, MOST_FIELD
+from imafs.engine.records import MOST_FIELD
 from imafs.errors import FileError, FormatError
 from imafs.formats.algorithms import Bank, bank_named
 from imafs.formats.binary import Record, refuse_other_bank
@@ -54,12 +54,6 @@ def load(
             if template.opaque:
                 raise FormatError(
                     f"unknown template {template.label!r}: no profile plays it",
-                    record=len(records),
-                    offset=parsed.start,
-                )
-            if parsed.record.pcr not in EXTENDABLE:
-                raise FormatError(
-                    f"PCR {parsed.record.pcr}, which no TPM lets IMA extend: 0 to 16, or 23",
                     record=len(records),
                     offset=parsed.start,
                 )

@@ -7,6 +7,7 @@ Blocking throughout; the engine calls it from a worker thread.
 from imafs.tpm.device import (
     Device,
     ExtendError,
+    ExtendRefused,
     HangUnsupported,
     NoTpm,
     PcrValues,
@@ -17,6 +18,7 @@ from imafs.tpm.opening import open_device
 __all__ = [
     "Device",
     "ExtendError",
+    "ExtendRefused",
     "HangUnsupported",
     "NoTpm",
     "PcrValues",

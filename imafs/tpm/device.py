@@ -28,6 +28,14 @@ class ExtendError(TpmError):
         super().__init__(reason)
 
 
+class ExtendRefused(ExtendError):
+    """The TPM answered the entry behind ``done`` with an error, which another try would not
+    change: the entry is in no PCR, and a kernel logs that and goes on."""
+
+    def __init__(self, reason: str, *, done: int) -> None:
+        super().__init__(reason, done=done, uncertain=False)
+
+
 class ResetUnsupported(TpmError):
     """Only a swtpm that imafs started can be rebooted by imafs."""
 
@@ -69,7 +77,8 @@ class Device(Protocol):
         """Extend the packed entries in order; how many of them it were.
 
         Fewer than all where ``longest`` seconds are over; one at least. Raises
-        :class:`ExtendError`; ValueError when ``packed`` is no whole number of entries.
+        :class:`ExtendError`, :class:`ExtendRefused` among them; ValueError when ``packed`` is
+        no whole number of entries.
         """
 
     def read_pcrs(self, pcrs: Sequence[int]) -> PcrValues:

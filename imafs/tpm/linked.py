@@ -12,7 +12,7 @@ from math import inf
 from imafs.errors import TpmError
 from imafs.formats.algorithms import Bank, by_tpm_id
 from imafs.tpm import commands
-from imafs.tpm.device import ExtendError, HangUnsupported, PcrValues
+from imafs.tpm.device import ExtendError, ExtendRefused, HangUnsupported, PcrValues
 from imafs.tpm.link import Link
 
 BURST = 0.010
@@ -103,6 +103,18 @@ def read_banks(link: Link) -> tuple[Bank, ...]:
     if not banks:
         raise TpmError("the TPM has no PCR bank allocated")
     return tuple(banks)
+
+
+def _check_extend(response: bytes, done: int) -> None:
+    """Raises :class:`ExtendRefused` for an answer that is one to this entry alone; TpmError for
+    a TPM that is busy, or was reset behind our back."""
+    code = commands.response_code(response)
+    if not code:
+        return
+    why = f"TPM2_PCR_Extend: the TPM answered {commands.rc_name(code)}"
+    if code in commands.RETRYABLE or code == commands.RC_INITIALIZE:
+        raise TpmError(why)
+    raise ExtendRefused(why, done=done)
 
 
 def _read(link: Link, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
@@ -216,11 +228,13 @@ class LinkedDevice:
                             if commands.response_code(response) in commands.RETRYABLE:
                                 response = transact(link, command)
                             sent = False
-                            commands.check(response, "TPM2_PCR_Extend")
+                            _check_extend(response, done)
                         sent = False
                         done += 1
                         if time.monotonic() >= until:
                             break
+        except ExtendRefused:
+            raise
         except TpmError as error:
             raise ExtendError(str(error), done=done, uncertain=sent) from error
         return done

@@ -84,7 +84,13 @@ class Disturbance:
                 return
             self.slowest = max(self.slowest, time.monotonic() - began)
             self.counts["status"] += 1
-            if failures != {"extend": 0, "last": None, "mismatch": None, "skipped": 0}:
+            if failures != {
+                "extend": 0,
+                "last": None,
+                "mismatch": None,
+                "skipped": 0,
+                "refused": 0,
+            }:
                 self.wrong.append(f"failures: {failures}")
                 return
         if self.slowest > STATUS:

@@ -55,6 +55,34 @@ def test_load_later(start: Starter, lists: dict[str, bytes], tmp_path: Path) -> 
     daemon.assert_replays()
 
 
+@pytest.mark.parametrize("at_start", [True, False])
+def test_load_of_a_kernels_list_with_pcr_0_to_63(start: Starter, at_start: bool) -> None:
+    """Its records stay, the TPM refuses what it refused there, and the others are extended."""
+    recorded = DATA / "pcrs-0-to-63-7.2.13"
+    path, content = recorded / "list.bin", (recorded / "list.bin").read_bytes()
+    daemon = start("--load", path) if at_start else start("--no-boot-aggregate")
+    daemon.logs.expect("PCR 17 is not extended, the record stays: .*0x907")
+    daemon.logs.expect("PCR 24 is not extended, the record stays: .*0x184")
+    daemon.logs.allow("is not extended, the record stays")
+    if not at_start:
+        assert daemon.call("load", file=str(path))["loaded"] == 17
+    daemon.call("wait", extended=True)
+    assert daemon.read(BINARY) == content
+    lines = daemon.read(ASCII).decode().splitlines()
+    given = [int(line.split()[0]) for line in lines]
+    assert given[-1] == 63
+    refused = [pcr for pcr in given if pcr in range(17, 23) or pcr > 23]
+    failures = daemon.group("failures")
+    assert (failures["refused"], failures["mismatch"]) == (len(refused), None)
+    for line in (recorded / "pcrs.txt").read_text().splitlines():
+        bank, pcr, value = line.split()
+        if int(pcr) not in (0, 4):  # which began with the firmware's
+            assert daemon.pcr(bank, int(pcr)).hex().upper() == value, (bank, pcr)
+    daemon.generate(3)
+    daemon.assert_replays()
+    assert daemon.stop() == 0
+
+
 def test_load_of_an_empty_list(start: Starter, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     daemon = start("--load", tmp_path / "empty")

@@ -14,7 +14,7 @@ import trio
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.formats.algorithms import bank_for, by_name
-from imafs.tpm import ExtendError, PcrValues
+from imafs.tpm import ExtendError, ExtendRefused, PcrValues
 from tests.property.reference import WIDTHS, Rec, extend, u32
 
 #: How long a test waits for what must happen, seconds.
@@ -51,6 +51,8 @@ class FakeDevice:
         self.failures: deque[tuple[int, bool]] = deque()
         #: Whether a command that hung is still carried out once the TPM answers again.
         self.late = True
+        #: PCRs whose extends the TPM answers with an error.
+        self.refuses: set[int] = set()
         #: Entries per second, as far as the length of a call is bounded.
         self.pace = inf
         self._turns = threading.Condition()
@@ -112,7 +114,9 @@ class FakeDevice:
                 # As slow as a TPM that extends ``pace`` entries in a second.
                 entries = entries[: int(max(1, min(self.pace * longest, len(entries))))]
                 self.batches.append(len(entries))
-            for one in entries:
+            for done, one in enumerate(entries):
+                if int.from_bytes(one[:4], "little") in self.refuses:
+                    raise ExtendRefused("TPM_RC_LOCALITY (0x907)", done=done)
                 self.extend_one(one)
         return len(entries)
 

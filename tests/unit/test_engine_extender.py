@@ -9,13 +9,14 @@ from trio.testing import MockClock
 
 from imafs.engine import extender, status
 from imafs.engine.channel import TpmChannel
+from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.errors import TpmError
 from imafs.formats.algorithms import Bank
 from tests.property.builders import record
 from tests.property.reference import Rec, ng, violation
 from tests.support import ExpectedLogs
-from tests.unit.engine_fake import FakeDevice, booted, entry, until
+from tests.unit.engine_fake import FakeDevice, booted, entry, running, until
 
 NAMES = ("sha1", "sha256")
 
@@ -432,3 +433,85 @@ async def test_a_slow_tpm_gets_what_it_does_in_the_time_of_a_call() -> None:
         assert await emulator.wait_extended(len(recs), 20)
         check(emulator, device, recs)
         assert device.batches == [25, 25, 10]
+
+
+async def test_what_the_tpm_refuses_stays_in_the_list_and_the_queue_goes_on(
+    expected_logs: ExpectedLogs,
+) -> None:
+    """As ``ima_pcr_extend``: said once per PCR, counted, never tried again."""
+    expected_logs.expect("record 2: PCR 17 is not extended, the record stays: .*0x907")
+    expected_logs.expect("record 5: PCR 63 is not extended, the record stays: .*0x907")
+    device = FakeDevice()
+    device.refuses = {17, 63}
+    recs = [ng(pcr, b"/%d" % n) for n, pcr in enumerate([10, 17, 11, 17, 63, 23, 17, 10])]
+    kept = [rec for rec in recs if rec.pcr not in device.refuses]
+    async with booted(device) as emulator:
+        receipts = [emulator.append(record(rec)) for rec in recs]
+        await emulator.extender.wait_extended(8)
+        assert device.entries == [entry(rec, *NAMES) for rec in kept]
+        assert len(emulator.queue.current) == 8
+        failures = emulator.extender.failures
+        assert (failures.refused, failures.extend, failures.mismatch) == (4, 0, None)
+        done = [await emulator.wait_extended(receipt.number, 0) for receipt in receipts]
+        assert done == [rec in kept for rec in recs]
+        assert "reconnect" not in device.calls, "the connection is in order"
+        rows = (await status.status(emulator))["pcrs"]
+        assert isinstance(rows, list)
+        assert {(row["pcr"], row["equal"]) for row in rows} == {(10, True), (11, True), (23, True)}
+
+
+async def test_a_refused_record_of_an_ordinary_pcr_shows_in_the_status(
+    expected_logs: ExpectedLogs,
+) -> None:
+    expected_logs.expect("record 1: PCR 10 is not extended")
+    device = FakeDevice()
+    device.refuses = {10}
+    async with booted(device) as emulator:
+        emulator.append(record(ng(10, b"/lost")))
+        await emulator.extender.wait_extended(1)
+        device.refuses = set()
+        emulator.append(record(ng(10, b"/kept")))
+        await emulator.extender.wait_extended(2)
+        told = await status.status(emulator)
+        rows, failures = told["pcrs"], told["failures"]
+        assert isinstance(rows, list)
+        assert isinstance(failures, dict)
+        assert {row["equal"] for row in rows} == {False}
+        assert (failures["refused"], failures["mismatch"]) == (1, None)
+
+
+@pytest.mark.parametrize("done", range(7))
+async def test_refused_records_among_those_in_doubt(done: int, expected_logs: ExpectedLogs) -> None:
+    """The connection fails in the middle of a batch with records of PCR 17."""
+    expected_logs.expect("extending failed")
+    expected_logs.allow("PCR 17 is not extended")
+    device = FakeDevice()
+    recs = [ng(pcr, b"/%d" % n) for n, pcr in enumerate([10, 17, 10, 17, 17, 10])]
+    kept = [rec for rec in recs if rec.pcr != 17]
+    device.refuses = {17}
+    arrived = sum(rec.pcr != 17 for rec in recs[:done])
+    device.failures.append((0, False))
+    async with booted(device) as emulator:
+        for rec in kept[:arrived]:
+            device.extend_one(entry(rec, *NAMES))
+        for rec in recs:
+            emulator.append(record(rec))
+        await emulator.extender.wait_extended(6)
+        assert device.entries == [entry(rec, *NAMES) for rec in kept]
+        assert emulator.extender.failures.refused == 3
+        assert emulator.extender.failures.mismatch is None
+
+
+async def test_a_loaded_list_with_such_records_is_taken(expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow("is not extended, the record stays")
+    device = FakeDevice()
+    device.refuses = {17, 22}
+    for bank in device.pcrs.values():
+        bank.update({pcr: b"\xff" * len(bank[pcr]) for pcr in (17, 22)})
+    recs = [ng(pcr, b"/%d" % n) for n, pcr in enumerate([10, 17, 10, 22, 10])]
+    emulator = Emulator(EmulatorConfig(boot_aggregate=False), device)
+    await emulator.start([record(rec) for rec in recs])
+    async with running(emulator):
+        await emulator.extender.wait_extended(5)
+        assert device.entries == [entry(rec, *NAMES) for rec in recs if rec.pcr == 10]
+        assert emulator.extender.failures.refused == 2

@@ -11,7 +11,7 @@ import pytest
 
 from imafs.errors import TpmError, UsageError
 from imafs.formats.algorithms import SHA1, Bank, bank_for, by_name
-from imafs.tpm import ExtendError, commands, linked, open_device
+from imafs.tpm import ExtendError, ExtendRefused, commands, linked, open_device
 from imafs.tpm.environment import client_environment
 from imafs.tpm.linked import Identity, LinkedDevice
 
@@ -67,9 +67,17 @@ SHA1_ONLY = (bank_for(SHA1),)
 def test_extend_error_counts_what_certainly_arrived() -> None:
     answers = iter([response(), response(), response(0x101)])
     device = ScriptedDevice(lambda _: next(answers), SHA1_ONLY)
-    with pytest.raises(ExtendError, match="TPM_RC_FAILURE") as caught:
+    with pytest.raises(ExtendRefused, match="TPM_RC_FAILURE") as caught:
         device.extend(entries(5))
     assert (caught.value.done, caught.value.uncertain) == (2, False)
+
+
+def test_a_tpm_that_was_reset_has_refused_nothing() -> None:
+    """It is started again, and where its PCRs stand is looked at."""
+    device = ScriptedDevice(lambda _: response(commands.RC_INITIALIZE), SHA1_ONLY)
+    with pytest.raises(ExtendError, match="TPM_RC_INITIALIZE") as caught:
+        device.extend(entries(5))
+    assert not isinstance(caught.value, ExtendRefused)
 
 
 def test_extend_error_is_uncertain_where_no_answer_came() -> None:
