@@ -11,17 +11,14 @@ from __future__ import annotations
 import errno
 import io
 import json
-import lzma
 import os
 import stat
 import tarfile
 import time
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import IO
 
 from imafs import disk
 from imafs.attest.replay import PcrValues
@@ -34,16 +31,16 @@ from imafs.errors import (
     UsageError,
 )
 from imafs.formats.algorithms import by_name
-from imafs.sources import cutting
+from imafs.sources import archive, cutting
 from imafs.sources.cutting import ShorterError
+from imafs.sources.tarball import Entry
 
 CURRENT = "binary_runtime_measurements"
 #: What was taken out of it: staged, and in the prototype of November 2025 a snapshot.
 STAGED = ("binary_runtime_measurements_staged", "binary_runtime_measurements_snap")
 COUNT = "runtime_measurements_count"
-#: Bytes of a list that is loaded, and files in a recording: small archives hold any number.
+#: Bytes of a list that is loaded.
 MOST = 1 << 30
-_MOST_MEMBERS = 4096
 #: What a recording holds beside the directory's files.
 _OWN = frozenset({"pcrs.txt", "ls-la.txt", "meta.json"})
 #: Endings of a recording's name -> tarfile's mode.
@@ -242,27 +239,27 @@ def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
         with (
             disk.replacing(path, 0o600) as descriptor,
             open(descriptor, "wb", closefd=False) as file,
-            tarfile.open(mode=kind, fileobj=file) as archive,  # type: ignore[call-overload]
+            tarfile.open(mode=kind, fileobj=file) as tar,  # type: ignore[call-overload]
         ):
             for entry, content in snapshot.files.items():
-                _add(archive, f"{name}/{entry}", content, snapshot.modes[entry])
+                _add(tar, f"{name}/{entry}", content, snapshot.modes[entry])
             for link, where in snapshot.links.items():
                 info = tarfile.TarInfo(f"{name}/{link}")
                 info.type, info.linkname = tarfile.SYMTYPE, where
-                archive.addfile(info)
-            _add(archive, f"{name}/pcrs.txt", _pcr_lines(snapshot.pcrs))
-            _add(archive, f"{name}/ls-la.txt", _listing(snapshot))
-            _add(archive, f"{name}/meta.json", json.dumps(about, indent=2).encode() + b"\n")
+                tar.addfile(info)
+            _add(tar, f"{name}/pcrs.txt", _pcr_lines(snapshot.pcrs))
+            _add(tar, f"{name}/ls-la.txt", _listing(snapshot))
+            _add(tar, f"{name}/meta.json", json.dumps(about, indent=2).encode() + b"\n")
     except OSError as error:
         raise FileError(path, error) from None
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
+def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     info.mode = stat.S_IMODE(mode)
     info.mtime = int(time.time())
-    archive.addfile(info, io.BytesIO(content))
+    tar.addfile(info, io.BytesIO(content))
 
 
 def _pcr_lines(pcrs: PcrValues) -> bytes:
@@ -297,15 +294,13 @@ def lists_of(path: str) -> tuple[bytes, bytes]:
                 raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "is not a regular file")
-        with open(descriptor, "rb", closefd=False) as file:
-            try:
-                if tarfile.is_tarfile(file):
-                    file.seek(0)
-                    return _lists_of(path, file)
-            except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
-                raise FormatError(f"broken archive: {error}", source=path) from None
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        return b"", disk.content(descriptor, MOST)
+        if not archive.is_packed(descriptor):
+            return b"", disk.content(descriptor, MOST)
+        try:
+            with archive.opened(descriptor) as packed:
+                return _lists_of(packed)
+        except FormatError as error:
+            raise error.at(path) from None
 
 
 def _lists_in(directory: str) -> tuple[bytes, bytes]:
@@ -320,50 +315,49 @@ def _lists_in(directory: str) -> tuple[bytes, bytes]:
         return b"", disk.content(current, MOST)
 
 
-def _lists_of(path: str, file: IO[bytes]) -> tuple[bytes, bytes]:
-    with tarfile.open(fileobj=file) as archive:
-        members: dict[PurePath, tarfile.TarInfo] = {}
-        for member in archive:
-            members[PurePath(member.name)] = member
-            if len(members) > _MOST_MEMBERS:
-                raise FormatError(f"more than {_MOST_MEMBERS} files in it", source=path)
-        assert archive.fileobj is not None
-        archive.fileobj.seek(archive.offset)
-        if len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
-            raise FormatError("the archive is cut: its end mark is missing", source=path)
-        places = [place for place in members if place.name == CURRENT]
-        if not places:
-            raise FormatError(f"there is no {CURRENT} in it", source=path)
-        if len(places) > 1:
-            raise FormatError(
-                f"{len(places)} moments in it: unpack it and name the directory of one ("
-                f"{', '.join(str(place.parent) for place in places)})",
-                source=path,
-            )
-        staged = [places[0].with_name(name) for name in STAGED]
-        try:
-            return (
-                next(
-                    (_member(archive, members, place) for place in staged if place in members), b""
-                ),
-                _member(archive, members, places[0]),
-            )
-        except FormatError as error:
-            raise error.at(path) from None
+def _lists_of(packed: archive.Archive) -> tuple[bytes, bytes]:
+    if packed.entries is None:  # a list, compressed
+        return b"", packed.read([0], MOST)[0]
+    entries: dict[PurePath, int] = {}
+    twice = set()
+    for number, entry in enumerate(packed.entries):
+        place = PurePath(entry.name)
+        if place in entries:
+            twice.add(place)
+        entries[place] = number
+    places = [place for place in entries if place.name == CURRENT]
+    if not places:
+        raise FormatError(f"there is no {CURRENT} in it")
+    if len(places) > 1:
+        raise FormatError(
+            f"{len(places)} moments in it: unpack it and name the directory of one ("
+            f"{', '.join(str(place.parent) for place in places)})"
+        )
+    staged = [places[0].with_name(name) for name in STAGED]
+    wanted = [*[place for place in staged if place in entries][:1], places[0]]
+    numbers = [_file(packed.entries, entries, twice, place) for place in wanted]
+    if sum(packed.entries[number].size for number in numbers) > MOST:
+        raise FormatError(f"{places[0]} is larger than {MOST >> 20} MiB")
+    lists = packed.read(numbers, MOST)
+    return (b"" if len(lists) == 1 else lists[0]), lists[-1]
 
 
-def _member(
-    archive: tarfile.TarFile, members: Mapping[PurePath, tarfile.TarInfo], place: PurePath
-) -> bytes:
-    """The file's content, or that of the file which the link points to: once, as in a kernel."""
-    member = members[place]
-    if member.issym():
-        target = PurePath(os.path.normpath(place.parent / member.linkname))
-        member = members.get(target, member)
-    if not member.isreg():
+def _file(
+    entries: Sequence[Entry],
+    numbers: Mapping[PurePath, int],
+    twice: Set[PurePath],
+    place: PurePath,
+) -> int:
+    """The file there, or the one which the link points to: once, as in a kernel."""
+    entry = entries[numbers[place]]
+    target = place
+    if entry.kind == "link":
+        target = PurePath(os.path.normpath(place.parent / entry.target))
+    elif entry.kind == "hardlink":
+        target = PurePath(os.path.normpath(entry.target))
+    number = numbers.get(target, -1)
+    if number < 0 or entries[number].kind != "file":
         raise FormatError(f"{place} is no file, and no link to one in it")
-    if member.size > MOST:
-        raise FormatError(f"{place} is larger than {MOST >> 20} MiB")
-    file = archive.extractfile(member)
-    assert file is not None
-    return file.read()
+    if not twice.isdisjoint((place, target)):
+        raise FormatError(f"{place} is in it twice")
+    return number

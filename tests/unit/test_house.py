@@ -61,6 +61,8 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "trio": frozenset({"engine", "sources", "control", "fuse", "cli", "testing"}),
     "cryptography": frozenset({"attest"}),
     "pytest": frozenset({"testing"}),
+    # Of the standard library, from Python 3.14 on.
+    "compression": frozenset({"sources"}),
 }
 
 #: Rooms without I/O, and what of the standard library would be I/O (or a clock, or a lock).

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from imafs.errors import FileError, FormatError, ImafsError, MismatchError
+from imafs.sources import archive as archives
 from imafs.sources import recording
 from imafs.sources.lists import load
 from imafs.sources.recording import CURRENT, Snapshot, lists_of, take, write
@@ -209,7 +210,7 @@ def test_a_cut_archive_is_refused_or_whole(tmp_path: Path, kind: str) -> None:
     data = {"tar": data, "gz": gzip.compress(data), "xz": lzma.compress(data)}[kind]
     path = tmp_path / "cut"
     expected = [record(rec) for rec in STAGED_RECS + CURRENT_RECS]
-    for size in range(1, len(data), max(1, len(data) // 150)):
+    for size in range(1, len(data), max(1, len(data) // 12)):
         path.write_bytes(data[:size])
         error = refusal(path)
         if error is None:
@@ -301,7 +302,7 @@ def test_only_lists_are_read_and_only_so_much(
     plain.write_bytes(data)
     with pytest.raises(FileError, match="list: is larger than"):
         load(str(plain))
-    monkeypatch.setattr(recording, "_MOST_MEMBERS", 1)
+    monkeypatch.setattr(archives, "MOST_ENTRIES", 1)
     with pytest.raises(FormatError, match="more than 1 files in it"):
         load(path)
 
