@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from imafs.kernel.policy.session import PolicyConfig
     from imafs.kernel.profiles import Profile
 
+#: A kernel without ``ima_policy=``: no rule, so nothing is measured.
+NONE = "none"
 #: What --policy-without may name.
 _ABSENT = ("lsm", "modsig", "keys", "appraise")
 
@@ -25,8 +27,9 @@ def add_options(group: argparse._ArgumentGroup) -> None:
         "--policy",
         metavar="WORDS|FILE",
         help="ima_policy= (tcb, ima_tcb, critical_data, appraise_tcb, secure_boot, fail_securely, "
-        "several with commas), or a file of rules as a boot script would load it; without it no "
-        "policy is active, and whatever is asked for is measured",
+        "several with commas), none (a kernel without ima_policy=: nothing is measured), or a "
+        "file of rules as a boot script would load it; without this option no policy is active, "
+        "and whatever is asked for is measured",
     )
     group.add_argument(
         "--policy-read",
@@ -92,6 +95,8 @@ def chosen(args: argparse.Namespace, profile: Profile, template_fmt: Template | 
     )
     if args.policy is None:
         return Chosen(None, None, "none", args.policy_read, config)
+    if args.policy == NONE:
+        return Chosen(Policy(), None, NONE, args.policy_read, config)
     words = args.policy.replace("|", ",").split(",")
     if "/" not in args.policy and (set(words) <= set(builtin.WORDS) or len(words) > 1):
         rules = builtin.rules(words, config.release, write=config.write)
@@ -110,7 +115,7 @@ def _text(file: str, config: PolicyConfig) -> bytes:
         text = Path(file).read_bytes()
     except OSError as error:
         raise UsageError(
-            f"--policy {file}: {error.strerror}; the built-in policies are {', '.join(WORDS)}"
+            f"--policy {file}: {error.strerror}; the built-in policies are {', '.join(WORDS)}, none"
         ) from None
     rules = seen = 0
     try:

@@ -243,9 +243,9 @@ class ControlClient:
         """Add records again."""
         return self.call("resume")
 
-    def kexec_load(self) -> Answer:
-        """Load a kernel for kexec."""
-        return self.call("kexec_load")
+    def kexec_load(self, cmdline: str | None = None) -> Answer:
+        """Load a kernel for kexec, with this command line."""
+        return self.call("kexec_load", {} if cmdline is None else {"cmdline": cmdline})
 
     def kexec_execute(
         self,

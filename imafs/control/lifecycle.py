@@ -12,7 +12,7 @@ import trio
 
 from imafs import disk
 from imafs.control.server import Handler, ProgressCallback
-from imafs.control.values import Answer, Options, text
+from imafs.control.values import Answer, Options, raw, text
 from imafs.engine import threads
 from imafs.engine.emulator import Emulator
 from imafs.engine.lifecycle import Lifecycle
@@ -65,7 +65,8 @@ class LifecycleVerbs:
     async def kexec_load(self, options: Options, progress: ProgressCallback) -> Answer:
         """The segment that was reserved."""
         async with self._bulk:
-            return {"segment_size": self._lifecycle.load().segment_size}
+            cmdline = raw(text(options, "cmdline", ""))
+            return {"segment_size": self._lifecycle.load(cmdline).segment_size}
 
     async def kexec_execute(self, options: Options, progress: ProgressCallback) -> Answer:
         """What became of the list, or that the kexec is held."""

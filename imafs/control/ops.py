@@ -190,7 +190,18 @@ _TABLE = (
     Operation("status", "show lists, PCRs, readers and failures"),
     Operation("suspend", "stop adding records, as a kernel before kexec does"),
     Operation("resume", "add records again"),
-    Operation("kexec_load", "load a kernel for kexec: reserves the segment for the lists"),
+    Operation(
+        "kexec_load",
+        "load a kernel for kexec: reserves the segment for the lists",
+        (
+            Option(
+                "cmdline",
+                Kind.STR,
+                "its command line, measured by a rule for KEXEC_CMDLINE",
+                "--cmdline",
+            ),
+        ),
+    ),
     Operation(
         "kexec_execute",
         "start the next kernel by kexec: lists carried over, PCRs kept (loads first if needed)",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 Options = Mapping[str, object]
@@ -14,6 +15,11 @@ def text(options: Options, key: str, default: str | None = None) -> str:
     value = options.get(key, default)
     assert isinstance(value, str)
     return value
+
+
+def raw(value: str) -> bytes:
+    """The bytes that a name or a text came from."""
+    return os.fsencode(value)
 
 
 def number(options: Options, key: str) -> int | None:

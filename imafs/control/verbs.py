@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
@@ -16,7 +15,7 @@ from imafs.control.directing import Director
 from imafs.control.faulting import Faulting
 from imafs.control.lifecycle import LifecycleVerbs
 from imafs.control.server import Handler, ProgressCallback, carry_through
-from imafs.control.values import Answer, Options, text
+from imafs.control.values import Answer, Options, raw, text
 from imafs.engine import threads
 from imafs.engine.emulator import EXTEND_WAIT, Emulator, Receipt
 from imafs.engine.records import check_data
@@ -36,10 +35,6 @@ _TURN_BYTES = 1 << 20
 _BACKLOG = 16384
 #: Bytes of a file of critical data.
 _MOST_DATA = 64 << 20
-
-
-def _raw(text: str) -> bytes:
-    return os.fsencode(text)
 
 
 class Verbs:
@@ -114,7 +109,7 @@ class Verbs:
         self, path: str, name: object, how: uses.Use, *, alone: bool
     ) -> tuple[Receipt | None, Answer]:
         emulator = self._emulator
-        given = _raw(name) if isinstance(name, str) else None
+        given = raw(name) if isinstance(name, str) else None
         try:
             judged = await judging.judge(emulator, path, how.access, given)
         except Refused as refused:
@@ -147,7 +142,7 @@ class Verbs:
         said: Answer = {"path": name} | uses.explained(decision, how.explain)
         if not decision.measure:
             return said
-        measurement = Measurement(_raw(name), algorithm, digest)
+        measurement = Measurement(raw(name), algorithm, digest)
         record = self._emulator.record(measurement, decision.template, decision.pcr)
         outcome = await self._outcome(self._emulator.append(record))
         return said | {"digest": f"{algorithm.name}:{digest.hex()}"} | outcome
@@ -162,7 +157,7 @@ class Verbs:
 
     async def violation(self, options: Options, progress: ProgressCallback) -> Answer:
         """A violation record."""
-        record = self._emulator.violation(_raw(text(options, "name")))
+        record = self._emulator.violation(raw(text(options, "name")))
         return await self._outcome(self._emulator.append(record))
 
     async def critical_data(self, options: Options, progress: ProgressCallback) -> Answer:
@@ -178,7 +173,7 @@ class Verbs:
         decision = self._emulator.judge(Access("CRITICAL_DATA", 0, label=label))
         if not decision.measure:
             return uses.explained(decision, False)
-        record = self._emulator.critical_data(_raw(text(options, "name")), data, decision)
+        record = self._emulator.critical_data(raw(text(options, "name")), data, decision)
         return await self._outcome(self._emulator.append(record))
 
     async def generate(self, options: Options, progress: ProgressCallback) -> Answer:

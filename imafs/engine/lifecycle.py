@@ -21,12 +21,16 @@ from imafs.engine.running import Held
 from imafs.errors import Refused, TpmError
 from imafs.kernel import carry, kexec
 from imafs.kernel.kexec import Crossing, Image
+from imafs.kernel.policy.match import Access
 from imafs.kernel.profiles import Profile
 
 log = logging.getLogger(__name__)
 
 #: Seconds that the next kernel waits for a TPM that does not answer.
 TPM_WAIT = 5.0
+
+
+_CMDLINE = Access("KEXEC_CMDLINE", 0)
 
 
 class Lifecycle:
@@ -42,15 +46,18 @@ class Lifecycle:
 
     # kexec
 
-    def load(self) -> Image:
+    def load(self, cmdline: bytes = b"") -> Image:
         """``kexec_file_load``: reserves the segment and measures ``kexec_load``.
 
+        Before that ``cmdline`` is measured where a rule says so (``ima_kexec_cmdline``); an
+        empty one never is, nor any without a policy.
         Another load takes the place of an earlier one. Raises :class:`Refused` (EBUSY) while
         a kexec is held or measurements are suspended; a record that cannot be added is only logged.
         """
         emulator = self._emulator
         self._check_idle()
         rules = emulator.config.profile.kexec
+        emulator.measure_buffer(_CMDLINE, kexec.CMDLINE, cmdline)
         image = carry.image(emulator.queue, rules, emulator.config.kexec_extra)
         self._measure(kexec.LOAD, image.segment_size)
         emulator.boot.image = image

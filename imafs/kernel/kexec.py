@@ -23,6 +23,8 @@ EXTRA = PAGE // 2
 #: The label of both critical data records.
 LABEL = "ima_kexec"
 LOAD, EXECUTE = b"kexec_load", b"kexec_execute"
+#: The record of ``ima_kexec_cmdline``.
+CMDLINE = b"kexec-cmdline"
 #: Surplus of template ima: two lengths and a NUL.
 _IMA = 9
 _LONG = kexec.TEMPLATE_NAME_END

@@ -692,3 +692,45 @@ async def test_open_files_count_no_more() -> None:
         emulator.accounting.open(2, write=True)
         await life.reboot()
         emulator.accounting.open(3, write=False)
+
+
+def answered(*texts: bytes) -> list[tuple[bytes, bytes]]:
+    """Name and buffer of the ima-buf records that 7.2.13 made for these command lines."""
+    seen: list[tuple[bytes, bytes]] = []
+    for text in texts:
+        if text and (b"kexec-cmdline", text) not in seen:  # else a duplicate
+            seen.append((b"kexec-cmdline", text))
+        seen.append((b"kexec_load", b""))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("rules", "measured"),
+    [
+        ([b"measure func=KEXEC_CMDLINE"], True),
+        ([b"measure func=KEXEC_CMDLINE", b"dont_measure func=KEXEC_CMDLINE uid=1"], True),
+        ([b"dont_measure func=KEXEC_CMDLINE", b"measure func=KEXEC_CMDLINE"], False),
+        ([b"measure func=KEXEC_CMDLINE fsmagic=0x1 pcr=12 template=ima-sig"], False),
+        ([b"measure mask=MAY_READ"], False),
+        (None, False),
+    ],
+)
+async def test_the_next_kernels_command_line_is_measured_by_its_rule(
+    rules: list[bytes] | None, measured: bool
+) -> None:
+    texts = [b"root=/dev/vda quiet", b"root=/dev/vda quiet", b"", b"a  b\tc", b"x\xc3\xa9"]
+    policy = None
+    if rules is not None:
+        found = [parse(rule) for rule in (b"measure func=CRITICAL_DATA", *rules)]
+        policy = Policy(tuple(rule for rule in found if rule is not None))
+    async with machine(FakeDevice(), replace(BARE, policy=policy)) as (emulator, lifecycle):
+        before = len(emulator.queue.current)
+        for text in texts:
+            lifecycle.load(text)
+        content = b"".join(emulator.queue.current.pieces(emulator.queue.sha1_view))
+        made = [parsed.record for parsed in Reader(content, 20)][before:]
+        split = [one.template.split(one.data)[1:] for one in made]
+        names = [(name[:-1], buf if name == b"kexec-cmdline\0" else b"") for name, buf in split]
+        wanted = answered(*texts)
+        assert names == [one for one in wanted if measured or one[0] == b"kexec_load"]
+        assert {one.template.label for one in made} == {"ima-buf"}

@@ -118,6 +118,20 @@ def test_no_rule_for_files(emulators: StartEmulator, disk: Disk) -> None:
     assert status(emulator)["policy"] == "active"
 
 
+def test_a_kernel_without_a_policy_measures_nothing(emulators: StartEmulator, disk: Disk) -> None:
+    emulator = emulators("--watch", str(disk.root), "--policy", "none")
+    program = disk.program("program")
+    run([program])
+    emulator.call("measure", paths=[str(program)])
+    emulator.call("kexec_load", cmdline="quiet")
+    assert names(emulator) == ["boot_aggregate"]
+    assert status(emulator)["policy"] == "active"
+    assert emulator.read("policy") == b""
+    write_policy(emulator, "measure func=BPRM_CHECK uid=0")
+    run([program])
+    assert names(emulator)[1:] == [str(program)]
+
+
 def test_written_policy_holds_at_once(emulators: StartEmulator, disk: Disk) -> None:
     emulator = emulators("--watch", str(disk.root), "--template", "ima")
     file, data = disk.file("file", b"1"), disk.file("data", b"2")
