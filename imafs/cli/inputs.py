@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from pathlib import Path
 
@@ -21,3 +22,30 @@ def read_bytes(path: str) -> bytes:
 
         sockets.tell_if_dead(path, error)
         raise FileError(path, error) from None
+
+
+def read_list(path: str) -> bytes:
+    """The list of a file (``-``: standard input), of a recording or of an IMA directory: what
+    is staged, then what is current.
+
+    Raises as :func:`read_bytes`, and :class:`FormatError` for a broken archive.
+    """
+    if path == "-" or not _is_kept(path):
+        return read_bytes(path)
+    from imafs.cli import sockets
+    from imafs.sources.recording import lists_of
+
+    try:
+        return b"".join(lists_of(path))
+    except OSError as error:
+        sockets.tell_if_dead(path, error)
+        raise FileError(error.filename or path, error) from None
+
+
+def _is_kept(path: str) -> bool:
+    """Whether the path is a file on a disk, or a directory; a pipe is read as it comes."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)

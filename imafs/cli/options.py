@@ -11,10 +11,12 @@ from imafs.formats.algorithms import (
     Bank,
     HashAlgorithm,
     bank_named,
-    by_name,
+    list_bank_named,
+    named,
     padded_banks_named,
 )
 from imafs.formats.binary import PCR_LIMIT
+from imafs.formats.templates import custom
 
 
 def bank(text: str) -> Bank:
@@ -25,10 +27,18 @@ def bank(text: str) -> Bank:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def algorithm(text: str) -> HashAlgorithm:
-    """A hash algorithm by the kernel's name, one that this machine can compute."""
+def list_bank(text: str) -> Bank:
+    """The bank of a list, which may be of any hash that this machine can compute."""
     try:
-        found = by_name(text)
+        return list_bank_named(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def algorithm(text: str) -> HashAlgorithm:
+    """A hash algorithm by the kernel's name or that of tpm2-tools, which can be computed."""
+    try:
+        found = named(text)
         found.constructor()
     except FormatError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
@@ -65,6 +75,24 @@ def integer(text: str) -> int:
 def count(text: str) -> int:
     """A number of records, one or more."""
     return _number(text, 1, None)
+
+
+def record_number(text: str) -> int:
+    """A record's number; the first one is 0."""
+    return _number(text, 0, None)
+
+
+def record_number_or_algorithm(text: str) -> int | HashAlgorithm:
+    """One of both: no hash has a number for its name."""
+    return record_number(text) if text.lstrip("+-").isdecimal() else algorithm(text)
+
+
+def template_fmt(text: str) -> str:
+    """Fields as ima_template_fmt= takes them."""
+    try:
+        return custom(text).label
+    except FormatError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def pcr(text: str) -> int:

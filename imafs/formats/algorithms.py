@@ -110,6 +110,11 @@ def named(name: str) -> HashAlgorithm:
     return by_name(_TOOLS.get(name, name))
 
 
+def tools_name(algorithm: HashAlgorithm) -> str:
+    """What tpm2-tools and tpm2-tss call it."""
+    return next((name for name, ours in _TOOLS.items() if ours == algorithm.name), algorithm.name)
+
+
 def by_tpm_id(tpm_id: int) -> HashAlgorithm | None:
     """The kernel's algorithm for a TPM_ALG_ID, or None where the kernel has none."""
     return _BY_TPM_ID.get(tpm_id)

@@ -176,6 +176,10 @@ class _Rebuilder:
                             return
             doubt = True
         out.order = "little"
+        if out.bank is not None and width not in (0, out.bank.digest_size):
+            raise FormatError(
+                f"this is a list with digests of {8 * width} bits, not one of {out.bank.name}"
+            )
         if out.bank is None and not doubt:
             raise FormatError(ONLY_VIOLATIONS)
         if out.bank is None:

@@ -56,6 +56,8 @@ class Fault:
     line: int | None = None
     parsed: Parsed | None = None
     resumed: int | None = None
+    #: Whether it takes the number: a line that is no record does not.
+    counts: bool = True
 
     @property
     def name(self) -> bytes | None:
@@ -187,7 +189,7 @@ class _Walk:
     def _lines_before(self) -> Iterator[Fault]:
         while self._bad and self._bad[-1].record <= self._number:
             bad = self._bad.pop()
-            yield Fault(bad.record, bad.reason, line=bad.line)
+            yield Fault(bad.record, bad.reason, line=bad.line, counts=False)
 
     def _judged(self, row: Row) -> Parsed | Fault:
         pcr, template, body, digest, start, end = row

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice, product
 
-from imafs.formats.fields import Field, swap
+from imafs.formats.fields import UNKNOWN, Field, swap
 from imafs.formats.templates import Order, Template
 
 #: How many readings of one line are tried, and lengths of one name: of a line of blanks there
@@ -99,6 +99,12 @@ def _splits(
         if kinds:
             for tail in _splits(rest, words[take:], order):
                 yield [kinds, *tail]
+
+
+def told(field: Field, text: bytes, order: Order) -> bytes | None:
+    """The field data that ``text`` stands for at first sight; None where it stands for none."""
+    kinds = _unknown(text) if field is UNKNOWN else _kinds(field, text, order)
+    return kinds[0] if kinds else None
 
 
 def _kinds(field: Field, text: bytes, order: Order) -> list[bytes]:

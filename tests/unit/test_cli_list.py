@@ -3,22 +3,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
 
 from imafs.cli.main import main
+from imafs.formats.algorithms import by_name
+from imafs.formats.exports import Row, json_line
+from imafs.formats.lists import parse
 from tests.conformance.recordings import Moment, load, names
-from tests.property.reference import WIDTHS, Rec, ascii_list, binary_list, ng, violation
+from tests.property import builders
+from tests.property.reference import WIDTHS, Rec, ascii_list, binary_list, ng, u32, violation
+from tests.schema import check
 from tests.support import ROOT
 
 BINARY = "binary_runtime_measurements"
 ASCII = "ascii_runtime_measurements"
+SCHEMA = json.loads((ROOT / "docs/list.schema.json").read_text())
 RECS = [
     ng(10, b"boot_aggregate"),
     ng(10, b"/a", b"1"),
@@ -97,8 +107,16 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsysbinary: Output) -
     assert listed(capsysbinary, "-") == ascii_list(RECS, "sha1")
 
 
+def objects(output: Output, *words: str | Path) -> list[dict[str, Any]]:
+    """What --json prints; every line is what docs/list.schema.json says."""
+    rows = [json.loads(line) for line in listed(output, *words, "--json").splitlines()]
+    for row in rows:
+        check(row, SCHEMA)
+    return rows
+
+
 def test_json(file: Path, capsysbinary: Output) -> None:
-    rows = [json.loads(line) for line in listed(capsysbinary, file, "--json").splitlines()]
+    rows = objects(capsysbinary, file)
     assert [row["record"] for row in rows] == list(range(6))
     assert [row["pcr"] for row in rows] == [10, 10, 11, 10, 10, 10]
     assert [row["violation"] for row in rows] == [False, False, False, True, False, False]
@@ -109,23 +127,95 @@ def test_json(file: Path, capsysbinary: Output) -> None:
         "template_digest": f"sha256:{RECS[1].digest('sha256').hex()}",
         "template": "ima-ng",
         "violation": False,
-        "fields": {"d-ng": f"sha256:{RECS[1].parts[0][-32:].hex()}", "n-ng": "/a"},
+        "fields": [
+            {"name": "d-ng", "text": f"sha256:{RECS[1].parts[0][-32:].hex()}"},
+            {"name": "n-ng", "text": "/a"},
+        ],
     }
-    other = listed(capsysbinary, file, "--json", "--to", "sha1", "--last", "1")
-    assert json.loads(other)["template_digest"] == f"sha1:{RECS[5].digest('sha1').hex()}"
+    (other,) = objects(capsysbinary, file, "--to", "sha1", "--last", "1")
+    assert other["template_digest"] == f"sha1:{RECS[5].digest('sha1').hex()}"
+    (raw,) = objects(capsysbinary, file, "--raw", "--first", "1")
+    assert raw["template_data"] == RECS[0].data.hex()
 
 
-def test_json_of_names_that_are_no_utf8(tmp_path: Path, capsysbinary: Output) -> None:
-    path = tmp_path / "list"
-    recs = [ng(10, "/größe".encode()), ng(10, b"/\xff\xfe")]
-    path.write_bytes(binary_list(recs, "sha1"))
-    rows = [json.loads(line) for line in listed(capsysbinary, path, "--json").splitlines()]
-    assert [row["fields"]["n-ng"] for row in rows] == ["/größe", "/\xff\xfe"]
+def test_json_of_an_ascii_list(file: Path, capsysbinary: Output) -> None:
+    file.write_bytes(b"\n" + ascii_list(RECS, "sha256"))
+    rows = objects(capsysbinary, file)
+    assert [row["line"] for row in rows] == [2, 3, 4, 5, 6, 7]
+    assert [row["unproven"] for row in rows] == [False, False, False, True, False, False]
+    assert not any("offset" in row for row in rows)
+
+
+def fields_of(rec: Rec, file: Path, output: Output) -> list[dict[str, str]]:
+    file.write_bytes(binary_list([rec], "sha1"))
+    (row,) = objects(output, file)
+    found: list[dict[str, str]] = row["fields"]
+    return found
+
+
+def test_json_tells_names_that_are_no_utf8_from_those_that_are(
+    file: Path, capsysbinary: Output
+) -> None:
+    names = [b"/\xff", b"/\xc3\xbf", b"/a\0b", b"/no end", b"/\\xff"]
+    shown = []
+    for name in names:
+        rec = Rec(10, "ima-ng", (RECS[0].parts[0], name + (b"" if b"end" in name else b"\0")))
+        shown.append(fields_of(rec, file, capsysbinary)[1])
+    assert shown == [
+        {"name": "n-ng", "hex": "2fff00"},
+        {"name": "n-ng", "text": "/ÿ"},
+        {"name": "n-ng", "text": "/a", "hex": "2f61006200"},
+        {"name": "n-ng", "text": "/no end", "hex": b"/no end".hex()},
+        {"name": "n-ng", "text": "/\\xff"},
+    ]
+
+
+def test_json_keeps_fields_that_are_there_twice(file: Path, capsysbinary: Output) -> None:
+    rec = Rec(10, "n-ng|n-ng|iuid|d-ng", (b"/a\0", b"/b\0", b"\1\0", b":\0\xaa"))
+    assert fields_of(rec, file, capsysbinary) == [
+        {"name": "n-ng", "text": "/a"},
+        {"name": "n-ng", "text": "/b"},
+        {"name": "iuid", "text": "1", "hex": "0100"},
+        {"name": "d-ng", "text": "aa", "hex": "3a00aa"},
+    ]
+
+
+@given(builders.recs())
+def test_json_loses_nothing(rec: Rec) -> None:
+    """Template data can be made again of the fields alone."""
+    (parsed,) = parse(binary_list([replace(rec, violation=False)], "sha1")).records()
+    row = Row(0, parsed, parsed.digest, by_name("sha1"))
+    parts = []
+    about = json.loads(json_line(row))
+    check(about, SCHEMA)
+    for field, name in zip(about["fields"], rec.field_names, strict=True):
+        if "hex" in field:
+            parts.append(bytes.fromhex(field["hex"]))
+        else:
+            parts.append(stored(name, field["text"].encode()))
+    if rec.label == "ima":
+        parts[1] = parts[1][:-1]
+    assert replace(rec, parts=tuple(parts), violation=False).data == parsed.record.data
+
+
+def stored(field: str, text: bytes) -> bytes:
+    """The bytes that a field's text stands for, as docs/lists.md says."""
+    if not text:
+        return b"\0" if field in ("n", "n-ng") else b""
+    if field in ("n", "n-ng", "xattrnames"):
+        return text + b"\0"
+    if field in ("d-ng", "d-ngv2", "d-modsig") and b":" in text:
+        prefix, _, digits = text.rpartition(b":")
+        return prefix + b":\0" + bytes.fromhex(digits.decode())
+    if field in ("iuid", "igid", "imode"):
+        return int(text).to_bytes(2 if field == "imode" else 4, "little")
+    return bytes.fromhex(text.decode())
 
 
 def test_stats(file: Path, capsysbinary: Output) -> None:
     size = file.stat().st_size
     assert listed(capsysbinary, file, "--stats").decode() == (
+        "form        binary\n"
         "bank        sha256\n"
         "records     6\n"
         f"bytes       {size} of {size}\n"
@@ -186,26 +276,118 @@ def refused(output: Output, *words: str | Path, code: int) -> str:
     return printed.err.decode()
 
 
-def test_malformed_lists_are_refused_whole_with_the_place(file: Path, capsysbinary: Output) -> None:
+def damaged(output: Output, *words: str | Path) -> tuple[bytes, str]:
+    """What is printed of a damaged list, and what is said of it."""
+    assert main(["list", *map(str, words)]) == 3
+    printed = output.readouterr()
+    return printed.out, printed.err.decode()
+
+
+def changed(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
+
+
+def test_a_damaged_list_is_shown_up_to_the_fault(file: Path, capsysbinary: Output) -> None:
     data = file.read_bytes()
     start = len(binary_list(RECS[:2], "sha256"))
-    changed = bytearray(data)
-    changed[start + 4] ^= 1
-    for content, place in (
-        (data[:-1], f"record 5, byte {len(binary_list(RECS[:5], 'sha256'))}"),
-        (data + b"\0", f"record 6, byte {len(data)}"),
-        (bytes(changed), f"record 2, byte {start}"),
+    for content, place, whole in (
+        (data[:-1], f"record 5, byte {len(binary_list(RECS[:5], 'sha256'))}: ", 5),
+        (data + b"\0", f"record 6, byte {len(data)}: ", 6),
+        (changed(data, start + 4), rf"record 2, byte {start} \(/other\): ", 2),
     ):
         file.write_bytes(content)
-        error = refused(capsysbinary, file, "--first", "1", code=3)
-        assert re.match(f"imafs: {re.escape(str(file))}: {place}[ :]", error), error
-        assert error.count("\n") == 1
+        shown, said = damaged(capsysbinary, file)
+        assert re.match(f"imafs: {re.escape(str(file))}: {place}", said), said
+        assert said.count("\n") == 1
+        lines = shown.splitlines(keepends=True)
+        assert b"".join(lines[:whole]) == ascii_list(RECS[:whole], "sha256")
+        assert [line[:2] for line in lines[whole:]] == [b"! "] * (whole == 2)
+        first, again = damaged(capsysbinary, file, "--first", "1")
+        assert (first, again) == (ascii_list(RECS[:1], "sha256"), said)
+
+
+@pytest.mark.parametrize("form", ["binary", "ascii"])
+def test_behind_the_fault_with_keep_going(form: str, file: Path, capsysbinary: Output) -> None:
+    """A changed name, and a line or a length that is lost: all others are shown."""
+    recs = [rec for rec in RECS if not rec.violation]
+    if form == "binary":
+        data = binary_list(recs, "sha1")
+        one, two, four = (len(binary_list(recs[:number], "sha1")) for number in (1, 2, 3))
+        file.write_bytes(changed(changed(data, four + 25), two - 2))
+        places = [f"record 1, byte {one} (/`): ", f"record 3, byte {four}: "]
+    else:
+        lines = ascii_list(recs, "sha1").splitlines(keepends=True)
+        lines[1], lines[3] = lines[1].replace(b"/a", b"/`"), b"?\n"
+        file.write_bytes(b"".join(lines))
+        places = ["line 2, record 1 (/`): ", "line 4, record 3: "]
+    shown, said = damaged(capsysbinary, file, "--keep-going")
+    expected = ascii_list(recs, "sha1").splitlines(keepends=True)
+    expected[1] = b"! " + expected[1].replace(b"/a", b"/`")
+    del expected[3]
+    assert shown == b"".join(expected)
+    for line, place in zip(said.splitlines(), places, strict=True):
+        assert line.startswith(f"imafs: {file}: {place}")
+    assert b"faults      2\n" in damaged(capsysbinary, file, "--keep-going", "--stats")[0]
+    rows = [
+        json.loads(line)
+        for line in damaged(capsysbinary, file, "--keep-going", "--json")[0].splitlines()
+    ]
+    for row in rows:
+        check(row, SCHEMA)
+    assert [row["pcr"] for row in rows if "fault" not in row] == [10, 11, 10]
+    assert "template digest" in rows[1]["fault"]
+
+
+def test_a_record_whose_fields_do_not_fit_is_shown_by_its_bytes(
+    file: Path, capsysbinary: Output
+) -> None:
+    body = b"\1\0\0\0a\xff"
+    front = u32(10) + hashlib.sha1(body).digest() + u32(6) + b"ima-ng" + u32(len(body))
+    file.write_bytes(binary_list(RECS, "sha1") + front + body)
+    shown, said = damaged(capsysbinary, file, "--last", "1")
+    assert shown.endswith(b" ima-ng 0100000061ff\n")
+    assert shown.startswith(b"! 10 ")
+    assert "record 6" in said
+    row = json.loads(damaged(capsysbinary, file, "--last", "1", "--json")[0])
+    check(row, SCHEMA)
+    assert (row["fields"], row["template_data"]) == ([], "0100000061ff")
+
+
+def test_a_part_by_numbers(file: Path, capsysbinary: Output) -> None:
+    assert listed(capsysbinary, file, "--from", "1", "--to", "2") == ascii_list(RECS[1:3], "sha256")
+    assert listed(capsysbinary, file, "--from", "4") == ascii_list(RECS[4:], "sha256")
+    both = listed(capsysbinary, file, "--to", "0", "--to", "sha1")
+    assert both == ascii_list(RECS[:1], "sha1")
+    assert listed(capsysbinary, file, "--from", "6") == b""
+
+
+def test_fields_of_an_unknown_template(file: Path, capsysbinary: Output) -> None:
+    rec = Rec(10, "ima-new", (b"a text\0", b"1234\0", b"\xaa"))
+    file.write_bytes(binary_list([rec], "sha1"))
+    shown = listed(capsysbinary, file)
+    assert shown.endswith(b" ima-new a text 1234 aa\n")
+    file.write_bytes(shown)
+    assert listed(capsysbinary, file, "--binary", "--template-fmt", "n-ng|n-ng|sig") == (
+        binary_list([rec], "sha1")
+    )
+    assert "unknown field" in refused(capsysbinary, file, "--template-fmt", "n-ng|x", code=2)
+
+
+def test_violations_of_an_ascii_list_are_said_to_be_unproven(
+    file: Path, capsysbinary: Output
+) -> None:
+    file.write_bytes(ascii_list(RECS, "sha256"))
+    assert main(["list", str(file), "--binary"]) == 0
+    printed = capsysbinary.readouterr()
+    assert printed.out == binary_list(RECS, "sha256")
+    assert b": 1 violation stands as the text has it" in printed.err
+    assert b"violations  1, unproven\n" in listed(capsysbinary, file, "--stats")
 
 
 def test_malformed_standard_input(monkeypatch: pytest.MonkeyPatch, capsysbinary: Output) -> None:
     data = io.BytesIO(binary_list(RECS, "sha1")[:-1])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data))
-    assert refused(capsysbinary, "-", code=3).startswith("imafs: record 5, byte ")
+    assert damaged(capsysbinary, "-")[1].startswith("imafs: record 5, byte ")
 
 
 def test_the_wrong_bank_is_malformed(file: Path, capsysbinary: Output) -> None:
@@ -216,15 +398,18 @@ def test_the_wrong_bank_is_malformed(file: Path, capsysbinary: Output) -> None:
 
 def test_a_malformed_list_of_a_named_bank(file: Path, capsysbinary: Output) -> None:
     file.write_bytes(file.read_bytes()[:-1])
-    error = refused(capsysbinary, file, "--bank", "sha256", code=3)
-    assert error.startswith(f"imafs: {file}: record 5, byte ")
+    shown, said = damaged(capsysbinary, file, "--bank", "sha256")
+    assert shown == ascii_list(RECS[:5], "sha256")
+    assert said.startswith(f"imafs: {file}: record 5, byte ")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--bank sha999", "'sha999' is no PCR bank; there are: sha1, sha256, "),
-        ("--bank md5", "'md5' is no PCR bank"),
+        ("--bank sha999", "'sha999' is no bank of a list; there are: md5, sha1, "),
+        ("--bank wp512", "'wp512' is no bank of a list"),
+        ("--from -1", "-1: 0 or more"),
+        ("--to -1", "-1: 0 or more"),
         ("--to sha999", "unknown hash algorithm 'sha999'"),
         ("--to rmd128", "hash algorithm rmd128 cannot be computed"),
         ("--grep (", "'('"),
@@ -247,7 +432,6 @@ def test_an_ascii_list(file: Path, capsysbinary: Output) -> None:
     file.write_bytes(ascii_list(RECS, "sha256"))
     for words in ((), ("--bank", "sha256")):
         assert listed(capsysbinary, file, *words) == ascii_list(RECS, "sha256")
-        assert listed(capsysbinary, file, *words, "--binary") == binary_list(RECS, "sha256")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
