@@ -52,11 +52,18 @@ _RC_NAMES = {
     0x101: "TPM_RC_FAILURE",
     0x120: "TPM_RC_DISABLED",
     0x125: "TPM_RC_AUTH_MISSING",
-    0x12D: "TPM_RC_REBOOT",
+    0x12D: "TPM_RC_UPGRADE",
+    0x12F: "TPM_RC_AUTH_UNAVAILABLE",
+    0x130: "TPM_RC_REBOOT",
     0x142: "TPM_RC_COMMAND_SIZE",
     0x143: "TPM_RC_COMMAND_CODE",
     0x144: "TPM_RC_AUTHSIZE",
+    0x153: "TPM_RC_NEEDS_TEST",
     0x902: "TPM_RC_OBJECT_MEMORY",
+    0x903: "TPM_RC_SESSION_MEMORY",
+    0x904: "TPM_RC_MEMORY",
+    0x905: "TPM_RC_SESSION_HANDLES",
+    0x906: "TPM_RC_OBJECT_HANDLES",
     0x907: "TPM_RC_LOCALITY",
     0x908: "TPM_RC_YIELDED",
     0x909: "TPM_RC_CANCELED",
@@ -66,6 +73,29 @@ _RC_NAMES = {
     0x922: "TPM_RC_RETRY",
     0x923: "TPM_RC_NV_UNAVAILABLE",
 }
+_FLUSH = "flush what its clients left: tpm2_flushcontext -t, -l, -s"
+#: Codes that tell of the TPM's state, whatever the command: what it is in, and what helps.
+_STATES = {
+    0x101: ("is in failure mode", "nothing but a reset helps, and its own log says why"),
+    0x120: ("is disabled", "enable its hierarchies"),
+    0x12D: ("waits for a firmware upgrade", "finish that first"),
+    0x130: ("wants to be reset before it goes on", "restart it or the machine"),
+    0x153: ("has not tested itself", "run tpm2_selftest --fulltest"),
+    0x902: ("has no memory left for objects", _FLUSH),
+    0x903: ("has no memory left for sessions", _FLUSH),
+    0x904: ("has no memory left", _FLUSH),
+    0x905: ("has no handles left for sessions", _FLUSH),
+    0x906: ("has no handles left for objects", _FLUSH),
+    0x90A: ("is still testing itself", "try again"),
+    0x920: ("writes its memory too often", "try again later"),
+    0x921: (
+        "is locked after too many wrong passwords",
+        "wait, or run tpm2_dictionarylockout --clear-lockout",
+    ),
+    0x923: ("cannot write its memory", "is the disk of its state full, or read-only?"),
+}
+#: Of a response to TPM 2.0's tag, of TPM 1.2 (TPM_TAG_RSP_COMMAND).
+_TAG_OF_1_2 = 0x00C4
 # Format-one codes: the low six bits, where bit 7 is set (TPM 2.0 part 2, 6.6.3).
 _RC_FORMAT_ONE = {
     0x01: "TPM_RC_ASYMMETRIC",
@@ -198,8 +228,15 @@ def response_code(response: bytes) -> int:
 def check(response: bytes, what: str) -> None:
     """Raise :class:`TpmError` unless ``response`` says success; ``what`` names the command."""
     code = response_code(response)
-    if code:
-        raise TpmError(f"{what}: the TPM answered {rc_name(code)}")
+    if not code:
+        return
+    if int.from_bytes(response[:2], "big") == _TAG_OF_1_2:
+        raise TpmError(f"{what}: this is a TPM 1.2 ({code:#x}), and IMA's banks need a TPM 2.0")
+    # A resource manager in between adds its layer above (TSS2_RESMGR_TPM_RC_LAYER).
+    if code & 0xFFFF in _STATES:
+        state, advice = _STATES[code & 0xFFFF]
+        raise TpmError(f"{what}: the TPM {state} ({code:#x}): {advice}")
+    raise TpmError(f"{what}: the TPM answered {rc_name(code)}")
 
 
 def _parse_selection(response: bytes, offset: int) -> tuple[list[tuple[int, list[int]]], int]:

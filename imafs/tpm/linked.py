@@ -62,6 +62,9 @@ def ensure_started(link: Link) -> None:
         started = transact(link, commands.build_startup())
         if commands.response_code(started) != commands.RC_INITIALIZE:
             commands.check(started, "TPM2_Startup")
+        response = transact(link, commands.build_get_pcr_banks())
+    # In failure mode a TPM says who made it all the same (and libtpms says it backwards).
+    commands.check(response, "TPM2_GetCapability")
 
 
 def identify(link: Link) -> Identity:

@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from imafs.errors import TpmError
 from imafs.formats.algorithms import SHA1, SHA256
 from imafs.tpm import Device, ExtendError, ResetUnsupported, linked, open_device
+from imafs.tpm.process import reserve_ports
 from imafs.tpm.swtpm import SwtpmDevice
-from tests.support import ROOT, wait_for
+from tests.support import ROOT, run, wait_for
 from tests.tpm.tools import Call, packed, pcr10, replayed, state_of
 
 pytestmark = pytest.mark.swtpm
@@ -136,3 +139,24 @@ def test_nobody_there_is_one_line(spec: str) -> None:
     assert ended.returncode == 0
     assert ended.stdout.startswith(f"cannot open the TPM {spec}: ")
     assert (ended.stdout.count("\n"), ended.stderr) == (1, "")
+
+
+def test_a_tpm_in_failure_mode(tmp_path: Path) -> None:
+    """swtpm that cannot write its state: with -d it has changed to /, and its path is relative."""
+    (tmp_path / "state").mkdir()
+    with ExitStack() as reserved:
+        port = reserve_ports(reserved)
+        run(
+            [
+                *("swtpm", "socket", "--tpm2", "--tpmstate", "dir=state", "-d"),
+                *("--server", f"type=tcp,port={port}", "--ctrl", f"type=tcp,port={port + 1}"),
+                *("--flags", "not-need-init,startup-clear", "--pid", f"file={tmp_path}/pid"),
+            ],
+            cwd=tmp_path,
+        )
+    try:
+        for hardware in (False, True):
+            with pytest.raises(TpmError, match=r"the TPM is in failure mode \(0x101\)"):
+                open_device(f"swtpm:host=127.0.0.1,port={port}", allow_hardware=hardware)
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)

@@ -95,3 +95,24 @@ def test_nonsense_is_a_tpm_error_and_nothing_else(body: bytes) -> None:
             parse(response(0, body))
         except TpmError:
             continue
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (0x101, r"the TPM is in failure mode \(0x101\): nothing but a reset helps"),
+        (0x130, r"the TPM wants to be reset before it goes on \(0x130\)"),
+        (0x902, r"the TPM has no memory left for objects \(0x902\): flush"),
+        (0x921, r"the TPM is locked after too many wrong passwords \(0x921\)"),
+        (0xB0904, r"the TPM has no memory left \(0xb0904\)"),
+        (0x12D, r"the TPM waits for a firmware upgrade \(0x12d\)"),
+    ],
+)
+def test_a_code_of_the_tpms_state_is_told_as_such(code: int, said: str) -> None:
+    with pytest.raises(TpmError, match=f"TPM2_X: {said}"):
+        commands.check(response(code), "TPM2_X")
+
+
+def test_a_tpm_1_2_is_told_as_such() -> None:
+    with pytest.raises(TpmError, match=r"this is a TPM 1.2 \(0x1e\)"):
+        commands.check(struct.pack(">HII", 0xC4, 10, 0x1E), "TPM2_X")

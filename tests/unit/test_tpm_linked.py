@@ -289,3 +289,12 @@ def test_a_bank_that_no_tpm_has_is_refused() -> None:
 )
 def test_environment_for_other_clients(tcti: str, expected: dict[str, str]) -> None:
     assert client_environment(tcti) == {"TPM2TOOLS_TCTI": tcti, "TCTI": tcti} | expected
+
+
+@pytest.mark.parametrize("code", [0x101, 0x904, 0x921, 0x143])
+@pytest.mark.parametrize("after_startup", [False, True])
+def test_a_tpm_that_cannot_start_says_why(code: int, after_startup: bool) -> None:
+    """Whoever made it: in failure mode that is the only thing that a TPM still answers."""
+    answers = iter([commands.RC_INITIALIZE, 0, code] if after_startup else [code])
+    with pytest.raises(TpmError, match=f"{code:#x}"):
+        linked.ensure_started(ScriptedLink(lambda command: response(next(answers))))
