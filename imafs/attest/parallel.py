@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""Independent work in a process each: hashes of short messages hold the interpreter."""
+"""Independent work in a process each: hashes of short messages hold the interpreter.
+
+A child is a copy of this process, so nothing is imported and no list is copied. Copying is safe
+only while no other thread may hold a lock: with threads about, all work is done here.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import warnings
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
-from typing import TypeVar
+from contextlib import suppress
+from typing import Generic, TypeVar
 
 from imafs.errors import FormatError
 
@@ -26,25 +34,20 @@ def in_processes(
     ``size`` bytes are the work: a small one is done here alone. Raises the
     :class:`FormatError` of the first name that has one. Results must be picklable.
     """
-    if size < WORTH or len(names) < 2:
+    if size < WORTH or len(names) < 2 or threading.active_count() > 1:
         return [work(name, progress if name == names[0] else _silent) for name in names]
-    context = multiprocessing.get_context("fork")
-    children = []
-    for name in names[1:]:
-        receiving, sending = context.Pipe(duplex=False)
-        child = context.Process(target=_child, args=(work, name, sending), daemon=True)
-        child.start()
-        sending.close()
-        children.append((name, child, receiving))
+    children: list[_Child[T]] = []
     try:
+        for name in names[1:]:
+            children.append(_Child(work, name))
         results = [work(names[0], progress)]
-        for name, child, receiving in children:
-            results.append(_result(receiving) or work(name, _silent))
-            child.join()
+        for child in children:
+            found = child.result()
+            # A child that was killed, or has found a bug: it is done, or found, again here.
+            results.append(work(child.name, _silent) if found is None else found[0])
     finally:
-        for _, child, _ in children:
-            child.terminate()
-            child.join()
+        for child in children:
+            child.end()
     return results
 
 
@@ -52,21 +55,66 @@ def _silent(done: int, total: int) -> None:
     return None
 
 
-def _child(work: Callable[[str, Progress], T], name: str, sending: Connection) -> None:
+class _Child(Generic[T]):
+    """A fork that does one work and says what came out through a pipe."""
+
+    def __init__(self, work: Callable[[str, Progress], T], name: str) -> None:
+        self.name = name
+        self._reading, writing = os.pipe()
+        try:
+            self._pid: int | None = _fork()
+        except OSError:  # no room for a process: result() has nothing
+            self._pid = None
+        if self._pid == 0:
+            status = 1
+            try:
+                os.close(self._reading)
+                _send(writing, work, name)
+                status = 0
+            finally:
+                # Whatever happened: nothing of the parent's may be flushed or ended twice.
+                os._exit(status)
+        os.close(writing)
+
+    def result(self) -> tuple[T] | None:
+        """What came out; None where the child died. Raises :class:`FormatError`."""
+        with os.fdopen(os.dup(self._reading), "rb") as file:
+            sent = file.read()
+        if self._status() != 0:
+            return None
+        found = pickle.loads(sent)
+        if isinstance(found, FormatError):
+            raise found
+        return (found,)
+
+    def end(self) -> None:
+        """Ends it, if it goes on: another's work has failed."""
+        os.close(self._reading)
+        if self._pid is not None:
+            os.kill(self._pid, signal.SIGKILL)
+            self._status()
+
+    def _status(self) -> int:
+        if self._pid is None:
+            return 1
+        _, status = os.waitpid(self._pid, 0)
+        self._pid = None
+        return status
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python 3.12 counts threads that hold no lock of its own too: that of faulthandler.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _send(writing: int, work: Callable[[str, Progress], T], name: str) -> None:
+    answer: object
     try:
-        sending.send(work(name, _silent))
+        answer = work(name, _silent)
     except FormatError as error:
         # The one who checks digests finds the same fault, or is told this one.
-        sending.send((error.reason, error.record, error.offset))
-
-
-def _result(receiving: Connection) -> T | None:
-    """What a child sent; None where it died (killed, out of memory)."""
-    try:
-        found = receiving.recv()
-    except EOFError:
-        return None
-    if isinstance(found, tuple):
-        reason, record, offset = found
-        raise FormatError(reason, record=record, offset=offset)
-    return found  # type: ignore[no-any-return]
+        answer = error
+    with suppress(BrokenPipeError), os.fdopen(writing, "wb") as file:
+        pickle.dump(answer, file)

@@ -3,51 +3,75 @@
 
 Every record's template digest is checked, every bank's digest is computed from the
 template data, and the replay is compared with the PCRs after each record: a list that
-was read after the quote has records in excess, which is no error. A violation extends
-0xff over the whole width (Linux 7.3 ima_queue.c, ``ima_add_digest_entry`` callers).
+was read after the quote has records in excess, which is no error.
+
+Of each PCR it is said what its value is, since there are PCRs that no list leads to: firmware
+extends 0 to 9 before IMA does, a TPM lets no kernel extend 17 to 22 (locality) and has
+none from 24 on, though rules may send records there (``pcr=0`` to ``63``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import enum
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from imafs.attest.lanes import HASHES, Lane, Pass, Task, new_lane, replay
 from imafs.attest.parallel import Progress, in_processes
+from imafs.attest.pcrvalues import DEFAULT_PCR
 from imafs.attest.replay import PcrValues
-from imafs.formats.algorithms import ALGORITHMS, SHA1, Bank
-from imafs.formats.binary import (
-    Parsed,
-    Reader,
-    Record,
-    check_fields,
-    detect,
-    digest_matches,
-    wrong_digest,
-)
-from imafs.formats.templates import TEMPLATES, Template
+from imafs.attest.walking import Part
+from imafs.formats.algorithms import SHA1, Bank
+from imafs.formats.binary import detect
 
-_EVERY = 8192
-#: CONFIG_IMA_MEASURE_PCR_IDX of nearly every kernel.
-DEFAULT_PCR = 10
+#: PCRs that firmware extends, those that no kernel can, and the number of PCRs of a TPM.
+FIRMWARE = range(10)
+LOCALITIES = range(17, 23)
+TPM_PCRS = 24
+
+
+class Value(enum.Enum):
+    """What the value of a PCR is, to a list of which records went there."""
+
+    MATCHES = "matches"
+    #: Nothing was extended, though the list has records.
+    ZERO = "zero"
+    #: Of PCR 0 to 9: it held what firmware had extended before, or somebody extends it too.
+    FIRMWARE = "firmware"
+    #: Of PCR 17 to 22, and from 24 on.
+    NOT_EXTENDED = "not extended"
+    #: What the same records give whose digests are zero-padded SHA-1.
+    PADDED = "padded"
+    DIFFERS = "differs"
+    #: No value of it is known.
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
-class Mismatch:
-    """A PCR that no prefix of the list leads to: what it holds, what the whole list gives."""
+class Finding:
+    """One PCR of one bank.
+
+    ``after`` is the number of records after which it has its value, alone; ``records`` of the
+    list went there. ``actual`` is empty where it is unknown. ``replayed`` is what all of the
+    list gives.
+    """
 
     bank: str
     pcr: int
+    value: Value
+    after: int | None
+    records: int
     actual: bytes
     replayed: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``matched``: the number of records after which every compared PCR has its value.
+    """``matched``: the number of records after which every PCR that can be compared agrees.
 
     None where there is no such number but 0, of a list that has records: PCRs to which
-    nothing was extended confirm none of them. ``mismatches`` then says which PCRs never got
-    their value. ``records`` and ``violations`` count the whole list.
+    nothing was extended confirm none of them. ``findings`` then says what each PCR is.
+    ``records`` and ``violations`` count the whole list, ``compared`` are the PCRs looked at.
     """
 
     bank: str
@@ -55,34 +79,26 @@ class Verdict:
     violations: int
     matched: int | None
     compared: tuple[tuple[str, int], ...]
-    mismatches: tuple[Mismatch, ...]
+    findings: tuple[Finding, ...] = field(default=(), repr=False)
+
+    @property
+    def mismatches(self) -> tuple[Finding, ...]:
+        """PCRs that no prefix of the list leads to, where they are to; none of a match."""
+        wrong = (Value.ZERO, Value.PADDED, Value.DIFFERS)
+        if self.matched is not None or not self.records:
+            return ()
+        return tuple(finding for finding in self.findings if finding.value in wrong)
 
     @property
     def excess(self) -> int:
         """Records behind the match: they came after the PCRs were read."""
         return self.records - self.matched if self.matched is not None else 0
 
-
-@dataclass(slots=True)
-class _Lane:
-    """One bank of one PCR: its value, and after which numbers of records it is the target's.
-
-    ``hits`` are half-open runs (first, end) of record numbers; the end of the last may
-    be open (-1).
-    """
-
-    target: bytes
-    value: bytes
-    hits: list[tuple[int, int]]
-
-
-@dataclass(slots=True)
-class _Pass:
-    """The replay of one bank over the whole list."""
-
-    records: int
-    violations: int
-    lanes: dict[int, _Lane]
+    @property
+    def padded(self) -> tuple[str, ...]:
+        """Banks that hold zero-padded SHA-1, though nobody said so."""
+        found = (f.bank for f in self.findings if f.value is Value.PADDED)
+        return tuple(dict.fromkeys(found))
 
 
 def verify(
@@ -94,130 +110,163 @@ def verify(
     pcr: int = DEFAULT_PCR,
     progress: Progress = lambda done, total: None,
 ) -> Verdict:
-    """Replays the binary list ``data`` against ``actual``.
+    """Replays the binary list ``data`` against ``actual``, as :func:`verify_parts`.
 
-    ``bank`` is the list's (found by its digests otherwise); ``padded`` names banks that
-    hold zero-padded SHA-1. Compared are the PCRs that records of the list went to, and
-    ``pcr``, that of records without a rule's own: a list from which all of these were
-    deleted is none. Banks that this machine cannot hash are left out. Raises
-    :class:`FormatError` (record, byte, reason) where a record is malformed or its
+    ``bank`` is the list's (found by its digests otherwise).
+    """
+    own = bank if bank is not None else detect(data)
+    return verify_parts(
+        [Part(data)], own, actual, Choice(padded=padded, pcr=pcr), progress=progress
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is compared, and how.
+
+    ``padded`` names banks that hold zero-padded SHA-1. Compared are the PCRs that records went
+    to, and ``pcr``, that of records without a rule's own: a list from which all of these were
+    deleted is none. ``pcrs`` and ``banks`` leave it at some. ``starts`` are values
+    that PCRs have before the first record (bank name -> PCR -> value).
+    """
+
+    padded: Sequence[str] = ()
+    pcr: int = DEFAULT_PCR
+    pcrs: Collection[int] | None = None
+    banks: Collection[str] | None = None
+    starts: PcrValues = field(default_factory=dict)
+
+    def is_padded(self, bank: str) -> bool:
+        """Also where the kernel has no hash for the TPM's algorithm."""
+        return bank in self.padded or HASHES[bank].tpm_id is None
+
+    def chosen(self, actual: PcrValues) -> PcrValues:
+        """Of the PCR values those that are compared, of banks that can be hashed here."""
+        return {
+            bank: {n: v for n, v in values.items() if self.pcrs is None or n in self.pcrs}
+            for bank, values in actual.items()
+            if bank in HASHES and (self.banks is None or bank in self.banks)
+        }
+
+
+_ALL = Choice()
+
+
+def verify_parts(
+    parts: Sequence[Part],
+    own: Bank,
+    actual: PcrValues,
+    choice: Choice = _ALL,
+    *,
+    progress: Progress = lambda done, total: None,
+) -> Verdict:
+    """Replays lists that follow each other, of bank ``own``.
+
+    Raises :class:`FormatError` (record, byte, reason) where a record is malformed or its
     template digest wrong. A long list is replayed in one process per bank.
     """
-    chosen = bank if bank is not None else detect(data)
-    names = [name for name in actual if name in _HASHES]
-    own = chosen.name
+    targets = choice.chosen(actual)
+    names = [own.name, *(name for name in targets if name != own.name)]
+    tasks = {name: _task(name, targets, choice) for name in names}
+    size = sum(len(part.data) for part in parts)
 
-    def replay(name: str, report: Progress) -> _Pass:
-        return _replay(data, chosen, actual.get(name, {}), name, name in padded, report)
+    def work(name: str, report: Progress) -> Pass:
+        return replay(parts, own, tasks[name], report)
 
-    banks = [own, *(name for name in names if name != own)]
-    passes = dict(zip(banks, in_processes(replay, banks, progress, len(data)), strict=True))
-    first = passes[own]
+    passes = dict(zip(names, in_processes(work, names, progress, size), strict=True))
+    first = passes[own.name]
     lanes = {
-        (name, number): lane
-        for number in sorted({*first.lanes, pcr})
-        for name in names
-        if (lane := _lane(passes[name].lanes, number, name, actual)).target
+        (name, number): passes[name].lanes.get(number) or new_lane(tasks[name], number)
+        for number in sorted({*first.lanes, choice.pcr})
+        if choice.pcrs is None or number in choice.pcrs
+        for name in targets
     }
-    if first.records:
-        matched = _first_common([lane.hits for lane in lanes.values()])
-    else:
-        matched = 0 if not any(any(v.get(pcr, b"")) for v in actual.values()) else None
-    wrong = tuple(
-        Mismatch(name, number, lane.target, lane.value)
-        for (name, number), lane in lanes.items()
-        if matched is None and first.records and not _after_a_record(lane.hits)
-    )
-    return Verdict(own, first.records, first.violations, matched, tuple(lanes), wrong)
+    known = {key: lane for key, lane in lanes.items() if lane.target}
+    matched = _matched(known, first.records)
+    found = [_finding(key, lane, matched) for key, lane in lanes.items()]
+    if matched is None and first.records:
+        found = _with_padded(found, parts, own, tasks)
+    return Verdict(own.name, first.records, first.violations, matched, tuple(known), tuple(found))
 
 
-#: Banks that this machine can hash.
-_HASHES = {a.name: a for a in ALGORITHMS if a.available}
+def _task(name: str, targets: PcrValues, choice: Choice) -> Task:
+    starts = choice.starts.get(name, {})
+    return Task(name, targets.get(name, {}), choice.is_padded(name), starts)
 
 
-def _replay(
-    data: bytes,
-    chosen: Bank,
-    targets: Mapping[int, bytes],
-    name: str,
-    padded: bool,
-    progress: Progress,
-) -> _Pass:
-    """One bank's pass; that of the list's own bank checks fields and template digests."""
-    algorithm = _HASHES[name]
-    make = algorithm.constructor()
-    template_hash = SHA1.constructor() if padded else make
-    width = algorithm.digest_size
-    checked = name == chosen.name
-    violation = b"\xff" * width
-    zero = bytes(chosen.digest_size)
-    ima = TEMPLATES["ima"]
-    lanes: dict[int, _Lane] = {}
-    number = violations = 0
-    for pcr, template, body, digest, start, end in Reader(data, chosen.digest_size).walk():
-        lane = lanes.get(pcr)
-        if lane is None:
-            lane = lanes[pcr] = _new_lane(targets.get(pcr, b""), width)
-        if digest == zero:
-            violations += 1
-            extended = violation
-        else:
-            message = template.hash_input(body) if template is ima else body
-            own = template_hash(message).digest()
-            extended = own.ljust(width, b"\0") if padded else own
-            if checked:
-                if template is not ima and not template.fits(body):
-                    check_fields(_parsed(pcr, template, body, digest, start, end), number)
-                if own != digest and extended != digest:
-                    _check_digest(_parsed(pcr, template, body, digest, start, end), chosen, number)
-        lane.value = value = make(lane.value + extended).digest()
-        number += 1
-        hits = lane.hits
-        if hits and hits[-1][1] < 0:
-            hits[-1] = (hits[-1][0], number)
-        if value == lane.target:
-            hits.append((number, -1))
-        if not number % _EVERY:
-            progress(end, len(data))
-    progress(len(data), len(data))
-    return _Pass(number, violations, lanes)
+def _matched(lanes: Mapping[tuple[str, int], Lane], records: int) -> int | None:
+    """The number of records after which all PCRs agree that a list can lead to.
+
+    It is the largest one before another record went to one of them.
+    """
+    if not records:
+        return 0 if all(lane.holds(0) for lane in lanes.values()) else None
+    deciding = {
+        key: lane for key, lane in lanes.items() if lane.first is not None or _can_be_led(key[1])
+    }
+    others = [lane for key, lane in deciding.items() if key[1] not in FIRMWARE]
+    # PCR 0 to 9 may have been begun by firmware, or not.
+    agreeing = [lane for key, lane in deciding.items() if key[1] not in FIRMWARE or lane.hits]
+    found = _first_common(agreeing, records)
+    return found if found is not None else _first_common(others, records)
 
 
-def _lane(lanes: Mapping[int, _Lane], pcr: int, bank: str, actual: PcrValues) -> _Lane:
-    """That of a PCR, also where no record went to it."""
-    known = lanes.get(pcr)
-    return known or _new_lane(actual[bank].get(pcr, b""), _HASHES[bank].digest_size)
+def _can_be_led(pcr: int) -> bool:
+    return pcr < TPM_PCRS and pcr not in LOCALITIES
 
 
-def _new_lane(target: bytes, width: int) -> _Lane:
-    value = bytes(width)
-    return _Lane(target, value, [(0, -1)] if value == target else [])
-
-
-def _parsed(
-    pcr: int, template: Template, body: bytes, digest: bytes, start: int, end: int
-) -> Parsed:
-    return Parsed(Record(pcr, template, body), digest, start, end)
-
-
-def _check_digest(parsed: Parsed, bank: Bank, number: int) -> None:
-    assert bank.algorithm is not None
-    if not digest_matches(parsed, bank.algorithm):
-        raise wrong_digest(parsed, bank, number)
-
-
-def _after_a_record(runs: list[tuple[int, int]]) -> bool:
-    return any(end < 0 or end > 1 for _, end in runs)
-
-
-def _first_common(runs: list[list[tuple[int, int]]]) -> int | None:
-    """The smallest number of records that lies in a run of every lane; None without one."""
-    if not runs:
-        return None
-    for number in sorted(max(first, 1) for lane in runs for first, _ in lane):
-        if all(
-            any(first <= number and (end < 0 or number < end) for first, end in lane)
-            for lane in runs
-        ):
-            return number
+def _first_common(lanes: Sequence[Lane], records: int) -> int | None:
+    """The smallest number of records that lies in a run of every lane, up to the runs' end."""
+    for number in sorted({max(first, 1) for lane in lanes for first, _ in lane.hits}):
+        if all(lane.holds(number) for lane in lanes):
+            ends = (
+                end if end >= 0 else records + 1
+                for lane in lanes
+                for first, end in lane.hits
+                if first <= number and (end < 0 or number < end)
+            )
+            return min(ends) - 1
     return None
+
+
+def _finding(key: tuple[str, int], lane: Lane, matched: int | None) -> Finding:
+    bank, pcr = key
+    after = matched if matched is not None and lane.holds(matched) else lane.first
+    return Finding(
+        *(bank, pcr, _value(pcr, lane, matched), after, lane.records, lane.target, lane.value)
+    )
+
+
+def _value(pcr: int, lane: Lane, matched: int | None) -> Value:
+    if not lane.target:
+        return Value.UNKNOWN if _can_be_led(pcr) else Value.NOT_EXTENDED
+    if lane.holds(matched) if matched is not None else (lane.first is not None):
+        # Zero for a while is no match where nothing else agrees.
+        if matched is not None or any(lane.target) or not lane.records:
+            return Value.MATCHES
+        return Value.ZERO
+    if not _can_be_led(pcr):
+        return Value.NOT_EXTENDED
+    if not any(lane.target):
+        return Value.ZERO
+    return Value.FIRMWARE if pcr in FIRMWARE else Value.DIFFERS
+
+
+def _with_padded(
+    found: list[Finding], parts: Sequence[Part], own: Bank, tasks: Mapping[str, Task]
+) -> list[Finding]:
+    """The findings after trying zero-padded SHA-1 where wide banks differ."""
+    for name, task in tasks.items():
+        wrong = [f for f in found if f.bank == name and f.value is Value.DIFFERS]
+        if name == SHA1.name or task.padded or not wrong:
+            continue
+        again = replace(task, padded=True, unchecked=True)
+        lanes = replay(parts, own, again, lambda done, total: None).lanes
+        found = [_if_padded(f, lanes.get(f.pcr)) if f in wrong else f for f in found]
+    return found
+
+
+def _if_padded(finding: Finding, lane: Lane | None) -> Finding:
+    if lane is None or lane.first is None:
+        return finding
+    return replace(finding, value=Value.PADDED, after=lane.first, replayed=lane.value)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Work in processes: results, refusals, children that die, and threads beside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from imafs.attest.parallel import WORTH, Progress, in_processes
+from imafs.errors import FormatError
+
+
+def silent(done: int, total: int) -> None:
+    return None
+
+
+def process(name: str, progress: Progress) -> tuple[str, int]:
+    return name, os.getpid()
+
+
+def test_every_other_work_has_a_process_of_its_own() -> None:
+    found = in_processes(process, ["a", "b", "c"], silent, WORTH)
+    assert [name for name, _ in found] == ["a", "b", "c"]
+    assert found[0][1] == os.getpid()
+    assert len({pid for _, pid in found}) == 3
+
+
+def test_small_work_has_none() -> None:
+    assert {pid for _, pid in in_processes(process, ["a", "b"], silent, WORTH - 1)} == {os.getpid()}
+
+
+def test_a_process_with_threads_is_not_copied() -> None:
+    """Another thread may hold a lock, which no one would ever release in the copy."""
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait)
+    thread.start()
+    try:
+        found = in_processes(process, ["a", "b"], silent, WORTH)
+    finally:
+        go.set()
+        thread.join()
+    assert {pid for _, pid in found} == {os.getpid()}
+
+
+@pytest.mark.parametrize("at", ["a", "b", "c"])
+def test_a_refusal_of_any(at: str) -> None:
+    def work(name: str, progress: Progress) -> str:
+        if name == at:
+            raise FormatError("no", record=3, offset=7)
+        return name
+
+    with pytest.raises(FormatError) as caught:
+        in_processes(work, ["a", "b", "c"], silent, WORTH)
+    assert (caught.value.reason, caught.value.record, caught.value.offset) == ("no", 3, 7)
+    with pytest.raises(ChildProcessError):  # nobody is left behind
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_work_of_a_child_that_died_is_done_again() -> None:
+    here = os.getpid()
+
+    def work(name: str, progress: Progress) -> int:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
+
+    assert in_processes(work, ["a", "b"], silent, WORTH) == [here, here]
+
+
+def test_a_bug_in_a_child_is_seen_here(capfd: pytest.CaptureFixture[str]) -> None:
+    def work(name: str, progress: Progress) -> str:
+        if name == "b":
+            raise ZeroDivisionError
+        return name
+
+    with pytest.raises(ZeroDivisionError):
+        in_processes(work, ["a", "b"], silent, WORTH)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_room_for_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise OSError(11, "no")
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert {pid for _, pid in in_processes(process, ["a", "b"], silent, WORTH)} == {os.getpid()}
