@@ -145,6 +145,8 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
         ("violations", word("violations")),
         ("suspended", word("suspended")),
     ]
+    if sizes := _group(status, "sizes"):
+        rows.append(("sizes", _sizes(sizes)))
     if "policy" in status:
         rows.append(("policy", _policy(_group(status, "policy"))))
     if boot := _group(status, "boot"):
@@ -194,6 +196,12 @@ def _on_purpose(status: Mapping[str, object]) -> list[tuple[str, str]]:
             done += f", failed: {readable(errors[-1])}"
         rows.append(("  step", f"{readable(item.get('when', '-'))}: {done}"))
     return rows
+
+
+def _sizes(group: Mapping[str, object]) -> str:
+    if group.get("shown") == "zero":
+        return "0, as a kernel shows them"
+    return f"true, and every read is filled: {readable(group.get('why', '-'))}"
 
 
 def _policy(group: Mapping[str, object]) -> str:

@@ -194,7 +194,7 @@ async def _main(
             nursery.start_soon(emulator.run)
             await _measure(emulator, plan.measure)
             beside = extras(emulator, plan.boot_log) if plan.layout == "securityfs" else ()
-            async with session.mounted(emulator, mountpoint, plan.layout, end, beside):
+            async with session.mounted(emulator, mountpoint, plan.layout, end, beside) as mount:
                 about = {"mountpoint": mountpoint, "control": str(control), "pid": os.getpid()}
                 verbs = Verbs(emulator, end, about)
                 nursery.start_soon(verbs.director.run)
@@ -205,6 +205,7 @@ async def _main(
                     deadline=plan.watch_deadline,
                 )
                 verbs.parts["watch"] = watcher.status
+                verbs.parts["sizes"] = mount.sizes
                 handlers = verbs.handlers() | WatchVerbs(watcher).handlers()
                 nursery.start_soon(watcher.run)
                 if plan.watch:

@@ -94,9 +94,11 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--st-size",
-        choices=("actual", "zero"),
-        default="actual",
-        help="file sizes: the true ones, or 0 as in a kernel (splice clients then read nothing)",
+        type=_st_size,
+        choices=("actual",),
+        help="show true sizes and fill every read, unlike a kernel: tar and rsync copy lists "
+        "then, and programs that trust a size, or take a short read for the end, pass here and "
+        "lose records on a kernel",
     )
     group.add_argument(
         "--large-reads",
@@ -122,3 +124,9 @@ def tell(args: argparse.Namespace) -> None:
     """On stderr: what such a kernel does not take of its options."""
     for line in settled(args).said:
         print(f"imafs: {line}", file=sys.stderr, flush=True)
+
+
+def _st_size(text: str) -> str:
+    if text == "zero":
+        raise argparse.ArgumentTypeError("zero is what every mount shows now: leave it out")
+    return text

@@ -243,7 +243,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         policy_read=rules.read,
         policy_config=rules.config,
         large_reads=args.large_reads,
-        size_zero=args.st_size == "zero",
+        true_sizes=args.st_size == "actual",
         cache=size(args.cache),
         draft_bugs=args.draft_bugs,
         export_root=_export_root(args.export_root, args.dir),

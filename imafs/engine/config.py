@@ -25,7 +25,7 @@ class EmulatorConfig:
     ``policy`` is what ``ima_policy=`` made at boot, None without it; ``policy_text`` what a
     boot script wrote to the policy file; ``policy_source`` tells people which of them;
     ``policy_read`` is CONFIG_IMA_READ_POLICY, None: as the profile's mode of the file;
-    ``large_reads`` fills every read; ``size_zero`` shows st_size 0 as the kernel does.
+    ``large_reads`` fills every read; ``true_sizes`` shows them, and fills too.
     ``draft_bugs`` brings back the known bugs of a draft; ``export_root`` is the directory below
     which drafts may write the list, ``export_limit`` CONFIG_IMA_MEASUREMENT_LIST_SIZE.
     ``kexec_extra`` is CONFIG_IMA_KEXEC_EXTRA_MEMORY_KB in bytes (0 there: half a page).
@@ -47,7 +47,7 @@ class EmulatorConfig:
     policy_read: bool | None = None
     policy_config: PolicyConfig = DEFAULT_CONFIG
     large_reads: bool = False
-    size_zero: bool = False
+    true_sizes: bool = False
     cache: int = CACHE
     kexec_extra: int = EXTRA
     draft_bugs: bool = False

@@ -50,3 +50,14 @@ def boundary(
             raise FUSEError(errno.EIO) from None
 
     return guarded
+
+
+def at_once(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | int:
+    """What ``call`` returns, or the errno of what it raises: the same for no coroutine."""
+    try:
+        return call(*args, **kwargs)
+    except ImafsError as error:
+        return carried(error.errno)
+    except Exception:
+        log.exception("%r failed: EIO for this call", call)
+        return errno.EIO

@@ -33,37 +33,41 @@ class Extra:
     """A file, or a directory (``read`` is None), by its path from the root.
 
     ``read`` makes the content; it may take time and raises
-    :class:`imafs.errors.ImafsError`. ``size`` is st_size in bytes.
+    :class:`imafs.errors.ImafsError`. ``sysfs``: a file of sysfs shows a page as its size and
+    lets splice read it; one of securityfs (``size`` is its true size) neither.
     """
 
     path: str
     mode: int = 0o755
     read: Content | None = None
     size: int = 0
+    sysfs: bool = False
 
 
 def extras(emulator: Emulator, boot_log: bytes | None) -> list[Extra]:
     """What the layout securityfs has beside the IMA directory."""
     found = [Extra(CLASS_TPM)]
     if boot_log is not None:
-        size = 0 if emulator.config.size_zero else len(boot_log)
-        found.append(Extra(_BOOT_LOG, 0o440, partial(_constant, boot_log), size))
+        found.append(Extra(_BOOT_LOG, 0o440, partial(constant, boot_log), len(boot_log)))
     names = [bank.name for bank in emulator.device.banks if bank.name in _BANKS]
     if names:
         chip = f"{CLASS_TPM}/tpm0"
-        version = partial(_constant, b"2\n")
-        found.append(Extra(f"{chip}/tpm_version_major", 0o444, version, _SYSFS_SIZE))
+        version = partial(constant, b"2\n")
+        found.append(_of_sysfs(f"{chip}/tpm_version_major", version))
         found += [
-            Extra(
-                f"{chip}/pcr-{name}/{pcr}", 0o444, partial(_pcr, emulator, name, pcr), _SYSFS_SIZE
-            )
+            _of_sysfs(f"{chip}/pcr-{name}/{pcr}", partial(_pcr, emulator, name, pcr))
             for name in names
             for pcr in range(_PCRS)
         ]
     return found
 
 
-async def _constant(text: bytes) -> bytes:
+def _of_sysfs(path: str, read: Content) -> Extra:
+    return Extra(path, 0o444, read, _SYSFS_SIZE, sysfs=True)
+
+
+async def constant(text: bytes) -> bytes:
+    """Content that is always the same."""
     return text
 
 
@@ -79,6 +83,7 @@ class ExtraHandle(Handle):
     """
 
     __slots__ = ("_content", "_text")
+    waits = True
 
     def __init__(self, content: Content) -> None:
         self._content = content

@@ -7,59 +7,32 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from enum import Enum
 
 from imafs.engine.emulator import Emulator
 from imafs.engine.policy import PolicyWriter
 from imafs.errors import Refused
+from imafs.fuse.caller import has_sys_admin
 from imafs.kernel.access import Holder
 from imafs.kernel.packed import PackedList
 from imafs.kernel.profiles import Entry, RequestFile
-from imafs.kernel.seqfile import PAGE, Bytes, Position, SeqFile
-
-#: GNU tar's default record: 20 blocks of 512 bytes.
-TAR_BLOCKS = 10240
-
-
-class Filling(Enum):
-    """Which reads are filled although seq_file would stop at a page.
-
-    splice and sendfile read through the page cache whatever direct_io says (Linux 6.5
-    on), and there a short answer means the end of the file: the client would get a
-    shorter list, with success (measured: 4063 of 15838 bytes). Without readahead such
-    a request is exactly a page at a page's boundary; with it, any whole pages.
-    """
-
-    PAGE = "a page"
-    PAGES = "whole pages"
-    ALL = "everything"
-
-    def wants(self, offset: int, size: int, left: int) -> bool:
-        """Whether a read of ``size`` at ``offset`` is filled; ``left`` bytes are there.
-
-        GNU tar takes a short read for a file that shrank and pads with zeros: its
-        blocks (9728 and 10240 bytes: multiples of 512 that are no power of two) and a
-        last read of exactly what is left are filled. A kernel's st_size is 0, so there
-        nobody asks for such a rest.
-        """
-        if self is Filling.ALL or size == left:
-            return True
-        if not offset % PAGE and (size == PAGE or (self is Filling.PAGES and not size % PAGE)):
-            return True
-        return size <= TAR_BLOCKS and not size % 512 and size & (size - 1) != 0
+from imafs.kernel.seqfile import Bytes, Position, SeqFile
 
 
 class Handle:
-    """An open file without methods of its own: reads and writes are EINVAL."""
+    """An open file without methods of its own: reads and writes are EINVAL.
+
+    ``waits``: :meth:`prepare` does something. Whoever writes is a thread id.
+    """
 
     __slots__ = ()
+    waits = False
 
     async def prepare(self, offset: int) -> None:
         """Goes before each :meth:`read`; a file whose content takes time makes it here."""
 
-    async def store(self, offset: int, data: bytes) -> int:
+    async def store(self, offset: int, data: bytes, writer: int) -> int:
         """A write that may take time; without a turn for anybody else where it takes none."""
-        return self.write(offset, data)
+        return self.write(offset, data, writer)
 
     def failing(self) -> AbstractContextManager[None]:
         """Around a write that may be refused before it gets here."""
@@ -69,7 +42,7 @@ class Handle:
         """Up to ``size`` bytes for FUSE's ``offset``."""
         raise Refused(errno.EINVAL, "the file has no read method")
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes, writer: int) -> int:
         """Number of bytes accepted."""
         raise Refused(errno.EINVAL, "the file has no write method")
 
@@ -78,18 +51,20 @@ class Handle:
 
 
 class ListHandle(Handle):
-    """A measurement list, current or staged, in one view."""
+    """A measurement list, current or staged, in one view.
+
+    ``fills``: whether reads are filled instead of stopping at a page.
+    """
 
     __slots__ = (
         "_append",
         "_emulator",
         "_entry",
-        "_filling",
+        "_fills",
         "_holder",
         "_list",
         "_position",
         "_seq",
-        "_view",
     )
 
     def __init__(
@@ -98,7 +73,7 @@ class ListHandle(Handle):
         entry: Entry,
         flags: int,
         holder: Holder | None,
-        filling: Filling,
+        fills: Callable[[], bool],
     ) -> None:
         files, view = entry.files, entry.view
         assert files is not None
@@ -109,9 +84,8 @@ class ListHandle(Handle):
         self._holder = holder
         self._append = bool(flags & os.O_APPEND)
         self._position = Position()
-        self._filling = filling
+        self._fills = fills
         self._list: Callable[[], PackedList] = lambda: emulator.queue.list(staged)
-        self._view = view
         self._seq = SeqFile(self._list, view)
 
     def read(self, offset: int, size: int) -> Bytes:
@@ -121,19 +95,15 @@ class ListHandle(Handle):
             raise Refused(files.empty, "the list is empty")
         position = self._position
         real = position.at_read(offset)
-        fill = self._filling is Filling.ALL
-        if not fill:
-            left = self._list().size(self._view) - real
-            fill = self._filling.wants(offset, size, left)
-        out = self._seq.read(real, size, fill=fill)
+        out = self._seq.read(real, size, fill=self._fills())
         position.after_read(offset, real, len(out))
         return out
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes, writer: int) -> int:
         files = self._entry.files
         assert files is not None
         if files.grammar is None:
-            return super().write(offset, data)
+            return super().write(offset, data, writer)
         real = self._position.at_write(offset, append=self._append)
         taken = self._emulator.write(files.grammar, data, real)
         self._position.after_write(offset, real, taken)
@@ -147,19 +117,18 @@ class ListHandle(Handle):
 class RequestHandle(Handle):
     """A file that takes requests and is no list, such as ``ima_trim_log``.
 
-    ``admin``: the opener has CAP_SYS_ADMIN. A write carries no caller over FUSE, so for
-    drafts that ask at the write it is the opener who counts.
+    Where a draft asks for CAP_SYS_ADMIN at the write, whoever writes needs it: not the opener,
+    who may have handed the descriptor on.
     """
 
-    __slots__ = ("_admin", "_append", "_emulator", "_file", "_holder", "_position")
+    __slots__ = ("_append", "_emulator", "_file", "_holder", "_position")
 
     def __init__(
-        self, emulator: Emulator, file: RequestFile, flags: int, holder: Holder | None, admin: bool
+        self, emulator: Emulator, file: RequestFile, flags: int, holder: Holder | None
     ) -> None:
         self._emulator = emulator
         self._file = file
         self._holder = holder
-        self._admin = admin
         self._append = bool(flags & os.O_APPEND)
         self._position = Position()
 
@@ -169,11 +138,11 @@ class RequestHandle(Handle):
         self._position.after_read(offset, real, len(out))
         return out
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes, writer: int) -> int:
         grammar = self._file.grammar
         if grammar is None:
-            return super().write(offset, data)
-        if self._file.opening.write_takes_admin and not self._admin:
+            return super().write(offset, data, writer)
+        if self._file.opening.write_takes_admin and not has_sys_admin(writer):
             raise Refused(errno.EPERM, "CAP_SYS_ADMIN is asked at the write")
         real = self._position.at_write(offset, append=self._append)
         taken = self._emulator.write(grammar, data, real)
@@ -207,7 +176,7 @@ class PolicyHandle(Handle):
         self._position = Position()
         self._writer = PolicyWriter(emulator)
 
-    async def store(self, offset: int, data: bytes) -> int:
+    async def store(self, offset: int, data: bytes, writer: int) -> int:
         """A write. It may wait for the file of rules that it names.
 
         The kernel's answer is one too many for a rule without newline; FUSE makes EIO of

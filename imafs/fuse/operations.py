@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """FUSE handlers: a few lines each, every one inside the same error boundary.
 
-Those that refuse whatever they are asked are in :mod:`imafs.fuse.refusals`.
+Those that refuse whatever they are asked are in :mod:`imafs.fuse.refusals`. Requests come by
+way of :mod:`imafs.fuse.relay`, which asks the four methods of its ``Answers`` here first.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pyfuse3
@@ -30,11 +31,10 @@ from pyfuse3 import (
 
 from imafs.engine.emulator import Emulator
 from imafs.engine.running import Boot
-from imafs.fuse.boundary import boundary
+from imafs.fuse.boundary import at_once, boundary
 from imafs.fuse.caller import has_sys_admin
 from imafs.fuse.extras import Extra, ExtraHandle
 from imafs.fuse.handles import (
-    Filling,
     Handle,
     ListHandle,
     PolicyHandle,
@@ -42,17 +42,24 @@ from imafs.fuse.handles import (
     TextHandle,
 )
 from imafs.fuse.refusals import Refusals
+from imafs.fuse.relay import Request
 from imafs.fuse.tree import Inodes, Node, Tree
 from imafs.kernel.access import Holder, Opening, Role
 from imafs.kernel.profiles import Kind
+from imafs.kernel.seqfile import Bytes
+
+#: The size that the kernel keeps of a file whose size is hidden: any splice finds something
+#: to ask for, and 32-bit programs can open a file of less than 2 GiB.
+HIDDEN = 0x7FFFF000
 
 
 class Opened(NamedTuple):
-    """An open file: the kernel under which it was opened, and the names of the file."""
+    """An open file: the kernel under which it was opened, the names of the file, its node."""
 
     handle: Handle
     boot: Boot
     names: list[str]
+    node: Node
 
 
 class ImaOperations(Refusals):
@@ -61,9 +68,16 @@ class ImaOperations(Refusals):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, emulator: Emulator, layout: str, extras: Sequence[Extra] = ()) -> None:
+    def __init__(
+        self,
+        emulator: Emulator,
+        layout: str,
+        extras: Sequence[Extra] = (),
+        asked: Callable[[], Request] = Request,
+    ) -> None:
         super().__init__()
         self._emulator = emulator
+        self._asked = asked
         self._layout = layout
         self._inodes = Inodes()
         self._boot = emulator.boot
@@ -71,12 +85,53 @@ class ImaOperations(Refusals):
         self._planted = Tree(emulator.entries, layout, self._inodes, extras)
         self._handles: dict[int, Opened] = {}
         self._next = 1
-        self._filling = Filling.ALL if emulator.config.large_reads else Filling.PAGES
+        self._hiding = not emulator.config.true_sizes
+        self._all_pages = False
 
-    def without_readahead(self) -> None:
-        """The mount reads its page cache a page at a time."""
-        if not self._emulator.config.large_reads:
-            self._filling = Filling.PAGE
+    def tell_sizes(self, *, pages: bool) -> None:
+        """Shows true sizes and fills reads from now on; ``pages``: of the page cache as well."""
+        self._hiding = False
+        self._all_pages = pages
+
+    def plant(self, extra: Extra) -> Node:
+        """A file more, until it is uprooted."""
+        return self._tree.add(extra)
+
+    def uproot(self, node: Node) -> None:
+        """The file of :meth:`plant` goes."""
+        self._tree.remove(node)
+
+    # What the relay asks
+
+    def read_now(self, fh: int, offset: int, size: int) -> Bytes | int | None:
+        """A read that needs neither waiting nor anybody's attention."""
+        opened = self._handles.get(fh)
+        if opened is None or opened.handle.waits or self._emulator.trouble.active:
+            return None
+        if opened.boot is not self._emulator.boot:
+            return errno.ENODEV
+        return at_once(opened.handle.read, offset, size)
+
+    def fills_pages(self, fh: int) -> bool:
+        """Splice reads files of sysfs alone."""
+        opened = self._handles.get(fh)
+        return self._all_pages or (opened is not None and opened.node.is_sized)
+
+    def tells_size(self, fh: int) -> bool:
+        """seq_lseek knows no end."""
+        opened = self._handles.get(fh)
+        return not self._hiding or opened is None or not opened.node.is_seq
+
+    def hides_size(self, inode: int) -> bool:
+        """A kernel says 0 of whatever is no file of sysfs."""
+        node = self._tree.nodes.get(inode)
+        return node is not None and self._hides(node)
+
+    def _hides(self, node: Node) -> bool:
+        return self._hiding and stat.S_ISREG(node.mode) and not node.is_sized
+
+    def _fills(self) -> bool:
+        return self._emulator.config.large_reads or not self._hiding
 
     # Looking
 
@@ -89,7 +144,8 @@ class ImaOperations(Refusals):
             self._planted = Tree(entries, self._layout, self._inodes, self._extras)
         return self._planted
 
-    def _attributes(self, node: Node) -> EntryAttributes:
+    def _attributes(self, node: Node, *, shown: bool = False) -> EntryAttributes:
+        """``shown``: the answer is for stat and lseek; the size in any other is kept."""
         # Timeouts 0: sizes and counts change under the kernel's feet.
         attr = EntryAttributes()
         attr.st_ino = InodeT(node.inode)
@@ -101,7 +157,7 @@ class ImaOperations(Refusals):
         attr.st_uid = node.uid
         attr.st_gid = node.gid
         attr.st_rdev = 0
-        attr.st_size = self._size(node)
+        attr.st_size = self._size(node) if shown or not self._hides(node) else HIDDEN
         attr.st_blksize = 4096
         attr.st_blocks = 0
         attr.st_atime_ns = node.atime_ns
@@ -119,13 +175,11 @@ class ImaOperations(Refusals):
         return not _is_policy(node) or self._emulator.policy_file.present
 
     def _size(self, node: Node) -> int:
-        # The true size although a kernel says 0: with 0 every splice client reads an
-        # empty list and calls it success (measured).
-        entry = node.entry
-        if node.extra is not None:
-            return node.truncated or node.extra.size
-        if self._emulator.config.size_zero or entry is None:
+        if self._hides(node):
             return node.truncated
+        entry = node.entry
+        if entry is None:
+            return 0 if node.extra is None else node.extra.size
         if entry.kind is Kind.LIST and entry.files is not None and entry.view is not None:
             return self._emulator.queue.list(entry.files.staged).size(entry.view)
         if entry.request is not None:
@@ -153,7 +207,7 @@ class ImaOperations(Refusals):
 
     @boundary
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        return self._attributes(self._tree.node(inode))
+        return self._attributes(self._tree.node(inode), shown=True)
 
     @boundary
     async def setattr(
@@ -234,7 +288,7 @@ class ImaOperations(Refusals):
             raise FUSEError(errno.EINVAL)
         number = self._next
         self._next += 1
-        self._handles[number] = Opened(handle, self._emulator.boot, self._tree.names(node))
+        self._handles[number] = Opened(handle, self._emulator.boot, self._tree.names(node), node)
         return FileInfo(fh=FileHandleT(number), direct_io=True, keep_cache=False)
 
     def _open(self, node: Node, flags: int, tid: int) -> Handle:
@@ -248,14 +302,13 @@ class ImaOperations(Refusals):
             return self._open_policy(flags, tid)
         if entry.request is not None:
             holder = self._admit(entry.request.opening, tid, write=write)
-            admin = entry.request.opening.write_takes_admin and write and has_sys_admin(tid)
-            return RequestHandle(self._emulator, entry.request, flags, holder, admin)
+            return RequestHandle(self._emulator, entry.request, flags, holder)
         if entry.kind is not Kind.LIST:
             kind = entry.kind
             return TextHandle(lambda: self._text(kind))
         assert entry.files is not None
         holder = self._admit(entry.files.opening, tid, write=write)
-        return ListHandle(self._emulator, entry, flags, holder, self._filling)
+        return ListHandle(self._emulator, entry, flags, holder, self._fills)
 
     def _admit(self, opening: Opening, tid: int, *, write: bool) -> Holder | None:
         """Capability first, then the counter (ima_fs.c:244-336)."""
@@ -298,15 +351,16 @@ class ImaOperations(Refusals):
 
     @boundary
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        writer = self._asked().pid  # before anything waits
         trouble = self._emulator.trouble
         handle = self._handle(fh)
         if not trouble.active:
-            return await handle.store(off, buf)
+            return await handle.store(off, buf, writer)
         names = self._handles[fh].names
 
         async def act() -> int:
             # Looked up anew: what was due before the write may have ended the kernel.
-            return await self._handle(fh).store(off, buf)
+            return await self._handle(fh).store(off, buf, writer)
 
         with handle.failing():
             return await trouble.around("write", names, act, data=buf)

@@ -7,15 +7,18 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import pyfuse3
 import trio
 
 from imafs.engine.emulator import Emulator
 from imafs.errors import MountError
-from imafs.fuse import mountinfo
+from imafs.fuse import mountinfo, selftest
 from imafs.fuse.extras import Extra
 from imafs.fuse.operations import ImaOperations
+from imafs.fuse.relay import Relay
 
 log = logging.getLogger(__name__)
 
@@ -62,31 +65,46 @@ class End:
         self._cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """How a mount shows sizes, and why not as a kernel does."""
+
+    hidden: bool = True
+    why: str | None = None
+
+    async def sizes(self) -> dict[str, object]:
+        """For people who ask for the status."""
+        return {"shown": "zero" if self.hidden else "true", "why": self.why}
+
+
 @asynccontextmanager
 async def mounted(
     emulator: Emulator, path: str, layout: str, end: End, extras: Sequence[Extra] = ()
-) -> AsyncIterator[None]:
-    """Mounts ``emulator`` on ``path`` (resolved); inside, the mount has answered a stat.
+) -> AsyncIterator[Mount]:
+    """Mounts ``emulator`` on ``path`` (resolved); inside, the mount has tried itself.
 
     ``end`` is called when the mount ends by itself (somebody unmounted it). Raises
     :class:`MountError`. Unmounts at an end in order, lazily if files are open; after any
     other one the mount stays and answers ENOTCONN, as after kill -9.
     """
-    operations = ImaOperations(emulator, layout, extras)
+    relay = Relay()
+    operations = ImaOperations(emulator, layout, extras, lambda: relay.request)
     try:
-        pyfuse3.init(operations, path, _options())
+        pyfuse3.init(relay.install(operations, operations), path, _options())
     except RuntimeError as error:
+        relay.close()
         raise MountError(f"{path}: cannot be mounted: {error}") from None
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_serve, end)
-            if _switch_readahead_off(await _first_answer(path)):
-                operations.without_readahead()
+            await _first_answer(path)
+            mount = await _tried(path, operations, hidden=not emulator.config.true_sizes)
             try:
-                yield
+                yield mount
             finally:
                 pyfuse3.terminate()
     finally:
+        relay.close()
         pyfuse3.close(unmount=end.in_order)
 
 
@@ -95,25 +113,30 @@ async def _serve(end: End) -> None:
     end()
 
 
-async def _first_answer(path: str) -> int:
-    """The mount's device number, once it has answered a stat (in a thread: we answer it)."""
+async def _first_answer(path: str) -> None:
+    """The mount answers a stat (in a thread: we answer it)."""
     with trio.move_on_after(FIRST_ANSWER):
-        answer = await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
-        return answer.st_dev
+        await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
+        return
     raise MountError(f"{path}: the new mount does not answer")
 
 
-def _switch_readahead_off(device: int) -> bool:
-    """Makes page cache reads single pages: see :class:`imafs.fuse.handles.Filling`."""
-    knob = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
-    try:
-        with open(knob, "w") as file:
-            file.write("0")
-    except OSError as error:
-        log.info(
-            "%s: %s: reads of whole pages at page boundaries are filled, unlike a kernel's",
-            knob,
-            error.strerror,
+async def _tried(path: str, operations: ImaOperations, *, hidden: bool) -> Mount:
+    """What became of the self-test: true sizes where a hidden one would lose records."""
+    finding = selftest.Finding(f"no answer within {FIRST_ANSWER:g} s", reads=False)
+    node = operations.plant(selftest.FILE)
+    with trio.move_on_after(FIRST_ANSWER):
+        finding = await trio.to_thread.run_sync(
+            partial(selftest.run, path, hidden=hidden), abandon_on_cancel=True
         )
-        return False
-    return True
+    operations.uproot(node)
+    if finding.failed is not None:
+        operations.tell_sizes(pages=not finding.reads)
+        log.warning(
+            "%s: the self-test failed (%s): sizes are true and every read is filled, unlike a "
+            "kernel's",
+            path,
+            finding.failed,
+        )
+        return Mount(hidden=False, why=f"the self-test failed: {finding.failed}")
+    return Mount() if hidden else Mount(hidden=False, why="--st-size actual")

@@ -21,8 +21,8 @@ ROOT = 1
 class Node:
     """One inode. Mode, owner and times change by chmod and friends, as in the kernel.
 
-    ``children`` are in the order that readdir shows. ``truncated`` is what
-    truncate(2) set: without effect on the content, visible with st_size zero only.
+    ``children`` are in the order that readdir shows. ``truncated`` is the size that
+    truncate(2) set: stat shows it, the content stays.
     """
 
     inode: int
@@ -44,6 +44,18 @@ class Node:
     def is_dir(self) -> bool:
         """Whether the node is a directory."""
         return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether a kernel shows a size that is not 0 by itself, and splice reads: sysfs."""
+        return self.extra is not None and self.extra.sysfs
+
+    @property
+    def is_seq(self) -> bool:
+        """Whether lseek to the end is refused (seq_lseek)."""
+        if self.extra is not None:
+            return not self.extra.sysfs
+        return self.entry is not None and self.entry.kind is Kind.LIST
 
     @property
     def nlink(self) -> int:
@@ -99,15 +111,22 @@ class Tree:
             place = self._directory(root, entry.directory) if entry.directory else ima
             self._add(place, entry.name, kind | entry.mode, entry=entry, target=entry.target)
         for extra in extras:
-            self._add_extra(root, extra)
+            self.add(extra)
         for node in self.nodes.values():
             node.children.reverse()
 
-    def _add_extra(self, root: Node, extra: Extra) -> None:
+    def add(self, extra: Extra) -> Node:
+        """A file or directory beside the IMA directory."""
+        root = self.nodes[ROOT]
         path, _, name = extra.path.rpartition("/")
         place = self._directory(root, path) if path else root
         kind = stat.S_IFDIR if extra.read is None else stat.S_IFREG
-        self._add(place, name, kind | extra.mode, extra=extra)
+        return self._add(place, name, kind | extra.mode, extra=extra)
+
+    def remove(self, node: Node) -> None:
+        """A node without children is there no more."""
+        del self.nodes[node.inode]
+        self.nodes[node.parent].children.remove(node)
 
     def _directory(self, root: Node, path: str) -> Node:
         """The directory at a path from the root; made with its parents where it is not there."""

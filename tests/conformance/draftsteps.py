@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from imafs.fuse.operations import HIDDEN
 from tests.conformance import differences
 from tests.conformance.recordings import load
 
@@ -106,20 +107,15 @@ def _of_write(row: Row) -> Iterator[tuple[str, Row]]:
 
 
 def _of_read(row: Row) -> Iterator[tuple[str, Row]]:
-    if row["lseek_end"] == "EINVAL":
-        yield differences.SEEK_END, {"lseek_end": "0"}
     # Recorded 0 where the text was shorter than a fixed offset: that script's own mistake.
     yield "", {"pread_ok": 1, "pread_bad": ...}
 
 
 def _of_file(row: Row) -> Iterator[tuple[str, Row]]:
-    """With --st-size zero: splice clients get nothing, as in a kernel, but no error."""
-    yield differences.SPLICE, {"splice": "0", "sendfile": "0"}
     yield differences.LEASE, {"setlease": "0"}
-    if row["lseek_end"] == "EINVAL":
-        yield differences.SEEK_END, {"lseek_end": "0", "lseek_hole": "ENXIO"}
-    else:
+    yield differences.KEPT, {"ioctl_fionread": str(HIDDEN)}
+    if row["lseek_end"] != "EINVAL":
         big = str(1 << 40)
-        yield differences.SEEK_END, {"lseek_big": big, "read_after_big": "0", "lseek_cur0": big}
+        yield differences.FAR, {"lseek_big": big, "read_after_big": "0", "lseek_cur0": big}
     if row["read_null"] == "0":
         yield differences.COPIED, {"read_null": "EFAULT"}

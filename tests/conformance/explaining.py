@@ -42,18 +42,7 @@ ALWAYS = (
     Difference("", 'pwrite ? * "x"', "-1 ESPIPE", "-1 EBADF", differences.PWRITE),
     Difference("", "mmap ?", "ENODEV", "ok", differences.PRIVATE_MAP),
     Difference("", "epoll ?", "EPERM", "0", differences.EPOLL),
-    *(
-        Difference("", f"lseek ? * {where}", kernel, emulator, differences.SEEK_END)
-        for where in ("end", "data", "hole")
-        for kernel in ("[0-9]* 0", "-1 EINVAL", "-1 ENXIO")
-        for emulator in ("[0-9]* 0", "-1 EINVAL", "-1 ENXIO")
-    ),
-    *(
-        Difference("", f"{call} *", "mode=*", "mode=*", differences.ST_SIZE, "", True)
-        for call in ("stat", "lstat", "fstat")
-    ),
 )
-_SUMMARY = re.compile(r"sizes=\S* calls=\d+ ")
 
 
 @dataclass(eq=False)
@@ -185,11 +174,7 @@ class Explainer:
         d.kernel += size
         d.fuse += size
         d.now = d.kernel
-        if d.lost:
-            return d.lost
-        pages = call.verb == "chunks" and not number(call.words[2]) % 4096
-        same = _SUMMARY.sub("", kernel) == _SUMMARY.sub("", emulator)
-        return differences.FILLED if pages and same else ""
+        return d.lost
 
     def _sought(self, d: Description, call: Call, kernel: str, emulator: str) -> str:
         step, where = number(call.words[2]), call.words[3]
@@ -213,14 +198,13 @@ class Explainer:
             d.grown |= d.sought is not None
             d.sought = self._changes if theirs else None
         if d.kernel != d.fuse and (step or where != "cur"):
-            d.lost = reason or differences.SEEK_END
+            d.lost = reason or differences.POSITION
         return reason
 
 
 #: The reasons of all rules.
 RULES = {d.reason for d in ALWAYS} | {
     differences.POSITION,
-    differences.FILLED,
     SEEK,
     BELIEVED,
     GROWN,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from tests.support import ROOT, run
 
 ARROW = " -> "
 NEVER = "(no line)"
-_SIZE = re.compile(r"\bsize=\d+ ")
 
 
 @dataclass(frozen=True)
@@ -24,9 +22,7 @@ class Difference:
     """One call whose answer FUSE cannot copy, or is not meant to.
 
     ``call`` is the line of the script (without indentation); ``kernel`` and ``emulator``
-    are the answers; ``*`` stands for anything. ``sizes`` is the ``--st-size`` with
-    which it differs, "" for both. With ``size_only`` the answers differ in ``size=``
-    alone.
+    are the answers; ``*`` stands for anything.
     """
 
     script: str
@@ -34,13 +30,9 @@ class Difference:
     kernel: str
     emulator: str
     reason: str
-    sizes: str = ""
-    size_only: bool = False
 
     def explains(self, call: str, kernel: str, emulator: str) -> bool:
         """Whether this is it."""
-        if self.size_only and _SIZE.sub("", kernel) != _SIZE.sub("", emulator):
-            return False
         return (
             fnmatchcase(call, self.call)
             and fnmatchcase(kernel, self.kernel)
@@ -81,15 +73,13 @@ def split(line: str | None) -> tuple[str, str]:
     return (call.strip(), answer) if arrow else ("", line)
 
 
-def compare(
-    kernel: str, emulator: str, differences: Iterable[Difference] = (), *, sizes: str = ""
-) -> list[str]:
+def compare(kernel: str, emulator: str, differences: Iterable[Difference] = ()) -> list[str]:
     """What is wrong with the emulator's answers, line by line; [] when nothing is.
 
-    Every difference that applies to ``sizes`` must explain at least one line: what does
-    not occur (any more) has no place in the table.
+    Every difference must explain at least one line: what does not occur (any more) has no
+    place in the table.
     """
-    table = [d for d in differences if d.sizes in ("", sizes)]
+    table = list(differences)
     used: set[Difference] = set()
     complaints = []
     lines = zip_longest(kernel.splitlines(), emulator.splitlines())

@@ -84,10 +84,10 @@ def scripts(boot: Boot, seeds: Iterable[int], calls: int = CALLS) -> dict[str, s
     return {name: found[name] for name in sorted(found, key=lambda name: f"{name}.script")}
 
 
-def ours(asked: dict[str, str], start: bytes, boot: Boot, sizes: str) -> Run:
+def ours(asked: dict[str, str], start: bytes, boot: Boot) -> Run:
     """The emulator's answers."""
     with tempfile.TemporaryDirectory(prefix="imafs-ask-") as scratch:
-        options = ["--st-size", sizes, *boot.options]
+        options = [*boot.options]
         if boot.rules:
             rules = Path(scratch) / "rules"
             rules.write_text(RULE)
@@ -142,7 +142,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("count", type=int, nargs="?", default=20, help="number of scripts")
     parser.add_argument("--boot", choices=BOOTS, default="plain", help="how the kernel boots")
     parser.add_argument("--calls", type=int, default=CALLS, help="calls or sessions per script")
-    parser.add_argument("--st-size", choices=("actual", "zero"), default="actual")
     parser.add_argument("--keep", type=Path, help="leave scripts and both sides' answers there")
     parser.add_argument("--store", action="store_true", help="store what the tests keep")
     options = parser.parse_args(arguments)
@@ -154,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = range(options.seed, options.seed + options.count)
     asked = scripts(boot, seeds, options.calls)
     kernel = oracle.play(asked, boot.command_line)
-    run = ours(asked, kernel["start.binary.sha1"], boot, options.st_size)
+    run = ours(asked, kernel["start.binary.sha1"], boot)
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
         for name, text in asked.items():

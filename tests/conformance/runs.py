@@ -16,15 +16,13 @@ from tests.emulator import Emulator
 class Run:
     """By script its answers and then PCR 10 (sha256); all lists and PCRs at the end.
 
-    ``broken`` says why it ended early, ``readahead`` that the emulator could not switch
-    it off.
+    ``broken`` says why it ended early.
     """
 
     answers: dict[str, str] = field(default_factory=dict)
     pcr10: dict[str, bytes] = field(default_factory=dict)
     end: dict[str, bytes] = field(default_factory=dict)
     broken: str = ""
-    readahead: bool = False
 
 
 def play_all(
@@ -54,7 +52,6 @@ def play_all(
                     content = emulator.read(f"{kind}_runtime_measurements_{bank}")
                     run.end[f"{kind}.{bank}"] = content
                 run.end[f"pcr10.{bank}"] = emulator.pcr(bank)
-            run.readahead = "read_ahead_kb" in emulator.log()
     except (AssertionError, OSError) as error:
         # What was answered until then is compared; the rest and the end fail with this.
         run.broken = f"the run ended here: {error}"

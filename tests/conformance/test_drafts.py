@@ -25,12 +25,12 @@ from tests.conformance import draftfileops
 from tests.conformance.differences import (
     COPIED,
     EMPTY_WRITE,
+    FAR,
     GATHERED,
+    KEPT,
     LEASE,
     POSITION,
     PWRITE,
-    SEEK_END,
-    SPLICE,
 )
 from tests.conformance.draftplayer import BINARY, Player
 from tests.conformance.draftsteps import Fuse, Row, answers, steps
@@ -60,8 +60,8 @@ STEPS = {
     },
 }
 #: Steps that FUSE answers otherwise, by reason: the closed list.
-_FILES = {SPLICE: 5, LEASE: 5}
-_TRIM = {EMPTY_WRITE: 7, COPIED: 5, PWRITE: 30, SEEK_END: 9, **_FILES}
+_FILES = {LEASE: 5, KEPT: 5}
+_TRIM = {FAR: 3, EMPTY_WRITE: 7, COPIED: 5, PWRITE: 30, **_FILES}
 DIFFERENT = {
     "v5": {
         POSITION: 64,
@@ -69,7 +69,7 @@ DIFFERENT = {
         COPIED: 9,
         PWRITE: 30,
         GATHERED: 6,
-        SEEK_END: 13,
+        FAR: 2,
         **_FILES,
     },
     "trimv2": {**_TRIM, POSITION: 4},
@@ -96,7 +96,7 @@ class Draft:
 def draft(request: pytest.FixtureRequest) -> Iterator[Draft]:
     """One mount per draft. Its suites are played in the order of their recording."""
     with ExitStack() as stack:
-        options = ("--tpm", "none", "--no-boot-aggregate", "--st-size", "zero")
+        options = ("--tpm", "none", "--no-boot-aggregate")
         daemon = Starter(stack)("--profile", request.param, *options)
         control = stack.enter_context(ControlClient(daemon.control))
         recording = DRAFTS[request.param]

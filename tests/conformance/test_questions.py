@@ -17,59 +17,53 @@ from tests.conformance import differences, recordings
 from tests.conformance.oracle import QUESTIONS, questions
 from tests.conformance.playing import compare
 from tests.conformance.runs import Run, play_all
-from tests.support import unmet
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 
 RECORDED = recordings.load("questions-7.2.13")
 OPTIONS = {"": [], "ima_flush_htable": ["--flush-htable"]}
-SESSIONS = [(folder, sizes) for folder in QUESTIONS for sizes in ("zero", "actual")]
-ASKED = [(folder, sizes, name) for folder, sizes in SESSIONS for name in questions(folder)]
+ASKED = [(folder, name) for folder in QUESTIONS for name in questions(folder)]
 
 
-Runs = Callable[[str, str], Run]
+Runs = Callable[[str], Run]
 
 
-def play_folder(folder: str, sizes: str, directory: Path) -> Run:
-    """Play every question of ``folder`` on one emulator with this ``--st-size``."""
+def play_folder(folder: str, directory: Path) -> Run:
+    """Play every question of ``folder`` on one emulator."""
     start = RECORDED.files[f"{folder}/start.binary.sha1"]
-    options = ["--st-size", sizes, *OPTIONS[QUESTIONS[folder]]]
-    return play_all(questions(folder), start, directory, options)
+    return play_all(questions(folder), start, directory, OPTIONS[QUESTIONS[folder]])
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Each run is made once, when the first of its tests wants it."""
-    made: dict[tuple[str, str], Run] = {}
+    made: dict[str, Run] = {}
 
-    def get(folder: str, sizes: str) -> Run:
-        if (folder, sizes) not in made:
-            made[folder, sizes] = play_folder(folder, sizes, tmp_path_factory.mktemp(folder))
-        return made[folder, sizes]
+    def get(folder: str) -> Run:
+        if folder not in made:
+            made[folder] = play_folder(folder, tmp_path_factory.mktemp(folder))
+        return made[folder]
 
     return get
 
 
-@pytest.mark.parametrize(("folder", "sizes", "name"), ASKED, ids=map("-".join, ASKED))
-def test_question(runs: Runs, folder: str, sizes: str, name: str) -> None:
-    run = runs(folder, sizes)
+@pytest.mark.parametrize(("folder", "name"), ASKED, ids=map("-".join, ASKED))
+def test_question(runs: Runs, folder: str, name: str) -> None:
+    run = runs(folder)
     assert name in run.pcr10, run.broken
-    if run.readahead and name in differences.SEVERAL_PAGES:
-        unmet(["read_ahead_kb of a FUSE mount cannot be written here"])
     complaints = compare(
         RECORDED.text(f"{folder}/{name}.out"),
         run.answers[name],
         differences.for_script(name),
-        sizes=sizes,
     )
     assert not complaints, "\n".join(complaints)
     assert run.pcr10[name].hex().upper() == RECORDED.text(f"{folder}/{name}.pcr10").strip()
 
 
-@pytest.mark.parametrize(("folder", "sizes"), SESSIONS, ids=map("-".join, SESSIONS))
-def test_end_state(runs: Runs, folder: str, sizes: str) -> None:
+@pytest.mark.parametrize("folder", QUESTIONS)
+def test_end_state(runs: Runs, folder: str) -> None:
     """After all questions every list and PCR 10 of every bank are the kernel's."""
-    run = runs(folder, sizes)
+    run = runs(folder)
     assert not run.broken, run.broken
     for name, content in run.end.items():
         recorded = RECORDED.files[f"{folder}/end.{name}"]
@@ -79,12 +73,12 @@ def test_end_state(runs: Runs, folder: str, sizes: str) -> None:
 
 
 def test_every_difference_belongs_to_a_script() -> None:
-    known = {name for _, _, name in ASKED} | {"base", "reads", "mem"}
+    known = {name for _, name in ASKED} | {"base", "reads", "mem"}
     table = (*differences.BASE, *differences.READS, *differences.MEM, *differences.QUESTIONS)
     assert {d.script for d in table} <= known
 
 
 def test_every_question_was_answered() -> None:
     """A new script is no test before a kernel has answered it."""
-    for folder, _, name in ASKED:
+    for folder, name in ASKED:
         assert f"{folder}/{name}.out" in RECORDED.files

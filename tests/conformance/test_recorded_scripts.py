@@ -37,12 +37,6 @@ MEASURED = {32: "measure /tmpm/f zz\\n"}  # rewritten since "one" was measured
 StartAsRecorded = Callable[..., Emulator]
 
 
-@pytest.fixture(params=["zero", "actual"])
-def sizes(request: pytest.FixtureRequest) -> str:
-    """``--st-size``."""
-    return str(request.param)
-
-
 @pytest.fixture
 def start(emulators: StartEmulator, tmp_path: Path) -> StartAsRecorded:
     """Start an emulator with a recorded list; the list goes through the TPM, as it did."""
@@ -77,32 +71,30 @@ def recorded_state(files: dict[str, bytes], moment: str) -> dict[str, bytes]:
     }
 
 
-def test_base(start: StartAsRecorded, sizes: str, tmp_path: Path) -> None:
+def test_base(start: StartAsRecorded, tmp_path: Path) -> None:
     """150 operations: layout, growth, bad requests, staging, locking, delete N, policy."""
     rules = tmp_path / "rules"
     rules.write_text(RULE)
     policy = ("--policy", str(rules), "--policy-release", "7.2")
-    emulator = start(SEVEN.files["start.binary.sha1"], "--st-size", sizes, *policy)
+    emulator = start(SEVEN.files["start.binary.sha1"], *policy)
     files = dict(SEVEN.files)
     assert state(emulator) == recorded_state(files, "start")
     complaints = compare(
         SEVEN.text("base.out"),
         play(emulator, SEVEN.text("base.script")),
         differences.for_script("base"),
-        sizes=sizes,
     )
     assert not complaints, "\n".join(complaints)
     assert state(emulator) == recorded_state(files, "end")
 
 
-def test_reads(start: StartAsRecorded, sizes: str) -> None:
+def test_reads(start: StartAsRecorded) -> None:
     """Short reads of seq_file."""
-    emulator = start(SEVEN.files["start.binary.sha1"], "--st-size", sizes)
+    emulator = start(SEVEN.files["start.binary.sha1"])
     complaints = compare(
         SEVEN.text("reads.out"),
         play(emulator, SEVEN.text("reads.script")),
         differences.for_script("reads"),
-        sizes=sizes,
     )
     assert not complaints, "\n".join(complaints)
 

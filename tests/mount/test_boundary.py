@@ -110,7 +110,7 @@ async def test_errors_of_ours_become_their_errno(
 ) -> None:
     ops = await make()
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise error
 
     monkeypatch.setattr(ops, "_attributes", fail)

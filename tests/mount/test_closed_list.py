@@ -9,6 +9,7 @@ import fcntl
 import mmap
 import os
 import select
+import signal
 import stat
 import struct
 import termios
@@ -18,7 +19,9 @@ from functools import partial
 import pytest
 
 from imafs.fuse import mountinfo
+from imafs.fuse.operations import HIDDEN
 from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon
+from tests.support import run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -32,6 +35,15 @@ def code(call: Callable[[], object]) -> str:
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return "ok"
+
+
+def mapped(descriptor: int, flags: int) -> int:
+    """The address of a page of a file (Python's mmap looks at st_size first)."""
+    LIBC.mmap.restype = ctypes.c_void_p
+    address: int | None = LIBC.mmap(None, 4096, mmap.PROT_READ, flags, descriptor, 0)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "mmap")
+    return address
 
 
 @pytest.fixture
@@ -55,7 +67,7 @@ def writer(daemon: Daemon) -> Iterator[int]:
 
 
 def test_mmap_shared_is_enodev(reader: int) -> None:
-    assert code(lambda: mmap.mmap(reader, 100, mmap.MAP_SHARED, mmap.PROT_READ)) == "ENODEV"
+    assert code(lambda: mapped(reader, mmap.MAP_SHARED)) == "ENODEV"
 
 
 def test_poll_answers_at_once(reader: int) -> None:
@@ -120,12 +132,11 @@ def test_readdir_is_in_reverse_order_of_creation(daemon: Daemon) -> None:
 def test_mmap_private_succeeds_and_holds_the_file(daemon: Daemon) -> None:
     """Kernel: ENODEV."""
     descriptor = os.open(daemon.path(BINARY), os.O_RDONLY)
-    mapping = mmap.mmap(descriptor, 100, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    address = mapped(descriptor, mmap.MAP_PRIVATE)
     os.close(descriptor)
-    # mmap keeps a duplicate of its own; the mapping alone would hold the file as well.
-    assert mapping[:100] == daemon.read()[:100]
+    # To touch it is SIGBUS (test_files.py).
     assert code(lambda: os.open(daemon.path(BINARY), os.O_WRONLY)) == "EBUSY"
-    mapping.close()
+    LIBC.munmap(ctypes.c_void_p(address), 4096)
     os.close(os.open(daemon.path(BINARY), os.O_WRONLY))
 
 
@@ -156,14 +167,6 @@ def test_writev_arrives_merged(daemon: Daemon, writer: int) -> None:
     assert daemon.count() == 41
 
 
-def test_seek_to_the_end_gives_the_size(daemon: Daemon, reader: int) -> None:
-    """Kernel: EINVAL."""
-    size = daemon.path(BINARY).stat().st_size
-    assert os.lseek(reader, 0, os.SEEK_END) == size
-    assert os.read(reader, 100) == b""
-    assert os.lseek(reader, 0, os.SEEK_HOLE) == size
-
-
 def test_the_position_moves_with_a_write_and_reads_are_right(writer: int) -> None:
     """Kernel: unmoved. Reads see the kernel's position."""
     whole = os.pread(writer, 4000, 0)
@@ -182,18 +185,6 @@ def test_pread_at_the_believed_position_is_taken_for_the_next_read(writer: int) 
     assert os.pread(writer, 10, 2) == rest[:10], "a kernel: rest[2:12]"
 
 
-def test_splice_and_sendfile_work(daemon: Daemon, reader: int) -> None:
-    """Kernel: EINVAL; clients fall back to read there."""
-    whole = daemon.read()
-    out, into = os.pipe()
-    assert os.splice(reader, into, 1000, offset_src=0) == 1000
-    assert os.read(out, 1000) == whole[:1000]
-    assert os.sendfile(into, reader, 500, 1000) == 1000
-    assert os.read(out, 1000) == whole[500:1500]
-    os.close(out)
-    os.close(into)
-
-
 def test_statfs_answers_fuse(daemon: Daemon) -> None:
     """Kernel: 0x73636673."""
     buffer = ctypes.create_string_buffer(256)
@@ -202,12 +193,31 @@ def test_statfs_answers_fuse(daemon: Daemon) -> None:
     assert os.statvfs(daemon.dir).f_namemax == 255
 
 
-def test_fionread_is_size_minus_position(daemon: Daemon, reader: int) -> None:
-    """Kernel: 0."""
-    size = daemon.path(BINARY).stat().st_size
+def test_fionread_is_of_the_size_that_is_kept(reader: int) -> None:
+    """Kernel: 0 minus the position."""
     os.lseek(reader, 40, os.SEEK_SET)
     answer = fcntl.ioctl(reader, termios.FIONREAD, struct.pack("i", -1))
-    assert struct.unpack("i", answer)[0] == size - 40
+    assert struct.unpack("i", answer)[0] == HIDDEN - 40
+
+
+def test_append_is_behind_the_size_that_is_kept(daemon: Daemon) -> None:
+    """Kernel: at 0. Under ``ulimit -f`` the writer gets SIGXFSZ and nothing is staged."""
+    script = 'ulimit -f 8; echo A >> "$0"'
+    staged = str(daemon.path(f"{ASCII}_staged"))
+    assert run(["sh", "-c", script, staged], check=False).returncode == -signal.SIGXFSZ
+    assert daemon.count() == 1
+    run(["sh", "-c", 'echo A >> "$0"', staged])
+    assert daemon.count() == 0
+
+
+def test_statx_that_may_not_ask_shows_the_size_that_is_kept(daemon: Daemon) -> None:
+    """Kernel: 0."""
+    at_statx_dont_sync, statx_size, at_fdcwd = 0x4000, 0x200, -100
+    buffer = ctypes.create_string_buffer(256)
+    path = os.fsencode(daemon.path(f"{BINARY}_sha1"))
+    os.close(os.open(path, os.O_RDONLY))
+    assert LIBC.statx(at_fdcwd, path, at_statx_dont_sync, statx_size, buffer) == 0
+    assert struct.unpack_from("Q", buffer, 40)[0] == HIDDEN
 
 
 def test_proc_mounts_differs_in_the_type_only(daemon: Daemon) -> None:
