@@ -130,12 +130,11 @@ def test_no_page_of_a_private_mapping_is_served(faithful: Daemon) -> None:
 def test_splice_is_refused_after_another_truncated(daemon: Daemon) -> None:
     """O_TRUNC inside OPEN would make the kept size 0, and every splice empty with success."""
     with daemon.path(ASCII).open("rb", buffering=0) as reader, open(os.devnull, "wb") as out:
-        for truncate in (
-            lambda: os.close(os.open(daemon.path(ASCII), os.O_RDONLY | os.O_TRUNC)),
-            lambda: os.truncate(daemon.path(ASCII), 0),
-            lambda: os.truncate(daemon.path(ASCII), 9),
-        ):
-            truncate()
+        for size in (None, 0, 9):
+            if size is None:
+                os.close(os.open(daemon.path(ASCII), os.O_RDONLY | os.O_TRUNC))
+            else:
+                os.truncate(daemon.path(ASCII), size)
             splice_refused(partial(os.sendfile, out.fileno(), reader.fileno(), 0, 4096))
 
 
