@@ -120,6 +120,27 @@ def settled(args: argparse.Namespace) -> Settled:
     return found
 
 
+#: Words of a command line that a kernel with IMA looks at, and that :func:`boot_words` tells.
+BOOT_WORDS = frozenset(
+    {"ima_policy", "ima_tcb", "ima_hash", "ima_template", "ima_template_fmt", "ima_flush_htable"}
+)
+
+
+def boot_words(args: argparse.Namespace) -> list[str]:
+    """The words by which a kernel would have been asked for these options, in their order."""
+    from imafs.kernel.policy import builtin
+
+    words = []
+    policy = (args.policy or "").replace(",", "|").split("|")
+    if set(policy) <= set(builtin.WORDS):
+        if "ima_tcb" in policy:
+            words.append("ima_tcb")
+        named = [word for word in policy if word != "ima_tcb"]
+        words += [f"ima_policy={'|'.join(named)}"] if named else []
+    words += [f"{name}={value}" for name, value in getattr(args, "boot_words", ())]
+    return [*words, "ima_flush_htable"] if args.flush_htable else words
+
+
 def tell(args: argparse.Namespace) -> None:
     """On stderr: what such a kernel does not take of its options."""
     for line in settled(args).said:

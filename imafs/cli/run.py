@@ -24,6 +24,7 @@ from imafs.text import lines_shown, shown
 
 SECURITY = "/sys/kernel/security"
 CLASS = "/sys/class/tpm"
+CHIP = "tpm0"
 #: The session's own files: a tmpfs that only the session sees.
 HOME = "/sys/fs/imafs"
 SOCKETS = f"{HOME}/control"
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         if not _is_ready(ready, signals):
             return session.end()
-        _bind_tpm_class()
+        _furnish(args)
         command = Command(words, _environment(), signals, session.look)
     except Ended as ended:
         session.end()
@@ -105,7 +106,7 @@ def _enter() -> int:
     try:
         for place in (SECURITY, CLASS, HOME):
             graft.provide(place)
-        for place in (SECURITY, HOME):
+        for place in (SECURITY, CLASS, HOME):
             linux.tmpfs(place)
         os.mkdir(SOCKETS, 0o700)
     except OSError as error:
@@ -117,17 +118,17 @@ def _enter() -> int:
 
 
 def _forget_others() -> None:
-    """Takes other emulators' mounts out of our namespace.
+    """Takes other emulators' mounts, and the machine's securityfs, out of our namespace.
 
-    Clients look for the first line of /proc/mounts that begins with securityfs. In a user
-    namespace mounts from outside cannot be taken out, nor those that others cover: to take
-    away what covers them would show the command what it does not see outside.
+    Clients look for the lines of /proc/mounts that name a securityfs, and take the first one or
+    expect one. In a user namespace mounts from outside cannot be taken out, nor those that others
+    cover: to take away what covers them would show the command what it does not see outside.
     """
     from imafs.fuse import mountinfo
 
     # Of two on one place the later one covers the other.
     for mount in reversed(mountinfo.mounts()):
-        if mount.ours:
+        if mount.ours or mount.fstype == mountinfo.FSNAME:
             with suppress(mountinfo.OutOfReachError):
                 mountinfo.detach(mount)
 
@@ -160,14 +161,20 @@ def _is_ready(ready: int, signals: Signals) -> bool:
     return True
 
 
-def _bind_tpm_class() -> None:
+def _furnish(args: argparse.Namespace) -> None:
+    """What the daemon's mount does not bring by itself: the TPM's class, /proc/cmdline."""
+    from imafs.cli import kernel
     from imafs.fuse.extras import CLASS_TPM
-    from imafs.sandbox import linux
+    from imafs.sandbox import commandline
 
+    chip = f"{SECURITY}/{CLASS_TPM}/{CHIP}"
     try:
-        linux.bind(f"{SECURITY}/{CLASS_TPM}", CLASS)
+        if os.path.isdir(chip):
+            # A link, as in sysfs: a bind would be a second line of a securityfs in /proc/mounts.
+            os.symlink(os.path.relpath(chip, CLASS), f"{CLASS}/{CHIP}")
+        commandline.show(kernel.BOOT_WORDS, kernel.boot_words(args), HOME)
     except OSError as error:
-        raise MountError(f"{CLASS}: {error.strerror}") from None
+        raise MountError(f"{error.filename}: {error.strerror}") from None
 
 
 def _environment() -> dict[str, str]:

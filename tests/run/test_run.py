@@ -26,6 +26,7 @@ from tests.run.runs import (
     imafs_run,
     in_shell,
     path_with_imafs,
+    words_for,
 )
 from tests.support import ROOT, require, run, wait_for
 
@@ -173,6 +174,39 @@ def test_securityfs_is_found_where_clients_look(daemon: Daemon) -> None:
     assert lines[0].split()[:2] == ["securityfs", SECURITY]
     assert lines[1:] == ["ima", "integrity", "0"]
     assert daemon.count() == 1  # untouched
+
+
+@pytest.mark.parametrize("who", ["root", "namespace"])
+def test_proc_names_one_securityfs(who: str) -> None:
+    """What the kernel's own selftests look for; root's session takes the machine's out."""
+    words, environment = words_for(who)
+    look = ["sh", "-c", f"grep securityfs /proc/mounts; cat {CLASS}/tpm0/tpm_version_major"]
+    inner = [*words, "run", "--", *look]
+    if who == "root":  # in a user namespace nobody may
+        mount = f"mount -t securityfs none {SECURITY} && exec {shlex.join(inner)}"
+        inner = ["unshare", "--mount", "sh", "-c", mount]
+        if run(
+            ["unshare", "--mount", "mount", "-t", "securityfs", "none", SECURITY], check=False
+        ).returncode:
+            pytest.skip("this kernel has no securityfs to be mounted")
+    done = run(inner, env={**environment, **path_with_imafs()}, cwd=ROOT, deadline=60)
+    lines = done.stdout.splitlines()
+    if who == "namespace":  # other emulators' stay in sight
+        lines = [line for line in lines if "fuse.imafs" not in line or f" {SECURITY} " in line]
+    assert [line.split()[:3] for line in lines[:-1]] == [["securityfs", SECURITY, "fuse.imafs"]]
+    assert lines[-1] == "2"
+
+
+@WHO
+def test_the_command_line_of_the_session(who: str) -> None:
+    options = ("--policy", "tcb", "--template", "ima-sig", "--hash", "sha512", "--flush-htable")
+    line = in_shell("cat /proc/cmdline", *options, who=who)
+    asked = ["ima_policy=tcb", "ima_template=ima-sig", "ima_hash=sha512", "ima_flush_htable"]
+    machine = [word for word in Path("/proc/cmdline").read_text().split() if word[:4] != "ima_"]
+    assert [word for word in line.split() if word.startswith("ima_")] == asked
+    assert [word for word in line.split() if word not in asked] == machine
+    if len(machine) == len(Path("/proc/cmdline").read_text().split()):
+        assert in_shell("cat /proc/cmdline") == Path("/proc/cmdline").read_text()
 
 
 def test_covered_mounts_outside(daemon: Daemon) -> None:

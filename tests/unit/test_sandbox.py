@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from imafs.sandbox import command, namespaces
+from imafs.cli import kernel
+from imafs.cli.kernel import BOOT_WORDS
+from imafs.cli.main import build_parser
+from imafs.sandbox import command, commandline, namespaces
 
 
 def error(number: int) -> OSError:
@@ -57,3 +60,41 @@ def test_settings(tmp_path: Path) -> None:
 )
 def test_status(status: int, code: int) -> None:
     assert command.status_of(status) == code
+
+
+@pytest.mark.parametrize(
+    ("machine", "words", "line"),
+    [
+        ("root=/dev/vda quiet\n", ["ima_policy=tcb"], "root=/dev/vda quiet ima_policy=tcb"),
+        ("ima_policy=tcb a ima_hash=sha1\n", ["ima_hash=sha512"], "a ima_hash=sha512"),
+        ("ima_tcb ima_tcbx a", [], "ima_tcbx a"),
+        ('a="b c" ima_policy="tcb critical_data" d', [], 'a="b c" d'),
+        ('"ima_policy=tcb fail_securely" d', ["ima_tcb"], "d ima_tcb"),
+        ("a -- ima_tcb -x", ["ima_policy=tcb"], "a ima_policy=tcb -- -x"),
+        ("", ["ima_flush_htable"], "ima_flush_htable"),
+    ],
+)
+def test_the_command_line_says_what_was_asked_for(
+    machine: str, words: list[str], line: str
+) -> None:
+    assert commandline.told(machine, BOOT_WORDS, words) == line
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--policy tcb,critical_data", "ima_policy=tcb|critical_data"),
+        ("--policy ima_tcb,critical_data", "ima_tcb ima_policy=critical_data"),
+        ("--policy none", ""),
+        ("--policy ./tcb", ""),
+        (
+            "--template ima --hash md5 --flush-htable",
+            "ima_template=ima ima_hash=md5 ima_flush_htable",
+        ),
+        ("--template-fmt d|n", "ima_template_fmt=d|n"),
+        ("", ""),
+    ],
+)
+def test_options_as_words_of_a_command_line(options: str, words: str) -> None:
+    args = build_parser().parse_args(["run", *options.split(), "--", "true"])
+    assert kernel.boot_words(args) == words.split()
