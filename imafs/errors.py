@@ -149,6 +149,12 @@ class ControlError(ImafsError):
     exit_code = 6
 
 
+class UntrustedError(ControlError):
+    """Somebody else listens at a control socket: neither root nor this user."""
+
+    errno = _errno.EPERM
+
+
 class Refused(ImafsError):
     """What the kernel would refuse, with the kernel's errno."""
 

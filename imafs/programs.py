@@ -9,6 +9,7 @@ interpreter executes. The helpers of root are started without all of these.
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import site
 import sys
@@ -64,6 +65,24 @@ def leave_working_directory() -> None:
     os.chdir("/")
     if "PATH" in os.environ:
         os.environ["PATH"] = _absolute_path()
+
+
+#: (soft, hard) of RLIMIT_NOFILE as this process was started with it.
+_DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def raise_descriptors() -> None:
+    """For a daemon: as many descriptors as the hard limit allows.
+
+    The usual soft limit of 1,024 is there for programs that use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def lower_descriptors(pid: int) -> None:
+    """Gives a program that was just started the limit back that we were started with."""
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, _DESCRIPTORS)
 
 
 def _flags() -> list[str]:

@@ -25,10 +25,17 @@ _BULK = frozenset({"generate", "load"})
 _PATIENCE = 5
 
 
+_UID = (
+    "with --control: whose daemon that is, where it is neither root's nor this user's (with "
+    "`measure` before the verb)"
+)
+
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``ctl`` and a parser for every operation."""
     parser = subparsers.add_parser("ctl", help="ask a running daemon")
     _add_control(parser, None)
+    parser.add_argument("--uid", dest="listener", metavar="N", type=types.uid, help=_UID)
     parser.set_defaults(run=run)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for operation in OPERATIONS.values():
@@ -36,6 +43,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         verb.add_argument("--json", action="store_true", help="print the answer as JSON")
         # Behind the verb too; not given there, what stands before it holds.
         _add_control(verb, argparse.SUPPRESS)
+        if all(option.cli != "--uid" for option in operation.options):
+            verb.add_argument(
+                *("--uid",),
+                dest="listener",
+                metavar="N",
+                type=types.uid,
+                default=argparse.SUPPRESS,
+                help=_UID,
+            )
         verb.set_defaults(operation=operation.name)
         for option in operation.options:
             _add_option(verb, option)
@@ -85,11 +101,12 @@ def run(args: argparse.Namespace) -> int:
     from imafs.control.client import ControlClient
 
     operation = OPERATIONS[args.operation]
+    uid = sockets.listener(args)
     options = _options(operation, args)
     wanted = operation.shows_progress and sys.stderr.isatty()
     try:
         with (
-            ControlClient(sockets.chosen(args.control)) as client,
+            ControlClient(sockets.chosen(args.control), uid=uid) as client,
             progress.bar(sys.stderr) as show,
         ):
             answer = client.call(operation.name, options, progress=show if wanted else None)

@@ -108,6 +108,7 @@ def _run(plan: Plan, early: EarlySignals) -> None:
     with early.breakable():
         loaded = lists.load(plan.load, plan.load_bank) if plan.load else None
     programs.leave_working_directory()
+    programs.raise_descriptors()
     with ExitStack() as stack:
         device = open_device(
             plan.tpm,

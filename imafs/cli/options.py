@@ -72,6 +72,22 @@ def integer(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
+def add_listener(parser: argparse.ArgumentParser) -> None:
+    """``--uid`` of the commands that ask a daemon; see :func:`imafs.cli.sockets.listener`."""
+    parser.add_argument(
+        "--uid",
+        dest="listener",
+        metavar="N",
+        type=uid,
+        help="with --control: whose daemon that is, where it is neither root's nor this user's",
+    )
+
+
+def uid(text: str) -> int:
+    """A user's number."""
+    return _number(text, 0, 2**32 - 2)
+
+
 def count(text: str) -> int:
     """A number of records, one or more."""
     return _number(text, 1, None)

@@ -14,6 +14,7 @@ from pathlib import Path
 from imafs.attest import pcrfile
 from imafs.attest.pcrvalues import DEFAULT_PCR
 from imafs.attest.replay import PcrValues
+from imafs.cli import options
 from imafs.errors import ControlError, ImafsError, TpmError, UsageError
 
 #: The kernel's own TPM, where there is one.
@@ -55,6 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the TPM of the imafs that listens there (default: of the mount that holds the "
         f"list, else {SYSFS}, else of the only imafs running)",
     )
+    options.add_listener(parser)
 
 
 def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
@@ -63,6 +65,9 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
     Raises :class:`imafs.errors.ImafsError` where nothing was named and nothing is found, and
     so does the function: :class:`NoTpmError` where that is because there is no TPM.
     """
+    from imafs.cli import sockets
+
+    uid = sockets.listener(args)
     pcr = getattr(args, "pcr", DEFAULT_PCR)
     if args.pcrs == "-":
         piped = Reading(pcrfile.parse(_piped(), source="standard input", pcr=pcr))
@@ -72,9 +77,7 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
     if args.tcti is not None:
         return lambda: Reading(_of_tpm(args.tcti))
     if args.control is not None:
-        return lambda: _of_imafs(Path(args.control))
-    from imafs.cli import sockets
-
+        return lambda: _of_imafs(Path(args.control), uid)
     socket = sockets.of_place(path)
     if socket is not None:
         return lambda: _of_imafs(socket)
@@ -99,10 +102,10 @@ def _piped() -> str:
     return sys.stdin.read()
 
 
-def _of_imafs(socket: Path) -> Reading:
+def _of_imafs(socket: Path, uid: int | None = None) -> Reading:
     from imafs.control.client import ControlClient
 
-    with ControlClient(socket) as client:
+    with ControlClient(socket, uid=uid) as client:
         status = client.status()
     tcti, pcrs = status.get("tcti"), status.get("pcrs")
     if not isinstance(tcti, str):

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imafs.control import paths
-from imafs.errors import ControlError, FileError
+from imafs.control import paths, peers
+from imafs.errors import ControlError, FileError, UsageError
 from imafs.text import quoted
 
 if TYPE_CHECKING:
@@ -37,6 +38,17 @@ def chosen(control: str | None) -> Path:
     return only
 
 
+def listener(args: argparse.Namespace) -> int | None:
+    """``--uid``: whose daemon the command may ask beside root's and this user's.
+
+    Raises :class:`UsageError` without --control: nobody's answer is taken for that of a mount.
+    """
+    uid: int | None = args.listener
+    if uid is not None and args.control is None:
+        raise UsageError("--uid names who listens at --control SOCKET: give both")
+    return uid
+
+
 def _check_is_only(socket: Path) -> None:
     """Raises :class:`ControlError` where another emulator of this user lives, with a socket of
     another name or none: what is asked for would be done to the wrong one."""
@@ -61,13 +73,16 @@ def of_mount(mount: Mount) -> Path:
     daemon is dead, or of another namespace or user.
     """
     path = paths.of_mount(mount.path, mount.owner)
-    if paths.listener(path) is not None:
+    who = paths.listener(path)
+    if who is not None and peers.is_ours(who.uid):
         return path
     reason = _death(mount.path)
     if reason is None:
         served = _of_process(mount)
         if served is not None:
             return served
+        if who is not None:
+            return path  # whoever asks there is told whose it is
         reason = f"the daemon does not listen at its default socket {path}; name it with --control"
         if (pid := _holder(mount)) is not None:
             reason += f"; where that is gone, end the daemon by: kill {pid}"

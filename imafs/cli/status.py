@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from imafs.cli import options
 from imafs.errors import MountError, UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "daemon)",
     )
     parser.add_argument("--control", metavar="SOCKET", help="its control socket, instead of DIR")
+    options.add_listener(parser)
     parser.add_argument(
         "--watch",
         metavar="SECONDS",
@@ -64,11 +66,12 @@ def _seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Asks and prints; the exit code. Raises what :class:`ControlClient` raises."""
-    from imafs.cli import answers
+    from imafs.cli import answers, sockets
     from imafs.control.client import ControlClient
 
+    uid = sockets.listener(args)
     try:
-        with ControlClient(_socket(args)) as client:
+        with ControlClient(_socket(args), uid=uid) as client:
             if args.watch is None:
                 return answers.show("status", client.status(), as_json=args.json)
             _watch(client, args.watch, as_json=args.json)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import select
 import sys
@@ -14,10 +15,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imafs.cli import answers, sockets
+from imafs.cli import answers, options, sockets
 from imafs.control import paths
 from imafs.control.client import ControlClient
-from imafs.errors import ControlError, MountError, Refused, UsageError
+from imafs.errors import ControlError, MountError, Refused, UntrustedError, UsageError
 from imafs.text import quoted
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--control", metavar="SOCKET", help="its control socket (found by itself otherwise)"
     )
+    options.add_listener(parser)
     parser.add_argument(
         "--stale",
         action="store_true",
@@ -55,8 +57,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     if args.stale:
-        if args.dir is not None or args.control is not None:
-            raise UsageError("--stale takes no DIR and no --control")
+        if args.dir is not None or args.control is not None or args.listener is not None:
+            raise UsageError("--stale takes no DIR, no --control and no --uid")
         return _stale()
     if args.dir is None:
         raise UsageError("what is to be unmounted? name DIR, or --stale for all that are dead")
@@ -76,6 +78,7 @@ def _stale() -> int:
 def _umount(args: argparse.Namespace) -> int:
     from imafs.fuse import mountinfo
 
+    uid = sockets.listener(args)
     path = mountinfo.resolve(args.dir)
     mount = mountinfo.top(path)
     if mount is None:
@@ -87,15 +90,18 @@ def _umount(args: argparse.Namespace) -> int:
     process: int | None = None
     try:
         socket = args.control or sockets.of_mount(mount)
-        with ControlClient(socket) as client:
+        with ControlClient(socket, uid=uid) as client:
             _check_is_of(client, path, socket)
             with suppress(Refused):  # it ends all the same
                 holders = _holders(client.status())
-            process = _process(socket)
+            process = _process(client)
             client.stop()
     except ControlError as error:
         # No daemon to ask: its mount must be dead, else it listens somewhere else.
-        if mountinfo.probe(path) == 0:
+        answer = mountinfo.probe(path)
+        if isinstance(error, UntrustedError) and answer != errno.ENOTCONN:
+            raise  # root may not even look at a user's mount
+        if answer == 0:
             if args.control is None:
                 raise MountError(str(error)) from None
             raise MountError(
@@ -130,12 +136,11 @@ def _forget(mount: Mount, control: str | None) -> None:
         stale.remove_dead_socket(socket)
 
 
-def _process(socket: str | Path) -> int | None:
+def _process(client: ControlClient) -> int | None:
     """A descriptor that tells the end of who listens there; None where that cannot be seen."""
-    with suppress(ProcessLookupError):
-        who = paths.listener(Path(socket))
-        if who is not None and who.pid:  # 0: in another pid namespace
-            return os.pidfd_open(who.pid)
+    if client.peer.pid:  # 0: in another pid namespace
+        with suppress(ProcessLookupError):
+            return os.pidfd_open(client.peer.pid)
     return None
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from imafs.control import wire
+from imafs.control import peers, wire
 from imafs.control.ops import OPERATIONS
 from imafs.errors import ControlError, Refused, UsageError
 
@@ -32,6 +32,9 @@ Answer = dict[str, object]
 class ControlClient:
     """One connection to a daemon; not to be shared by threads.
 
+    ``uid``: whose daemon is meant, where it is neither root's nor this user's; anybody else who
+    listens there is asked nothing (:class:`UntrustedError`, a ControlError).
+
     ``deadline``: seconds for connecting and for one answer, from its request to its last
     byte; operations that may take long (``Operation.lengthy``) have none unless a call
     says so. Every method returns the answer without its ``ok`` and ``id``; raises
@@ -41,7 +44,13 @@ class ControlClient:
     speaks nonsense. After a ControlError the connection is of no more use.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, deadline: float = DEADLINE_SECONDS) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        deadline: float = DEADLINE_SECONDS,
+        uid: int | None = None,
+    ) -> None:
         self._path = os.fspath(path)
         self._deadline = deadline
         self._lines = wire.LineBuffer(MAX_ANSWER)
@@ -54,6 +63,13 @@ class ControlClient:
         except OSError as error:
             self._socket.close()
             raise ControlError(f"{self._path}: {_reason(error)}") from error
+        #: Who listens there.
+        self.peer = peers.peer_of(self._socket)
+        try:
+            peers.check_listener(self._path, self.peer, uid)
+        except ControlError:
+            self._socket.close()
+            raise
 
     def __enter__(self) -> ControlClient:
         return self

@@ -15,13 +15,12 @@ import hashlib
 import os
 import socket
 import stat
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
+from imafs.control.peers import Peer, is_ours, peer_of
 from imafs.errors import ControlError
 
 SUN_PATH_MAX = 107
@@ -37,36 +36,12 @@ _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """The other end of a connection, as SO_PEERCRED gives it (unix(7))."""
-
-    pid: int
-    uid: int
-    gid: int
-
-    def __str__(self) -> str:
-        # 0 is a process of another PID namespace, and an unknown one.
-        return f"process {self.pid} of uid {self.uid}" if self.pid else "another process"
-
-
-@dataclass(frozen=True, slots=True)
 class FoundSocket:
     """A socket on which somebody listens; ``mountpoint`` begins with ``...`` when cut."""
 
     path: Path
     mountpoint: str
     pid: int
-
-
-class _WithOptions(Protocol):
-    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
-
-
-def peer_of(connection: _WithOptions) -> Peer:
-    """Who connected, or for a client who called listen()."""
-    size = struct.calcsize("3i")
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    return Peer(*struct.unpack("3i", raw))
 
 
 def socket_directory() -> Path:
@@ -290,7 +265,8 @@ def find_beside(mountpoints: Iterable[str]) -> list[FoundSocket]:
     for mountpoint in dict.fromkeys(mountpoints):
         path = beside(mountpoint)
         who = listener(path) if _is_socket(path) else None
-        if who is not None:
+        # Where others can write too.
+        if who is not None and is_ours(who.uid):
             found.append(FoundSocket(path, mountpoint, who.pid))
     return found
 

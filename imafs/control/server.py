@@ -17,7 +17,8 @@ from pathlib import Path
 import trio
 
 from imafs import __version__
-from imafs.control import locks, paths, wire
+from imafs.control import locks, paths, peers, wire
+from imafs.control.connections import Connection, Connections
 from imafs.control.ops import OPERATIONS
 from imafs.errors import ControlError, ImafsError, Refused, UsageError
 
@@ -60,7 +61,9 @@ async def serve(
     async with _listening(Path(path)) as listener:
         server = _Server(handlers, about or {})
         task_status.started(Path(path))
-        await trio.serve_listeners(server.connection, [listener])
+        async with listener, trio.open_nursery() as clients:
+            while True:
+                clients.start_soon(server.connection, await server.connections.accept(listener))
 
 
 @asynccontextmanager
@@ -132,37 +135,46 @@ class _Server:
     def __init__(self, handlers: Mapping[str, Handler], about: Mapping[str, object]) -> None:
         self._handlers = handlers
         self._about = about
+        self.connections = Connections()
 
     async def connection(self, stream: trio.SocketStream) -> None:
         """One client, from its first byte to its last."""
         try:
-            async with stream:
-                who = paths.peer_of(stream.socket)
-                if who.uid in (os.geteuid(), 0):
-                    await self._requests(stream)
-                else:
-                    log.warning("%s was refused", who)
-                    refusal = Refused(errno.EPERM, "only the daemon's own user may ask here")
-                    await _send(stream, wire.encode(wire.failure(refusal, None)))
-                    await _linger(stream)
+            try:
+                who = peers.peer_of(stream.socket)
+                with self.connections.entered(who.uid) as connection:
+                    async with stream:
+                        await self._of(who, stream, connection)
+            except Refused as refusal:
+                async with stream:
+                    await _refuse(stream, refusal)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("a client hung up")
         except trio.TooSlowError:
             log.info("a client that does not read its answers was cut off")
 
-    async def _requests(self, stream: trio.SocketStream) -> None:
+    async def _of(self, who: peers.Peer, stream: trio.SocketStream, connection: Connection) -> None:
+        if peers.is_ours(who.uid):
+            await self._requests(stream, connection)
+            return
+        log.warning("%s was refused", who)
+        with connection.idling():
+            refusal = Refused(errno.EPERM, "only the daemon's own user may ask here")
+            await _refuse(stream, refusal)
+
+    async def _requests(self, stream: trio.SocketStream, connection: Connection) -> None:
         buffer = wire.LineBuffer(wire.MAX_REQUEST)
         while True:
             try:
                 line = buffer.next_line()
             except UsageError as error:
-                await _send(stream, wire.encode(wire.failure(error, None)))
-                await _linger(stream)
+                await _refuse(stream, error)
                 return
             if line is not None:
                 await self._request(stream, line)
                 continue
-            received = await stream.receive_some(65536)
+            with connection.idling():
+                received = await stream.receive_some(65536)
             if not received:
                 break
             buffer.feed(received)
@@ -281,13 +293,20 @@ async def _watch(descriptor: int, watch: trio.CancelScope, abandoned: trio.Cance
     with watch:
         while not poll.poll(0):
             await trio.sleep(HANGUP_SECONDS)
-        abandoned.cancel()
+        if not watch.cancel_called:  # perhaps before this task began
+            abandoned.cancel()
 
 
 async def _send(stream: trio.SocketStream, line: bytes, *, shield: bool = False) -> None:
     """Send a line; TooSlowError when the client does not take it in time."""
     with trio.fail_after(SEND_SECONDS, shield=shield):
         await stream.send_all(line)
+
+
+async def _refuse(stream: trio.SocketStream, error: ImafsError) -> None:
+    """The last answer on a connection."""
+    await _send(stream, wire.encode(wire.failure(error, None)))
+    await _linger(stream)
 
 
 async def _linger(stream: trio.SocketStream) -> None:

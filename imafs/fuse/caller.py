@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """Whether the caller of an open has CAP_SYS_ADMIN, as ``capable()`` would say.
 
-FUSE tells a thread id only. The effective set in /proc/TID/status is forgeable by
-``unshare -Ur``, so it counts in the daemon's own user namespace only. Read nothing
-else of a blocked caller: cmdline, exe and maps can wait for its memory lock.
+FUSE tells a thread id only. A full effective set is anybody's by ``unshare -Ur``, so it
+counts in the daemon's own user namespace only. No look takes a descriptor: a daemon that has
+none left must not answer EPERM. Read nothing else of a blocked caller: cmdline, exe and maps
+can wait for its memory lock.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 
 log = logging.getLogger(__name__)
 
 _CAP_SYS_ADMIN = 21
+_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3: 64 bits
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def has_sys_admin(tid: int) -> bool:
@@ -32,15 +36,29 @@ def has_sys_admin(tid: int) -> bool:
         )
         return False
     try:
-        with open(f"/proc/{tid}/status", "rb") as file:
-            effective = next(
-                int(line.split()[1], 16) for line in file if line.startswith(b"CapEff:")
-            )
+        effective = _effective(tid)
         same = os.stat(f"/proc/{tid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
     except OSError as error:
         log.info("thread %d cannot be looked at (%s): refused as a writer", tid, error)
         return False
     return same and bool(effective >> _CAP_SYS_ADMIN & 1)
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _Data(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
+
+
+def _effective(tid: int) -> int:
+    """The effective set of a thread, by capget(2). Raises OSError."""
+    header, data = _Header(_VERSION, tid), (_Data * 2)()
+    if _libc.capget(ctypes.byref(header), data):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(data[0].effective) | int(data[1].effective) << 32
 
 
 def _proc_is_ours() -> bool:

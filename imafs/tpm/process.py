@@ -237,6 +237,7 @@ class SwtpmProcess:
                 child.wait()
                 raise
             self._child = child
+            programs.lower_descriptors(child.pid)
         except OSError as error:
             failure.append(error)
             return

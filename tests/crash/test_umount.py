@@ -14,6 +14,7 @@ from tests.crash.test_faults import USER, as_user, one_line
 from tests.mount.daemon import BINARY, IMAFS, Daemon, close_dead, imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import ROOT, require, run
+from tests.unit.test_control_peers import STRANGER, Planted
 
 __all__ = ["as_user"]
 
@@ -30,14 +31,20 @@ def test_another_users_mount_is_not_unmounted(start: Starter, as_user: tuple[str
 
 
 def test_root_unmounts_a_users_mount(start: Starter, as_user: tuple[str, ...]) -> None:
-    """By the socket beside the mount, which a user without XDG_RUNTIME_DIR has."""
+    """By the socket beside the mount, which a user without XDG_RUNTIME_DIR has; and only where
+    it is said that this user is meant."""
     place = start.place()
     os.chown(place.dir, 1000, 1000)
     place.base.chmod(0o777)
     prefix = ("env", "--unset=XDG_RUNTIME_DIR", *as_user)
     daemon = start("--tpm", "none", place=place, prefix=prefix, control=False)
     assert daemon.control == Path(f"{place.dir}.sock")
-    assert imafs("umount", place.dir).stdout == ""
+    refused = imafs("umount", place.dir, check=False)
+    assert refused.returncode == 6
+    one_line(refused.stderr, f"{daemon.control}: uid 1000 listens there, not root: not asked")
+    assert layers(place.dir) == 1
+    words = ("--control", daemon.control, "--uid", "1000")
+    assert imafs("umount", place.dir, *words).stdout == ""
     assert daemon.wait() == 0
     assert layers(place.dir) == 0
     assert not daemon.control.exists()
@@ -104,3 +111,21 @@ def test_user_is_another_one() -> None:
     """The prefix of these tests does what they need it for."""
     require("setpriv")
     assert run([*USER, "id", "-u"]).stdout == "1000\n"
+
+
+def test_a_planted_socket_beside_the_mount_is_not_asked(start: Starter) -> None:
+    """The daemon's own is found by its process; where it has none, nothing is stopped."""
+    require("root")
+    daemon = start("--tpm", "none")
+    planted = Planted(Path(f"{daemon.dir}.sock"))
+    try:
+        assert f" on {daemon.dir}, " in imafs("status", daemon.dir).stdout
+        daemon.control.unlink()
+        for command in ("status", "umount"):
+            result = imafs(command, daemon.dir, check=False)
+            assert result.returncode == 6
+            one_line(result.stderr, f"uid {STRANGER} listens there, not root")
+        assert daemon.count() == 1
+    finally:
+        planted.close()
+    assert planted.heard == b"end"

@@ -278,19 +278,72 @@ async def test_half_closed_client_is_still_answered(
 async def test_other_operations_go_on_without_their_client(path: Path) -> None:
     begun, go, ended = trio.Event(), trio.Event(), trio.Event()
 
-    async def load(options: Mapping[str, object], progress: ProgressCallback) -> dict[str, object]:
+    async def reset(options: Mapping[str, object], progress: ProgressCallback) -> dict[str, object]:
         begun.set()
         await go.wait()
         ended.set()
         return {}
 
-    async with serving(path, {"load": load}) as connect:
+    async with serving(path, {"reset": reset}) as connect:
         talk = await connect()
-        await talk.send({"op": "load", "file": "/f"})
+        await talk.send({"op": "reset"})
         await begun.wait()
         await talk.stream.aclose()
         go.set()
         await ended.wait()
+
+
+READING = (
+    {"op": "measure", "paths": ["/f"]},
+    {"op": "load", "file": "/f"},
+    {"op": "critical_data", "label": "l", "name": "n", "file": "/f"},
+    {"op": "scenario", "file": "/f"},
+    {"op": "kexec_buffer", "file": "/f"},
+)
+
+
+@pytest.mark.parametrize("request_", READING, ids=lambda request: request["op"])
+@pytest.mark.parametrize("through", [False, True])
+async def test_what_reads_files_ends_with_its_client_until_it_must_not(
+    path: Path, request_: dict[str, object], through: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HANGUP_SECONDS", 0.01)
+    begun, go, ended, cut = trio.Event(), trio.Event(), trio.Event(), trio.Event()
+    hangups: list[trio.CancelScope] = []
+
+    async def handle(
+        options: Mapping[str, object], progress: ProgressCallback
+    ) -> dict[str, object]:
+        hangups.append(server._hangup.get())
+        if through:
+            server.carry_through()
+        begun.set()
+        try:
+            await go.wait()
+        except trio.Cancelled:
+            cut.set()
+            raise
+        ended.set()
+        return {}
+
+    async with serving(path, {str(request_["op"]): handle}) as connect:
+        talk = await connect()
+        await talk.send(request_)
+        await begun.wait()
+        await talk.stream.aclose()
+        if through:
+            # Another client's whole life later it is still there.
+            assert (await (await connect()).ask({"op": "hello"}))["ok"] is True
+            assert hangups[0].cancel_called  # nobody looks out for it any more
+            go.set()
+            await ended.wait()
+            assert not cut.is_set()
+        else:
+            await cut.wait()
+
+
+def test_carry_through_outside_of_a_request() -> None:
+    server.carry_through()
 
 
 async def test_stop_is_answered_before_the_end(path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from imafs.control import locks, paths, wire
+from imafs.control import locks, peers, wire
 from imafs.control.server import serve
 from imafs.errors import ControlError
 from tests.support import ExpectedLogs, run
@@ -38,7 +38,7 @@ async def test_other_users_are_refused(
 ) -> None:
     expected_logs.expect(r"WARNING imafs.control: process 7 of uid 12345 was refused")
     async with serving(path, HANDLERS) as connect:
-        monkeypatch.setattr(paths, "peer_of", lambda _: paths.Peer(7, 12345, 0))
+        monkeypatch.setattr(peers, "peer_of", lambda _: peers.Peer(7, 12345, 0))
         talk = await connect()
         answer = await talk.answer()
         assert answer is not None
@@ -46,7 +46,7 @@ async def test_other_users_are_refused(
         assert await talk.answer() is None
         await talk.send(STATUS)  # no EPIPE: clients write before they read
         # Another user's daemon still answers root.
-        monkeypatch.setattr(paths, "peer_of", lambda _: paths.Peer(7, 0, 0))
+        monkeypatch.setattr(peers, "peer_of", lambda _: peers.Peer(7, 0, 0))
         assert (await (await connect()).ask(STATUS))["ok"] is True
 
 
