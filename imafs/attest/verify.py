@@ -207,15 +207,15 @@ def _matched(lanes: Mapping[tuple[str, int], Lane], records: int) -> int | None:
     others = [lane for key, lane in deciding.items() if key[1] not in FIRMWARE]
     # PCR 0 to 9 may have been begun by firmware, or not.
     agreeing = [lane for key, lane in deciding.items() if key[1] not in FIRMWARE or lane.hits]
-    found = _first_common(agreeing, records)
-    return found if found is not None else _first_common(others, records)
+    found = first_common(agreeing, records)
+    return found if found is not None else first_common(others, records)
 
 
 def _can_be_led(pcr: int) -> bool:
     return pcr < TPM_PCRS and pcr not in LOCALITIES
 
 
-def _first_common(lanes: Sequence[Lane], records: int) -> int | None:
+def first_common(lanes: Sequence[Lane], records: int) -> int | None:
     """The smallest number of records that lies in a run of every lane, up to the runs' end."""
     for number in sorted({max(first, 1) for lane in lanes for first, _ in lane.hits}):
         if all(lane.holds(number) for lane in lanes):

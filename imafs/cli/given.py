@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from imafs.attest.walking import Part
 from imafs.errors import FormatError
 from imafs.formats.algorithms import Bank
-from imafs.formats.binary import refuse_other_bank
+from imafs.formats.binary import Reader, refuse_other_bank
 from imafs.formats.lists import MeasurementList, parse
 from imafs.formats.templates import Order
 
@@ -36,6 +37,22 @@ class Given:
     def unproven(self) -> int:
         """Violations that were made again from text, which no digest proves."""
         return sum(one.found.unproven for one in self.lists if one.found is not None)
+
+    def sizes(self) -> list[tuple[str, int]]:
+        """The names of the lists and their numbers of records, as they follow each other."""
+        width, out, before = self.bank.digest_size, [], 0
+        for number, one in enumerate(self.lists, 1):
+            # A record that is cut counts to the list in which it ends.
+            parts = list(_parts(self.lists[:number]))
+            count = before
+            with suppress(FormatError):
+                count = 0
+                for part in parts:
+                    for _ in Reader(part.data, width, part.order, opaque=True).walk():
+                        count += 1
+            out.append((one.name, count - before))
+            before = count
+        return out
 
     def placed(self, error: FormatError) -> FormatError:
         """``error`` with the list and the place in it."""

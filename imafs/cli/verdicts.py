@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
+from imafs.attest.explain import Explanation
 from imafs.attest.verify import LOCALITIES, Finding, Value, Verdict
 from imafs.cli import pcrsource
 from imafs.cli.counted import counted
@@ -24,8 +25,17 @@ _LOCALITY = "cannot be extended by IMA: a TPM takes it from other localities onl
 _NO_PCR = "cannot be extended by IMA: no TPM has it"
 
 
-def lines(verdict: Verdict, *, adopted: bool = False, why: str | None = None) -> list[str]:
-    """The verdict for people. ``why`` is what was found out about a list that leads nowhere."""
+def lines(
+    verdict: Verdict,
+    *,
+    adopted: bool = False,
+    why: Explanation | None = None,
+    unproven: int = 0,
+) -> list[str]:
+    """The verdict for people. ``why`` is what else was found out about the list.
+
+    ``unproven`` violations were made again from text.
+    """
     pcrs = ", ".join(f"{bank}:{pcr}" for bank, pcr in verdict.compared) or "none"
     counts = f"{counted(verdict.records, 'record')} of bank {verdict.bank}, "
     counts += counted(verdict.violations, "violation")
@@ -37,13 +47,19 @@ def lines(verdict: Verdict, *, adopted: bool = False, why: str | None = None) ->
         agree = [f for f in verdict.findings if f.value is Value.MATCHES]
         if len(agree) < len(verdict.compared):
             notes.insert(0, f"{_pcrs(agree)}: matches")
+        if why is not None:
+            notes.append(why.said)
+        if unproven:
+            notes.append(
+                f"{counted(unproven, 'violation')} of an ASCII list: no digest proves their names"
+            )
         return [*out, *(f"  {note}" for note in notes)]
     if verdict.records and not verdict.compared:
         return [*out, "the PCR values hold no PCR that a record of the list went to"]
     return [*out, *_mismatch(verdict, adopted, why)]
 
 
-def _mismatch(verdict: Verdict, adopted: bool, why: str | None) -> Iterator[str]:
+def _mismatch(verdict: Verdict, adopted: bool, why: Explanation | None) -> Iterator[str]:
     found = verdict.findings
     agree = [f for f in found if f.value is Value.MATCHES]
     wrong = verdict.mismatches
@@ -71,7 +87,7 @@ def _mismatch(verdict: Verdict, adopted: bool, why: str | None) -> Iterator[str]
         if banks:
             yield f"  --banks {banks} leaves it at what was extended"
     if why is not None:
-        yield f"  {why}"
+        yield f"  {why.said}"
     if adopted:
         yield f"  {pcrsource.ADOPTED}"
     elif why is None and (not verdict.records or any(f.value is Value.DIFFERS for f in wrong)):
@@ -133,7 +149,7 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(runs)
 
 
-def as_object(verdict: Verdict) -> dict[str, object]:
+def as_object(verdict: Verdict, why: Explanation | None = None) -> dict[str, object]:
     """The verdict for programs: what a JSON object has."""
     return {
         "bank": verdict.bank,
@@ -147,6 +163,7 @@ def as_object(verdict: Verdict) -> dict[str, object]:
             for m in verdict.mismatches
         ],
         "padded": list(verdict.padded),
+        "why": None if why is None else {"kind": why.kind, "said": why.said},
         "pcrs": [
             {
                 "bank": f.bank,

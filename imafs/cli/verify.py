@@ -8,11 +8,12 @@ import json
 import os
 import sys
 
+from imafs.attest.explain import explain, remark
 from imafs.attest.pcrvalues import DEFAULT_PCR, bank_named
 from imafs.attest.verify import Choice, Verdict, verify_parts
-from imafs.cli import options, pcrsource, verdicts
+from imafs.cli import options, pcrsource, starts, verdicts
 from imafs.cli.given import Given, given
-from imafs.cli.inputs import read_bytes
+from imafs.cli.inputs import read_bytes, read_list
 from imafs.cli.progress import bar
 from imafs.errors import FormatError, MismatchError, UsageError
 
@@ -60,6 +61,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the PCR of records without a rule's own (CONFIG_IMA_MEASURE_PCR_IDX, 10): compared "
         "also where no record of the list went to it",
     )
+    parser.add_argument(
+        "--from",
+        dest="begin",
+        type=starts.start,
+        action="append",
+        metavar="[BANK:]VALUE",
+        default=[],
+        help="the PCR's value before the first record, in hexadecimal digits, where records in "
+        "front of it are missing; once for each bank",
+    )
     pcrsource.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
     parser.set_defaults(run=run)
@@ -86,16 +97,20 @@ def run(args: argparse.Namespace) -> int:
         _must_be_there(path)
     # The PCRs first: a list that is read later may have more, never fewer records.
     actual = pcrsource.reader(args, args.lists[0])()
-    verdict = _verdict(
-        given([(path, read_bytes(path)) for path in args.lists], args.bank), actual, args
-    )
-    said = verdicts.lines(verdict, adopted=actual.adopted)
-    print(json.dumps(verdicts.as_object(verdict)) if args.json else "\n".join(said))
+    lists = given([(path, read_list(path)) for path in args.lists], args.bank)
+    begun = starts.values(args.begin, args.pcr)
+    choice = Choice(args.padded_banks, args.pcr, args.pcrs_only, args.banks, begun)
+    verdict = _verdict(lists, actual, choice)
+    if verdict.matched is None:
+        why = explain(lists.parts, lists.sizes(), lists.bank, actual.values, verdict, choice)
+    else:
+        why = remark(lists.parts, lists.bank, verdict)
+    said = verdicts.lines(verdict, adopted=actual.adopted, why=why, unproven=lists.unproven)
+    print(json.dumps(verdicts.as_object(verdict, why)) if args.json else "\n".join(said))
     return 0 if verdict.matched is not None else MismatchError.exit_code
 
 
-def _verdict(lists: Given, actual: pcrsource.Reading, args: argparse.Namespace) -> Verdict:
-    choice = Choice(args.padded_banks, args.pcr, args.pcrs_only, args.banks)
+def _verdict(lists: Given, actual: pcrsource.Reading, choice: Choice) -> Verdict:
     with bar(sys.stderr) as progress:
         try:
             return verify_parts(lists.parts, lists.bank, actual.values, choice, progress=progress)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What ``imafs verify`` says happened to a list, where the bytes tell; and what it does not say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from imafs.cli.main import main
+from tests.property.reference import WIDTHS, Rec, binary_list, extend, ng, violation
+
+Output = pytest.CaptureFixture[str]
+BANKS = ("sha1", "sha256")
+BOOT = ng(10, b"boot_aggregate", b"PCRs 0 to 9")
+FILES = [ng(10, b"/%d" % number, b"%d" % number) for number in range(6)]
+LIST = [BOOT, *FILES[:3], violation(10, b"/v"), *FILES[3:]]
+
+
+def value(recs: Sequence[Rec], bank: str) -> bytes:
+    now = bytes(WIDTHS[bank])
+    for rec in recs:
+        digest = b"\xff" * WIDTHS[bank] if rec.violation else rec.digest(bank)
+        now = extend(now, digest, bank)
+    return now
+
+
+class Case:
+    def __init__(self, directory: Path, output: Output) -> None:
+        self._directory = directory
+        self._output = output
+
+    def verify(
+        self, lists: Sequence[Sequence[Rec]], truth: Sequence[Rec], *words: str, extra: str = ""
+    ) -> tuple[int, dict[str, str] | None]:
+        """Exit code and explanation of lists whose PCRs are those after ``truth``."""
+        pcrs = self._directory / "pcrs"
+        lines = [f"{bank} 10 {value(truth, bank).hex()}\n" for bank in BANKS]
+        pcrs.write_text("".join(lines) + extra)
+        paths = []
+        for number, recs in enumerate(lists):
+            path = self._directory / f"list{number}"
+            path.write_bytes(binary_list(list(recs), "sha1"))
+            paths.append(str(path))
+        command = ["verify", *paths, "--pcrs", str(pcrs), *words]
+        code = main(command)
+        said = self._output.readouterr().out
+        assert main([*command, "--json"]) == code
+        why = json.loads(self._output.readouterr().out)["why"]
+        assert why is None or f"  {why['said']}\n" in said
+        assert ("were records deleted?" in said) == (code == 8 and why is None)
+        return code, why
+
+
+@pytest.fixture
+def case(tmp_path: Path, capsys: Output) -> Case:
+    return Case(tmp_path, capsys)
+
+
+def of(answer: tuple[int, dict[str, str] | None], kind: str, code: int = 8) -> str:
+    assert answer[0] == code
+    assert answer[1] is not None
+    assert answer[1]["kind"] == kind, answer[1]
+    return answer[1]["said"]
+
+
+@pytest.mark.parametrize("before", [1, 3])
+@pytest.mark.parametrize("excess", [0, 2])
+def test_a_reboot(case: Case, before: int, excess: int) -> None:
+    """A file to which the lists of two boots were appended."""
+    later = [BOOT, *FILES[::-1]]
+    truth = later[: len(later) - excess]
+    said = of(case.verify([[*LIST[:before], *later]], truth), "reboot")
+    assert said.startswith(f"record {before} is a boot_aggregate again")
+    assert f"matches after record {before + len(truth)}:" in said
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_kexec_that_kept_the_list(case: Case, again: int) -> None:
+    recs = [*LIST, *[BOOT, FILES[0]] * again]
+    assert "kexec" in of(case.verify([recs], recs), "kexec", 0)
+    assert case.verify([LIST], LIST) == (0, None)
+
+
+@pytest.mark.parametrize("missing", [1, 4])
+def test_records_that_are_missing_in_front(case: Case, missing: int) -> None:
+    said = of(case.verify([LIST[missing:]], LIST), "head")
+    assert "does not begin with boot_aggregate" in said
+    for bank in BANKS:
+        before = value(LIST[:missing], bank).hex()
+        words = ["--from", before, "--banks", bank]
+        assert case.verify([LIST[missing:]], LIST, *words) == (0, None)
+        assert case.verify([LIST[missing:]], LIST, "--from", f"{bank}:{before}", *words[2:])[0] == 0
+    both = [word for bank in BANKS for word in ("--from", value(LIST[:missing], bank).hex())]
+    assert case.verify([LIST[missing:]], LIST, *both) == (0, None)
+
+
+@pytest.mark.parametrize(("first", "next_"), [(1, 2), (2, 6)])
+@pytest.mark.parametrize("files", [1, 2])
+def test_records_that_are_missing_in_the_middle(
+    case: Case, first: int, next_: int, files: int
+) -> None:
+    kept = [LIST[:first], LIST[next_:]]
+    lists = kept if files == 2 else [[*kept[0], *kept[1]]]
+    assert case.verify(lists, LIST) == (8, None)
+    words = [word for bank in BANKS for word in ("--from", value(LIST[:next_], bank).hex())]
+    said = of(case.verify(lists, LIST, *words), "missing")
+    assert said.endswith(f"missing in front of record {first}")
+
+
+@pytest.mark.parametrize("order", [(1, 0), (2, 0, 1), (2, 1, 0)])
+def test_lists_in_another_order(case: Case, order: tuple[int, ...]) -> None:
+    size = 8 // len(order)
+    pieces = [LIST[at * size : (at + 1) * size] for at in range(len(order) - 1)]
+    pieces.append(LIST[(len(order) - 1) * size :])
+    said = of(case.verify([pieces[place] for place in order], LIST), "order")
+    names = [f"list{order.index(place)}" for place in range(len(order))]
+    assert [name.rsplit("/", 1)[-1] for name in said.split(": ")[1].split(", ")] == names
+
+
+def test_an_order_within_a_list(case: Case) -> None:
+    turned = of(case.verify([[*LIST[3:], *LIST[:3]]], LIST), "order")
+    assert "from 5 on, which begin with boot_aggregate, come first" in turned
+    assert "reverse order" in of(case.verify([LIST[::-1]], LIST), "order")
+    swapped = [*LIST[:2], LIST[3], LIST[2], *LIST[4:]]
+    said = of(case.verify([swapped], LIST), "order")
+    assert said.startswith("records 2 and 3 (/2, /1) changed places")
+
+
+@pytest.mark.parametrize("size", [1, 5, 7])
+def test_a_list_that_is_given_twice(case: Case, size: int) -> None:
+    """The older one in front of the newer one, which has its records too."""
+    said = of(case.verify([LIST[:size], LIST], LIST), "twice")
+    again = f"records {size} to {2 * size - 1} are those from 0 on again: "
+    assert said.startswith(again if size > 1 else "record 1 is record 0 again: ")
+    assert "matches after record 8" in said
+
+
+def test_records_in_excess_that_are_the_first_ones(case: Case) -> None:
+    said = of(case.verify([LIST, LIST], LIST), "twice", 0)
+    assert said == "the 8 records in excess are the first ones again"
+    of(case.verify([[*LIST, *LIST[:3]]], LIST), "twice", 0)
+    said = of(case.verify([[*LIST, BOOT, *FILES[3:]]], LIST), "reboot", 0)
+    assert said.startswith("record 8 is a boot_aggregate again: the records in excess are of a ")
+
+
+def test_lists_that_overlap(case: Case) -> None:
+    """The staged list read once more with the current one."""
+    said = of(case.verify([LIST[:6], LIST[3:]], LIST), "twice")
+    assert said.startswith("records 6 to 8 are those from 3 on again: ")
+
+
+@pytest.mark.parametrize("place", [1, 4, 7])
+def test_a_record_that_the_pcr_does_not_know_of(case: Case, place: int) -> None:
+    recs = [*LIST[:place], ng(10, b"/evil", b"x"), *LIST[place:]]
+    said = of(case.verify([recs], [*recs[:place], *recs[place + 1 :]]), "extra")
+    assert said.startswith(f"without record {place} (/evil) the list matches")
+
+
+@pytest.mark.parametrize("place", [2, 6])
+def test_a_record_that_was_changed_is_not_explained(case: Case, place: int) -> None:
+    recs = list(LIST)
+    recs[place] = ng(10, b"/other", b"y")
+    assert case.verify([recs], LIST) == (8, None)
+    assert case.verify([LIST[:place] + LIST[place + 1 :]], LIST) == (8, None)
+
+
+def test_the_boot_aggregate(case: Case) -> None:
+    """Of this machine, or not: PCR 0 to 7 in SHA-1."""
+    firmware = [hashlib.sha1(b"%d" % pcr).digest() for pcr in range(8)]
+    extra = "".join(f"sha1 {pcr} {value.hex()}\n" for pcr, value in enumerate(firmware))
+    aggregate = hashlib.sha1(b"".join(firmware)).digest()
+    mine = Rec(10, "ima-ng", (b"sha1:\0" + aggregate, b"boot_aggregate\0"))
+    said = of(case.verify([[mine, *FILES[:3]]], [mine, *FILES[1:5]], extra=extra), "boot_aggregate")
+    assert "list and PCRs are of one machine" in said
+    other = Rec(10, "ima-ng", (b"sha1:\0" + aggregate[::-1], b"boot_aggregate\0"))
+    truth = [mine, *FILES[1:5]]
+    said = of(case.verify([[other, *FILES[:3]]], truth, extra=extra), "boot_aggregate")
+    assert "of different machines or boots?" in said
+
+
+@pytest.mark.parametrize("text", ["", "00", "xy" * 20, "sha1:" + "00" * 32, "no:" + "00" * 20])
+def test_a_value_that_is_none(case: Case, text: str, capsys: Output) -> None:
+    assert main(["verify", "list", "--from", text]) == 2
+    assert "--from" in capsys.readouterr().err
+
+
+def test_a_long_list_takes_no_longer_to_explain(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would take forever is not tried; what is near the end is."""
+    monkeypatch.setattr("imafs.attest.explain.EFFORT", 40)
+    late = [*LIST[:-1], ng(10, b"/evil", b"x"), LIST[-1]]
+    assert "(/evil)" in of(case.verify([late], LIST), "extra")
+    early = [LIST[0], ng(10, b"/evil", b"x"), *LIST[1:]]
+    assert case.verify([early], LIST) == (8, None)
