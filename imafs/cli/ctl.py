@@ -150,13 +150,23 @@ def _options(operation: Operation, args: argparse.Namespace) -> dict[str, object
             value = _absolute(value, option)
         given[option.name] = value
     if operation.name == "critical_data" and not {"file", "data"} & set(given):
-        given["data"] = sys.stdin.buffer.read().hex()
+        given["data"] = _standard_input().hex()
     if operation.name == "scenario" and set(given) == {"file"}:
         # One word for either, as with `imafs mount --scenario`; a request tells them apart.
         from imafs.scenarios import library
 
         given = dict(library.request(args.option_file))
     return validate(operation.name, given, spoken=True)
+
+
+def _standard_input() -> bytes:
+    from imafs.formats.fields import MOST_FIELD
+
+    data = sys.stdin.buffer.read(MOST_FIELD + 1)
+    if len(data) > MOST_FIELD:
+        what = f"standard input: more than {MOST_FIELD} bytes, and a kernel has no memory"
+        raise Refused(errno.ENOMEM, f"{what} for a field of more (ENOMEM)")
+    return data
 
 
 def _absolute(path: str, option: Option) -> str:

@@ -125,10 +125,10 @@ def _profile(options: Options) -> Profile | None:
 
 def _write(path: str, data: bytes) -> None:
     target = Path(path)
-    if target.exists() and not target.is_file():
-        # Renaming would take the place of a device or a directory.
-        raise UsageError(f"{path}: is no regular file")
     try:
+        if target.exists() and not target.is_file():
+            # Renaming would take the place of a device or a directory.
+            raise UsageError(f"{path}: is no regular file")
         with disk.replacing(path, 0o600) as descriptor:
             disk.fill(descriptor, (data,))
             threads.going_on()  # nothing is replaced once nobody waits

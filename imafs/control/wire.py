@@ -20,7 +20,10 @@ from imafs.errors import ImafsError, UsageError
 from imafs.text import shown
 
 PROTOCOL = 1
-MAX_REQUEST = 1 << 20  # bytes of one request line, its end included
+MAX_REQUEST = 9 << 20  # bytes of one request line, its end included: 4 MiB as hexadecimal digits
+#: Bytes above which a request is one long text, and values that stand beside it: everybody
+#: else waits while it is parsed.
+LONG_REQUEST, FEW = 1 << 20, 100
 TEXT_MAX = 16384  # characters of an error: a path or two, and no request sent back
 
 RequestId = str | int | None
@@ -75,6 +78,8 @@ def decode(line: bytes) -> dict[str, object]:
 def parse_request(line: bytes) -> Request:
     """The request on a line; :class:`BadRequestError` says what is wrong and where."""
     try:
+        if len(line) > LONG_REQUEST and sum(map(line.count, (b",", b"[", b"{"))) > FEW:
+            raise UsageError(f"a request of more than {LONG_REQUEST} bytes has few values")
         message = decode(line)
     except UsageError as error:
         raise BadRequestError(str(error)) from None

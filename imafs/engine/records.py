@@ -8,13 +8,9 @@ import errno
 from imafs.engine.config import EmulatorConfig
 from imafs.errors import Refused
 from imafs.formats.binary import Record
-from imafs.formats.fields import Measurement
+from imafs.formats.fields import MOST_FIELD, Measurement
 from imafs.formats.templates import TEMPLATES, Template
 from imafs.kernel.policy.match import UNCONDITIONAL, Decision
-
-#: Bytes of one field that a kernel finds memory for: KMALLOC_MAX_SIZE (include/linux/slab.h)
-#: with pages of 4 KiB; ima_write_template_field_data copies the field by kmemdup.
-MOST_FIELD = 4 << 20
 
 
 def record(

@@ -19,6 +19,9 @@ from typing import Literal, NoReturn
 from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, HashAlgorithm
 
+#: Bytes of one field that a kernel finds memory for: KMALLOC_MAX_SIZE (include/linux/slab.h)
+#: with pages of 4 KiB; ima_write_template_field_data copies the field by kmemdup.
+MOST_FIELD = 4 << 20
 #: IMA_EVENT_NAME_LEN_MAX: what the field ``n`` of template ``ima`` holds at most.
 NAME_MAX = 255
 

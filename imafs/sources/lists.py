@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from imafs.engine.records import MOST_FIELD
 from imafs.errors import FileError, FormatError
 from imafs.formats.algorithms import Bank, bank_named
 from imafs.formats.binary import Record, refuse_other_bank
+from imafs.formats.fields import MOST_FIELD
 from imafs.formats.lists import parse
 from imafs.sources.recording import lists_of
 

@@ -126,7 +126,7 @@ def test_malformed_requests_are_answered_and_change_nothing(daemon: Daemon) -> N
         assert daemon.count() == before
 
 
-def test_a_line_of_one_mebibyte(daemon: Daemon) -> None:
+def test_the_longest_line(daemon: Daemon) -> None:
     """As long as allowed it is a request; a byte more and it is refused and hung up on."""
     with readers_go_on(daemon):
         request = b'{"op": "hello"'

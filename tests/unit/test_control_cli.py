@@ -23,6 +23,7 @@ from imafs.cli.main import main
 from imafs.control.ops import OPERATIONS
 from imafs.control.server import Handler, ProgressCallback
 from imafs.errors import FormatError, ImafsError, Refused, UsageError
+from imafs.formats.fields import MOST_FIELD
 from tests.support import ROOT, run
 from tests.unit.control_fake import handler, in_thread, serving
 
@@ -277,6 +278,29 @@ async def test_measure_answer_without_a_list(
     handlers = {"measure": handler({"duplicate": True})}
     assert await imafs(tmp_path / "s", handlers, "measure", "/a") == 0
     assert capsys.readouterr().out == "-  - (already measured)\n"
+
+
+@pytest.mark.parametrize("size", [MOST_FIELD, MOST_FIELD + 1])
+async def test_critical_data_from_standard_input_of_any_size(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As much as a record can hold, in one request; more is told before anything is sent."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(size))))
+    told: list[int] = []
+
+    async def measure(
+        options: Mapping[str, object], progress: ProgressCallback
+    ) -> dict[str, object]:
+        told.append(len(str(options["data"])))
+        return {"duplicate": False, "number": 1, "extended": True}
+
+    words = ("critical-data", "--label", "l", "--name", "n")
+    code = await imafs(tmp_path / "s", {"critical_data": measure}, *words)
+    if size > MOST_FIELD:
+        assert (code, told) == (7, [])
+        assert "standard input: more than 4194304 bytes" in capsys.readouterr().err
+    else:
+        assert (code, told) == (0, [2 * size])
 
 
 async def test_other_answers_are_keys_and_values(

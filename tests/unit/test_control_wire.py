@@ -125,3 +125,15 @@ def test_line_limit_counts_the_line_end(end: bytes) -> None:
     buffer.feed(b"12345678" + end)
     with pytest.raises(UsageError, match="longer than 8 bytes"):
         buffer.next_line()
+
+
+def test_a_long_request_is_one_long_text() -> None:
+    """Everybody waits while a request is parsed: a million numbers take too long."""
+    data = "00" * (wire.LONG_REQUEST // 2)
+    request = {"op": "critical_data", "label": "l", "name": "n", "data": data}
+    assert wire.parse_request(wire.encode(request)).options["data"] == data
+    many = b'{"op": "status", "x": [' + b"1," * wire.LONG_REQUEST + b"1]}"
+    with pytest.raises(wire.BadRequestError, match="has few values"):
+        wire.parse_request(many)
+    with pytest.raises(wire.BadRequestError, match="longer than 1048576 characters"):
+        wire.parse_request(wire.encode({"op": "violation", "name": "x" * (1 << 20) + "x"}))
