@@ -87,19 +87,19 @@ def capture(path: str, buffer: int, data: str, lengths: str) -> dict[str, object
 
 
 def checksum(path: str, buffer: int) -> dict[str, object]:
-    """CRC of the whole file: the yardstick must serve the same bytes."""
-    crc = 0
+    """CRC and bytes of the whole file: the yardstick must serve the same."""
+    crc = total = 0
     descriptor = os.open(path, os.O_RDONLY)
     while count := os.readv(descriptor, [_memory[:buffer]]):
         crc = zlib.crc32(_memory[:count], crc)
+        total += count
     os.close(descriptor)
-    return {"crc": crc}
+    return {"crc": crc, "bytes": total}
 
 
-def tail(path: str, size: int) -> dict[str, object]:
-    """The last ``size`` bytes: the first read of a newly opened file."""
+def tail(path: str, size: int, end: int) -> dict[str, object]:
+    """The last ``size`` of ``end`` bytes: the first read of a newly opened file."""
     descriptor = os.open(path, os.O_RDONLY)
-    end = os.fstat(descriptor).st_size
     want = min(size, end)
     begin = perf_counter_ns()
     data = os.pread(descriptor, want, end - want)

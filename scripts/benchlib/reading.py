@@ -113,7 +113,8 @@ def _view(
             for _ in range(PASSES):
                 for pair, kept in zip(pairs, times, strict=True):
                     _read(client, pair, buffer, plan.reads(pair.records), kept)
-            _lines(report, f"{view} {mode} {title}", pairs, times, judged=view == "sha1 binary")
+            share = READ_SHARE[mode] if view == "sha1 binary" else None
+            _lines(report, f"{view} {mode} {title}", pairs, times, share)
             if buffer == max(BUFFERS.values()):
                 for pair in pairs:
                     _tail(plan, report, client, pair, f"{view} {mode}")
@@ -129,8 +130,8 @@ def _first(report: Report, client: Client, lists: dict[int, Imafs], view: str, m
     for records, server in lists.items():
         path = server.file(VIEWS[view])
         begin = perf_counter()
-        client.do("checksum", path=path, buffer=max(BUFFERS.values()))
-        per_byte[records] = (perf_counter() - begin) / Path(path).stat().st_size
+        found = client.do("checksum", path=path, buffer=max(BUFFERS.values()))
+        per_byte[records] = (perf_counter() - begin) / int(found["bytes"])
     first, last = min(per_byte), max(per_byte)
     growth = per_byte[last] / per_byte[first]
     text = f"time per byte, {short(last)} over {short(first)}: {growth:.2f}"
@@ -166,15 +167,14 @@ def _read(client: Client, pair: Pair, buffer: int, rounds: int, times: Times) ->
 
 
 def _lines(
-    report: Report, name: str, pairs: list[Pair], times: list[Times], *, judged: bool
+    report: Report, name: str, pairs: list[Pair], times: list[Times], share: float | None
 ) -> None:
     for pair, kept in zip(pairs, times, strict=True):
         speed, yardstick = (pair.bytes * 1e3 / median(ns) for ns in (kept.imafs, kept.bare))
         text = f"imafs {speed:7,.0f} MB/s  bare {yardstick:7,.0f} MB/s  ratio {kept.ratio:5.2f}"
         figures = {"imafs_mb_s": speed, "bare_mb_s": yardstick, "reads": len(kept.imafs)}
-        least = READ_SHARE if judged else None
         title = f"read {name} {short(pair.records)}"
-        report.add(Line(title, text, kept.ratio, least, figures=figures))
+        report.add(Line(title, text, kept.ratio, share, figures=figures))
     first, last = pairs[0], pairs[-1]
     imafs, bare = (
         (median(large) / last.bytes) / (median(small) / first.bytes)
@@ -186,13 +186,13 @@ def _lines(
     text += f"{imafs:.2f}  bare {bare:.2f}  ratio {imafs / bare:.2f}"
     figures = {"imafs": imafs, "bare": bare}
     # Of rendered views the first reads are judged, see _first.
-    most = READ_LINEAR if judged else None
+    most = None if share is None else READ_LINEAR
     report.add(Line(f"linear {name}", text, imafs / bare, most=most, figures=figures))
 
 
 def _tail(plan: Plan, report: Report, client: Client, pair: Pair, name: str) -> None:
     def once(path: str) -> float:
-        return float(client.do("tail", path=path, size=TAIL)["ns"])
+        return float(client.do("tail", path=path, size=TAIL, end=pair.bytes)["ns"])
 
     imafs, bare = interleaved(plan.tails, lambda: once(pair.imafs), lambda: once(pair.bare))
     times = Times(imafs, bare)

@@ -13,7 +13,7 @@ from pathlib import Path
 from imafs import __version__
 
 #: What the emulator is held to: (least, most) of a line's ratio or value.
-READ_SHARE = 0.8  # sha1 binary, of a bare pyfuse3's speed
+READ_SHARE = {"faithful": 1.0, "large": 0.8}  # sha1 binary, of a bare pyfuse3's speed, by mode
 READ_LINEAR = 1.3  # time per byte, largest list over smallest
 DELETE_FLAT = 2.0  # time of a request, largest list over smallest
 RECORD_BYTES = 260.0  # per record with two banks, names of 60 characters
