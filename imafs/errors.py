@@ -7,7 +7,8 @@ Anything that is not an :class:`ImafsError` is a bug and is logged as one.
 
 Exit codes (documented in the README): 1 unexpected or out of memory, 2 usage, 3 malformed
 input, 4 TPM, 5 mount, 6 control socket, 7 refused as a kernel would, 8 a list that
-does not lead to its PCRs (``imafs verify``, ``record``), 9 not in time (``imafs ctl wait``).
+does not lead to its PCRs (``imafs verify``, ``record``) or differs (``diff``), 9 not in
+time (``imafs ctl wait``).
 A file that was named and cannot be used is usage (2), a disk that is full unexpected (1).
 """
 
@@ -166,7 +167,7 @@ class Refused(ImafsError):
 
 
 class MismatchError(ImafsError):
-    """A list that does not lead to its PCRs."""
+    """A list that does not lead to its PCRs, or differs from another."""
 
     errno = _errno.EINVAL
     exit_code = 8
