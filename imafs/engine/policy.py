@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 WRITTEN = "written"
 
 _WRITE = Access("POLICY_CHECK", 0, buffer=True)
+#: Rules without effect that one close names.
+_NAMED = 20
 
 
 class PolicyWriter:
@@ -87,11 +89,12 @@ class PolicyWriter:
     def close(self) -> None:
         """The end of the open file: the rules become active, or are gone."""
         appended = self._file.custom
+        before = len(self._file.active.rules) if appended and self._file.active else 0
         result = self._file.close_write()
         log.info("policy update %s", result.value)
         emulator = self._emulator
         if result is Closed.COMPLETED:
-            _explain(self._file)
+            _explain(self._file, before)
             known = emulator.policy_source
             if not known.endswith(WRITTEN):
                 emulator.policy_source = f"{known}, {WRITTEN}" if appended else WRITTEN
@@ -100,11 +103,17 @@ class PolicyWriter:
             emulator.measure_policy()
 
 
-def _explain(file: PolicyFile) -> None:
-    """Says in the log which rules have no effect here."""
-    for number, rule in enumerate(file.active.rules if file.active else (), 1):
-        if rule.never is not None:
-            log.info("policy rule %d (%s) has no effect: %s", number, _shown(rule), rule.never)
+def _explain(file: PolicyFile, before: int) -> None:
+    """Says in the log which rules behind the first ``before`` have no effect here.
+
+    A boot script may write rule by rule: what was said of a rule is not said again.
+    """
+    new = file.active.rules[before:] if file.active else ()
+    dead = [(n, rule) for n, rule in enumerate(new, before + 1) if rule.never is not None]
+    for number, rule in dead[:_NAMED]:
+        log.info("policy rule %d (%s) has no effect: %s", number, _shown(rule), rule.never)
+    if len(dead) > _NAMED:
+        log.info("nor have %d of the rules behind it", len(dead) - _NAMED)
 
 
 def _shown(rule: Rule) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 
 import pytest
@@ -16,6 +17,7 @@ from imafs.errors import Refused
 from imafs.formats.algorithms import SHA256
 from imafs.kernel.policy import session
 from imafs.kernel.policy.grammar import Words, parse
+from imafs.kernel.policy.match import Policy
 from imafs.kernel.policy.rules import Rule
 from imafs.tpm import NoTpm
 from tests.unit.engine_fake import DEADLINE
@@ -100,3 +102,60 @@ async def test_a_bad_line_makes_the_session_invalid() -> None:
     assert caught.value.errno == errno.ERANGE
     writer.close()
     assert emulator.policy is None
+
+
+async def load(emulator: Emulator, *rules: bytes) -> None:
+    """Write rules and close, as ``echo RULE > policy`` does."""
+    writer = PolicyWriter(emulator)
+    for rule in rules:
+        await writer.write(rule + b"\n", 0)
+    writer.close()
+
+
+def dead(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The lines about rules without effect since the last look."""
+    lines = [line for line in caplog.messages if "no effect" in line or "nor have" in line]
+    caplog.clear()
+    return lines
+
+
+async def test_a_rule_without_effect_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Not again with every rule that is written behind it."""
+    caplog.set_level(logging.INFO)
+    emulator = await emulator_with(b"")
+    for number in range(1, 201):
+        await load(emulator, b"dont_measure obj_type=example_%d_t" % number)
+        [line] = dead(caplog)
+        assert line.startswith(f"policy rule {number} (dont_measure obj_type=example_{number}_t)")
+    await load(emulator, b"measure")
+    assert dead(caplog) == []
+
+
+async def test_rules_without_effect_of_one_close(caplog: pytest.LogCaptureFixture) -> None:
+    """A long policy takes a few lines of the log, however many of its rules do nothing."""
+    caplog.set_level(logging.INFO)
+    emulator = await emulator_with(b"")
+    await load(emulator, b"measure", *(b"hash fowner=%d" % number for number in range(997)))
+    lines = dead(caplog)
+    assert len(lines) == 21
+    assert lines[-1] == "nor have 977 of the rules behind it"
+    assert sum("rule 2 " in line for line in lines) == 1
+
+
+async def test_the_first_custom_policy_names_all_its_rules(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It replaces the rules of the boot, and so do its numbers theirs."""
+    caplog.set_level(logging.INFO)
+    config = EmulatorConfig(algorithm=SHA256, policy=Policy((parse_one(b"hash"),)))
+    emulator = Emulator(config, NoTpm())
+    await emulator.start()
+    await load(emulator, b"measure", b"hash fowner=1")
+    [line] = dead(caplog)
+    assert line.startswith("policy rule 2 (hash fowner=1)")
+
+
+def parse_one(line: bytes) -> Rule:
+    rule = parse(line)
+    assert rule is not None
+    return rule
