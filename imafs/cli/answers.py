@@ -214,7 +214,9 @@ def _policy(group: Mapping[str, object]) -> str:
 
 #: Counters of watched files that are shown always, and those shown when they are not 0.
 _USES = (("watched", "uses"), ("measured", "measured"), ("violations", "violations"))
-_TROUBLES = ("late", "unasked", "lost", "refused", "overflows", "errors", "restarts")
+_TROUBLES = (
+    *("late", "unasked", "lost", "refused", "overflows", "errors", "unmeasured", "restarts"),
+)
 
 
 def _watched(watch: Mapping[str, object]) -> list[tuple[str, str]]:

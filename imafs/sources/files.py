@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from imafs.errors import Refused
@@ -40,6 +40,25 @@ def describe(
     Also collects what templates may ask for. Raises :class:`Refused` (EINVAL) for what is no
     regular file, as IMA measures no other, and OSError.
     """
+    steps = describing(descriptor, name, algorithm, want_sha1=want_sha1, content=content)
+    while True:
+        try:
+            next(steps)
+            going_on()
+        except StopIteration as stop:
+            made: Measurement = stop.value
+            return made
+
+
+def describing(
+    descriptor: int,
+    name: bytes,
+    algorithm: HashAlgorithm,
+    *,
+    want_sha1: bool = False,
+    content: bytes | None = None,
+) -> Generator[None, None, Measurement]:
+    """:func:`describe`, a piece at a time: whoever goes on may stop, or let others go first."""
     info = os.fstat(descriptor)
     if not stat.S_ISREG(info.st_mode):
         raise Refused(errno.EINVAL, f"{os.fsdecode(name)} is not a regular file")
@@ -47,10 +66,10 @@ def describe(
     sha1 = SHA1.constructor()() if want_sha1 and algorithm is not SHA1 else None
     chunks = iter(lambda: os.read(descriptor, _CHUNK), b"") if content is None else (content,)
     for chunk in chunks:
-        going_on()
         main.update(chunk)
         if sha1 is not None:
             sha1.update(chunk)
+        yield
     signature = _xattr(descriptor, "security.ima")
     evm = _xattr(descriptor, "security.evm")
     return Measurement(

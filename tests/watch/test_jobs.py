@@ -7,6 +7,7 @@ import hashlib
 import os
 import select
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +15,19 @@ import pytest
 
 from imafs.kernel.policy.match import Access
 from imafs.sources import files
-from imafs.sources.watch import fanotify, jobs, wire
+from imafs.sources.watch import attributes, fanotify, jobs, wire
+from imafs.sources.watch.channel import Channel
 from imafs.sources.watch.fanotify import Event
 from imafs.sources.watch.inodes import Inode
-from imafs.sources.watch.jobs import DEFAULT_PCR, Job, Jobs
+from imafs.sources.watch.jobs import Job, Jobs
 from imafs.sources.watch.judge import Judge
+from imafs.sources.watch.opener import UNKNOWN
+from imafs.sources.watch.rulebook import DEFAULT_PCR
 from tests.support import wait_for
 
 DEADLINE = 0.2
+#: Read without asking first what is in memory.
+TMPFS = 0x0102_1994
 ACCESSES = (Access("FILE_CHECK", 4),)
 
 
@@ -30,12 +36,10 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.watcher, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self.watcher.setblocking(False)
-        self.ours = ours
+        watcher, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.watcher, self.ours = Channel(watcher), Channel(ours)
         self.allowed: list[Event] = []
-        self.jobs = Jobs(ours, DEADLINE, self._allow)
+        self.jobs = Jobs(self.ours, DEADLINE, self._allow)
         self.inode = Inode()
 
     def _allow(self, event: Event) -> None:
@@ -51,7 +55,8 @@ class World:
         info = os.fstat(event.fd)
         self.jobs.current = event
         job = Job(event, inode or self.inode, b"/n", info, {DEFAULT_PCR}, ACCESSES, again=again)
-        self.jobs.add(job)
+        job.content = attributes.whole(event.fd, jobs.SMALL, TMPFS)
+        self.jobs.add(job, self.deadline())
         if not self.jobs.settle(event):
             self._allow(event)
         return event
@@ -59,11 +64,13 @@ class World:
     def messages(self) -> list[wire.Message]:
         """What the watcher has been sent."""
         found = []
-        while True:
-            try:
-                found.append(wire.decode(self.watcher.recv(wire.LARGEST)))
-            except BlockingIOError:
-                return found
+        while (packet := self.watcher.receive()) is not None:
+            found.append(wire.decode(packet))
+        return found
+
+    def deadline(self) -> float:
+        """Of an open that happens now."""
+        return time.monotonic() + DEADLINE
 
     def uses(self) -> list[wire.Use]:
         return [message for message in self.messages() if isinstance(message, wire.Use)]
@@ -184,8 +191,10 @@ def test_a_violation_and_a_use(world: World) -> None:
     path.write_bytes(b"x")
     event = Event(fanotify.OPEN_PERM, os.open(path, os.O_RDONLY), 1)
     world.jobs.current = event
-    world.jobs.violation(event, b"/n", "open_writers")
-    world.jobs.add(Job(event, world.inode, b"/n", os.fstat(event.fd), {10}, ACCESSES))
+    deadline = world.deadline()
+    world.jobs.violation(event, b"/n", "open_writers", UNKNOWN, deadline)
+    job = Job(event, world.inode, b"/n", os.fstat(event.fd), {10}, ACCESSES, content=b"x")
+    world.jobs.add(job, deadline)
     assert world.jobs.settle(event)
     violation, use = world.messages()
     assert isinstance(violation, wire.Violation)

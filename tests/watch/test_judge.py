@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from imafs.sources.watch import fanotify, judge, opener, wire
+from imafs.sources.watch.channel import Channel
 from imafs.sources.watch.fanotify import Event
 from imafs.sources.watch.jobs import Jobs
 from imafs.sources.watch.judge import Judge
@@ -24,7 +25,7 @@ class World:
         self.file.write_bytes(b"content")
         self.beginnings = beginnings
         self.watcher, self._ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._jobs = Jobs(self._ours, 1, lambda event: None)
+        self._jobs = Jobs(Channel(self._ours), 1, lambda event: None)
         self.judge = Judge(self._jobs)
         path = os.fsencode(folder)
         self.judge.watch(wire.Watch(1, (path,), (path,), ()))

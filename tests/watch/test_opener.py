@@ -67,12 +67,14 @@ def test_way_of_a_task_that_waits(tmp_path: Path, code: str, expected: int) -> N
             def waits() -> bool:
                 # Asleep, and not in what Python opens before.
                 state = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-                return state == "S" and opener.way(process.pid).flags is not None
+                found = opener.way(process.pid)
+                return state == "S" and found is not None and found.flags is not None
 
             wait_for(waits, 20, "it waits in the open")
-            flags = opener.way(process.pid).flags
-            assert flags is not None
-            assert flags & ~os.O_CLOEXEC == expected
+            found = opener.way(process.pid)
+            assert found is not None
+            assert found.flags is not None
+            assert found.flags & ~os.O_CLOEXEC == expected
         finally:
             process.kill()
 

@@ -63,7 +63,7 @@ def paths(tmp_path: Path) -> list[bytes]:
 
 async def test_others_are_found(dead: Dead, paths: list[bytes]) -> None:
     again = trio.Event()
-    looking = Surveyor(b"/nowhere", again.set)
+    looking = Surveyor(b"/nowhere", again.set, trio.CapacityLimiter(1))
     file, hung, directory = paths
     for _ in range(3):
         found = await looking.survey(paths)
@@ -87,7 +87,7 @@ async def test_others_are_found(dead: Dead, paths: list[bytes]) -> None:
 
 async def test_all_threads_hang(dead: Dead, tmp_path: Path) -> None:
     """Who comes then is told at once, and nobody else's threads are taken."""
-    looking = Surveyor(b"/nowhere", lambda: None)
+    looking = Surveyor(b"/nowhere", lambda: None, trio.CapacityLimiter(1))
     hung = [bytes(tmp_path / f"dead{i}") for i in range(THREADS + 2)]
     for path in hung:
         Path(path.decode()).mkdir()
@@ -103,7 +103,7 @@ async def test_all_threads_hang(dead: Dead, tmp_path: Path) -> None:
 async def test_what_was_known(dead: Dead, tmp_path: Path) -> None:
     """A file system that hangs now may be marked: what is known of it is still true, also
     when it is no more concerned, and nobody may touch it."""
-    looking = Surveyor(b"/nowhere", lambda: None)
+    looking = Surveyor(b"/nowhere", lambda: None, trio.CapacityLimiter(1))
     directory, other = bytes(tmp_path / "directory"), bytes(tmp_path)
     (tmp_path / "directory").mkdir()
     before = await looking.survey([directory, other])
@@ -124,7 +124,7 @@ async def test_what_was_known(dead: Dead, tmp_path: Path) -> None:
 async def test_whoever_asked_goes_away(dead: Dead, tmp_path: Path) -> None:
     """The thread counts as well, until it has come back."""
     again = trio.Event()
-    looking = Surveyor(b"/nowhere", again.set)
+    looking = Surveyor(b"/nowhere", again.set, trio.CapacityLimiter(1))
     path = str(tmp_path / "dead")
     (tmp_path / "dead").mkdir()
     async with trio.open_nursery() as nursery:

@@ -33,6 +33,7 @@ MESSAGES: tuple[wire.Message, ...] = (
     wire.Ask(),
     wire.Watching(3, 22, ((b"/a/mnt", 22),)),
     wire.Use(8, b"/a/x", (ACCESS, Access("MMAP_CHECK", 1)), 0, 5, 0o100644, b"d", b"", b"s", b""),
+    wire.Missed(3, b"/a/x\n", "it cannot be read", -1),
     wire.Mounted(),
     wire.Violation(9, b"/a/x", "ToMToU"),
     wire.Counters(events=5, pid=12, ignoring=False, trouble="OSError(5)"),

@@ -39,6 +39,7 @@ class Played:
         deadline: float,
         take: Callable[[wire.Use | wire.Violation], None],
         mounted: Callable[[], None],
+        threads: trio.CapacityLimiter,
     ) -> None:
         if self.broken:
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
@@ -346,3 +347,50 @@ async def test_a_path_may_be_unwatched_by_another_name(
         os.rmdir(one)
         await watching.unwatch([f"{one}/../a", link])
         assert watching.paths == [three]
+
+
+async def test_a_listener_is_replaced_while_all_threads_are_held_up(lives: list[Played]) -> None:
+    """Requests on files of a dead file system take every thread that they may have."""
+    limiter = trio.to_thread.current_default_thread_limiter()
+    async with _watching("/usr/bin/env") as (_, watching):
+        for number in range(int(limiter.total_tokens)):
+            limiter.acquire_on_behalf_of_nowait(number)
+        try:
+            lives[0].dead.set()
+            with trio.fail_after(DEADLINE):
+                await _until(lambda: len(lives) == 2)
+                await lives[1].asked.wait()
+                lives[1].marked.set()
+                while (await watching.status())["listener"] != 2:
+                    await trio.sleep(0.01)
+        finally:
+            for number in range(int(limiter.total_tokens)):
+                limiter.release_on_behalf_of(number)
+
+
+async def test_a_refused_use_is_told(
+    lives: list[Played], expected_logs: ExpectedLogs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An ERROR, and one line for as many as come."""
+    expected_logs.expect("not measured: /a: measurements are suspended")
+    async with _watching("/usr/bin/env") as (emulator, watching):
+        emulator.queue.suspended = True
+        for number in range(100):
+            lives[0].take(wire.Violation(number, b"/a", "ToMToU"))
+        assert (await watching.status())["refused"] == 100
+    assert sum("not measured" in line for line in caplog.messages) == 1
+
+
+async def test_appended_rules_alone_are_told(lives: list[Played]) -> None:
+    """A boot script that writes rule by rule is not told all of them again and again."""
+    async with _watching("/usr/bin/env") as (emulator, _):
+        for number in range(3):
+            session = PolicyWriter(emulator)
+            await session.write(b"measure func=FILE_CHECK uid=%d\n" % number, 0)
+            session.close()
+        told = [message for message in lives[0].sent if isinstance(message, wire.Rules)][1:]
+        assert [message.more for message in told] == [False, True, True]
+        assert [message.text.count(b"\n") for message in told] == [1, 1, 1]
+        await emulator.reset()
+        last = [message for message in lives[0].sent if isinstance(message, wire.Rules)][-1]
+        assert not last.more

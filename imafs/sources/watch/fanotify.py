@@ -43,6 +43,9 @@ _ALLOW = 1
 _EVENT = struct.Struct("=IBBHQii")
 _RESPONSE = struct.Struct("=iI")
 _BUFFER = 4096
+#: Reads that take one permission event each: its file is opened meanwhile, which may take
+#: long, and the openers of others must not wait for that.
+_ONE = _EVENT.size
 #: Reads that fail one after the other, without any event, before a group is given up.
 _MOST_FAILURES = 64
 
@@ -96,8 +99,11 @@ class Reader:
     and has taken the event out. A group that does nothing but fail would be read for ever.
     """
 
-    def __init__(self, descriptor: int, trouble: Callable[[OSError], None]) -> None:
+    def __init__(
+        self, descriptor: int, trouble: Callable[[OSError], None], size: int = _BUFFER
+    ) -> None:
         self._descriptor = descriptor
+        self._size = size
         self._trouble = trouble
         self._failures = 0
 
@@ -109,7 +115,7 @@ class Reader:
     def read(self) -> list[Event]:
         """What has come; raises OSError where it has long been failing."""
         try:
-            data = os.read(self._descriptor, _BUFFER)
+            data = os.read(self._descriptor, self._size)
         except BlockingIOError:
             data = b""
         except OSError as error:
@@ -136,7 +142,7 @@ class Permissions:
         # No access times from hashing.
         modes = os.O_RDONLY | os.O_LARGEFILE | os.O_CLOEXEC | os.O_NOATIME
         self.descriptor = _init(flags, modes)
-        self._reader = Reader(self.descriptor, trouble)
+        self._reader = Reader(self.descriptor, trouble, _ONE)
 
     def mark(self, path: bytes) -> None:
         """Asks for the events of the file system that ``path`` is on."""
@@ -172,7 +178,10 @@ class Permissions:
         _mark(self.descriptor, _MARK_FLUSH, 0, None)
 
     def read(self) -> list[Event]:
-        """What has come; the caller closes the descriptors. As :meth:`Reader.read`."""
+        """The next event, if one has come; the caller closes its descriptor.
+
+        As :meth:`Reader.read`. May wait for a lease on the event's file.
+        """
         return self._reader.read()
 
     def allow(self, event: Event) -> None:

@@ -8,10 +8,11 @@ close; here that is found out at the next open of the file.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
+
+from imafs.sources.watch.attributes import Info
 
 #: Files that are remembered; one that is forgotten is hashed again, to no effect.
 MOST = 1 << 16
@@ -31,7 +32,7 @@ class Identity:
     size: int
 
     @classmethod
-    def of(cls, info: os.stat_result) -> Identity:
+    def of(cls, info: Info) -> Identity:
         """Of a file as fstat() shows it."""
         return cls(info.st_ctime_ns, info.st_mtime_ns, info.st_size)
 
@@ -67,6 +68,8 @@ class Inode:
     emitted_open_writers: bool = False
     readers: dict[int, None] = field(default_factory=dict)
     writers: dict[int, None] = field(default_factory=dict)
+    #: Whether it begins as an ELF file, while it has this identity.
+    elf: tuple[Identity, bool] | None = None
 
     def _changed(self, identity: Identity) -> None:
         """No writer (any more): what was measured counts for this content only."""

@@ -6,28 +6,50 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from imafs.kernel.policy import grammar
-from imafs.kernel.policy.match import Access, Policy
+from imafs.kernel.policy.match import Access
 from imafs.sources import facts
-from imafs.sources.watch import fanotify, hooks, opener, wire
+from imafs.sources.watch import attributes, fanotify, hooks, opener, wire
+from imafs.sources.watch.attributes import Info
 from imafs.sources.watch.fanotify import Event
-from imafs.sources.watch.inodes import Identity, Inodes, Key
-from imafs.sources.watch.jobs import DEFAULT_PCR, Job, Jobs
-from imafs.sources.watch.opener import Credentials
+from imafs.sources.watch.hashing import Work
+from imafs.sources.watch.held import FIRST, Held
+from imafs.sources.watch.inodes import Identity, Inode, Inodes, Key
+from imafs.sources.watch.jobs import SMALL, Job, Jobs
+from imafs.sources.watch.opener import Credentials, Way
 from imafs.sources.watch.places import Places
+from imafs.sources.watch.rulebook import Rulebook
 
 #: A change time that is newer than this may not move with the next change (a kernel's clock
 #: of file times ticks every 1 to 10 ms), ns.
 _TICK = 20_000_000
 #: What was opened with O_CREAT, is empty and that new was made by this very open, ns.
 _JUST_MADE = 50_000_000
-_MOST_DECISIONS = 1 << 16
 #: Threads in an execve; of one that is forgotten the second event is judged as an open.
 _MOST_EXECUTING = 1 << 12
 _NOWHERE = wire.FileSystem(0, 0, "", "", b"")
 _DELETED = b" (deleted)"
+
+
+@dataclass(eq=False, slots=True)
+class Use:
+    """One use of a watched file. What is not known yet is None: how it is opened while its
+    opener is still shown as running, whether it is an ELF file while nobody has read it."""
+
+    event: Event
+    name: bytes
+    info: Info
+    who: Credentials
+    deadline: float
+    way: Way | None
+    elf: bool | None = None
+    look: Work | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.info.st_dev, self.info.st_ino
 
 
 class Judge:
@@ -36,10 +58,12 @@ class Judge:
     def __init__(self, jobs: Jobs) -> None:
         self.settings = wire.Settings("sha256", False, ())
         self.ignoring = False
-        #: So many descriptors may be held.
-        self.room = 1
+        #: So many descriptors may be held, and half of them by one account.
+        self.room = 2
         self.ignorable: bytes | None = None
+        self.rulebook = Rulebook()
         self._jobs = jobs
+        self._held: Held[Use] = Held()
         self._inodes = Inodes()
         self._paths: tuple[bytes, ...] = ()
         self._files: tuple[bytes, ...] = ()
@@ -47,24 +71,16 @@ class Judge:
         #: Descriptor of the table of mounts; poll() tells when it has changed.
         self.mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._facts: dict[int, wire.FileSystem] = {}
-        self._policy = Policy()
-        self._decisions: dict[Access, int | None] = {}
         # Threads whose execve has shown its OPEN_EXEC_PERM: when they began, and which file.
         # One that is killed in between leaves its entry to whoever gets its number.
         self._executing: dict[int, tuple[int, Key]] = {}
 
     # What the watcher says
 
-    def rules(self, text: bytes) -> None:
-        """Another policy. What was measured stays measured, as in a kernel."""
-        rules = (grammar.parse(line, custom=True) for line in text.split(b"\n"))
-        self._policy = Policy(tuple(rule for rule in rules if rule is not None))
-        self._decisions.clear()
-
     def watch(self, message: wire.Watch) -> None:
         """Other paths."""
         self._facts = {system.device: system for system in message.file_systems}
-        self._decisions.clear()
+        self.rulebook.forget()
         self._paths, self._files = message.paths, message.files
         self.look_at_mounts()
 
@@ -81,35 +97,118 @@ class Judge:
 
     # Events
 
-    def consider(self, event: Event) -> None:
-        """Has measured what must be; ``jobs`` knows then whether the opener waits."""
+    def consider(self, event: Event) -> bool:
+        """Has measured what must be; ``jobs`` knows then whether the opener waits.
+
+        True: it cannot be judged yet, see :meth:`due`.
+        """
         self.ignorable = None
         counts = self._jobs.counts
         if event.mask & fanotify.Q_OVERFLOW:
             counts.overflows += 1
-            return
+            self._jobs.missed.note(b"", "the kernel's queue of events was full")
+            return False
         counts.events += 1
         name = os.readlink(b"/proc/self/fd/%d" % event.fd)
-        info = os.fstat(event.fd)
-        if info.st_nlink == 0:
+        if name.endswith(_DELETED) and not attributes.of(event.fd).st_nlink:
             name = name.removesuffix(_DELETED)
         if not self._places.watched(name):
             self._elsewhere(event, name)
-            return
+            return False
+        info = attributes.of(event.fd)
         if not stat.S_ISREG(info.st_mode):
-            return
-        key = (info.st_dev, info.st_ino)
+            return False
         executes = bool(event.mask & fanotify.OPEN_EXEC_PERM)
-        if self._seen(event.tid, key, executes):
-            return
+        if self._seen(event.tid, (info.st_dev, info.st_ino), executes):
+            return False
         who = opener.credentials(event.tid)
         if self._excused(who.process):
-            return
+            return False
         counts.watched += 1
-        if self._jobs.descriptors < self.room:
-            self._use(event, name, info, who, executes)
-        else:
+        now = time.monotonic()
+        way = Way(os.O_RDONLY, True) if executes else None
+        use = Use(event, name, info, who, now + self._jobs.seconds, way)
+        if not self._has_room(use):
             counts.lost += 1
+            self._jobs.missed.note(name, "too many files are being opened", who.uid)
+            return False
+        return self._judge(use, now, FIRST)
+
+    def _has_room(self, use: Use) -> bool:
+        held = self._jobs.descriptors + len(self._held)
+        if held < self.room // 2:
+            return True
+        account = opener.account(use.event.tid, use.who.uid)
+        return held < self.room and self._jobs.share(account) < self.room // 2
+
+    # Uses that cannot be judged yet
+
+    def wait(self, most: float) -> float:
+        """Seconds until one of them is due."""
+        return self._held.wait(time.monotonic(), most) if self._held else most
+
+    def due(self) -> Iterator[tuple[Use, float]]:
+        """Those to look at again, with :meth:`again`."""
+        return self._held.due(time.monotonic())
+
+    def again(self, use: Use, pause: float) -> bool:
+        """As :meth:`consider`, of a use that could not be judged."""
+        if use.event.tid and opener.began(use.event.tid) is None:
+            self._drop_look(use)
+            return False  # killed while it waited
+        # Somebody may have written to it since.
+        use.info = attributes.of(use.event.fd)
+        return self._judge(use, time.monotonic(), pause)
+
+    def _judge(self, use: Use, now: float, pause: float) -> bool:
+        if not self._is_known(use, last=now >= use.deadline):
+            self._held.add(use, now, use.deadline, pause)
+            return True
+        if not self.rulebook.ready:
+            self._jobs.missed.note(use.name, "the policy is still being read", use.who.uid)
+        elif use.elf is None:
+            self._jobs.missed.note(use.name, "its file system does not answer", use.who.uid)
+            self._drop_look(use)
+        else:
+            self._use(use)
+        return False
+
+    def _is_known(self, use: Use, *, last: bool) -> bool:
+        """Whether all is known that judging takes, or never will be."""
+        if use.way is None:
+            use.way = opener.way(use.event.tid)
+            if use.way is None and last:
+                use.way = Way()
+        if use.elf is None:
+            use.elf = self._is_elf(use)
+        return last or (self.rulebook.ready and use.way is not None and use.elf is not None)
+
+    def _is_elf(self, use: Use) -> bool | None:
+        inode = self._inodes.get(use.key)
+        identity = Identity.of(use.info)
+        if inode.elf is not None and inode.elf[0] == identity:
+            return inode.elf[1]
+        head = self._head(use)
+        if head is None:
+            return None
+        elf = hooks.is_elf(head)
+        inode.elf = None if _is_new(use.info) else (identity, elf)
+        return elf
+
+    def _head(self, use: Use) -> bytes | None:
+        """The first bytes: at once where they are in memory, else a thread reads them."""
+        if use.look is None:
+            head = attributes.head(use.event.fd, 4, self._system(use.info).magic)
+            if head is None:
+                use.look = self._jobs.look(use.event, use.info, use.who)
+            return head
+        if use.look.failure is not None:
+            raise use.look.failure
+        return use.look.result if isinstance(use.look.result, bytes) else None
+
+    def _drop_look(self, use: Use) -> None:
+        if use.look is not None:
+            self._jobs.look_away(use.look)
 
     def _excused(self, process: int) -> bool:
         """Whether this is one of the excused, and not a later process of the same number."""
@@ -142,12 +241,12 @@ class Judge:
         if self._places.may_ignore(directory, number):
             self.ignorable = directory
 
-    def _use(
-        self, event: Event, name: bytes, info: os.stat_result, who: Credentials, executes: bool
-    ) -> None:
-        way = opener.Way(0, True) if executes else opener.way(event.tid)
+    def _use(self, use: Use) -> None:
+        event, name, info, who, way = use.event, use.name, use.info, use.who, use.way
+        assert way is not None
+        assert use.elf is not None
         self._jobs.counts.hidden += way.flags is None
-        inode = self._inodes.get((info.st_dev, info.st_ino))
+        inode = self._inodes.get(use.key)
         identity = Identity.of(info)
 
         def live(processes: Iterable[int], writing: bool) -> set[int]:
@@ -155,36 +254,46 @@ class Judge:
 
         writes = hooks.writes(way)
         if writes and inode.writing(who.process, identity, live):
-            self._jobs.violation(event, name, "ToMToU")
-        elf = hooks.is_elf(os.pread(event.fd, 4, 0))
-        if executes:
-            passed = hooks.executed(elf=elf)
+            self._violation(use, "ToMToU")
+        if way.executes:
+            passed = hooks.executed(elf=use.elf)
         else:
-            passed = hooks.opened(way, created=_made(way, info), elf=elf)
+            passed = hooks.opened(way, created=_made(way, info), elf=use.elf)
         accesses = self._accesses(info, who, passed)
-        pcrs = self._pcrs(accesses)
+        pcrs = self.rulebook.pcrs(accesses)
         if not writes:
-            written = not executes and bool(pcrs) and bool(opener.is_written(event.fd))
+            written = not way.executes and bool(pcrs) and bool(opener.is_written(event.fd))
             # Of a call that hides its flags the writer may be the opener itself.
             sure = bool(pcrs) and not (written and way.flags is None)
             if inode.reading(who.process, identity, must_measure=sure, written=written, live=live):
-                self._jobs.violation(event, name, "open_writers")
+                self._violation(use, "open_writers")
         needed = pcrs - inode.measured
-        if not needed:
-            return
-        job = Job(event, inode, name, info, needed, accesses)
+        if needed:
+            self._measure(use, inode, Job(event, inode, name, info, needed, accesses, who))
+
+    def _violation(self, use: Use, cause: str) -> None:
+        self._jobs.violation(use.event, use.name, cause, use.who, use.deadline)
+
+    def _measure(self, use: Use, inode: Inode, job: Job) -> None:
+        info = use.info
+        assert use.way is not None
         # A kernel does not hash what is opened with O_DIRECT: zeros, again and again.
-        job.direct = bool((way.flags or 0) & os.O_DIRECT)
+        job.direct = bool((use.way.flags or 0) & os.O_DIRECT)
         job.again = inode.identity is None
-        inode.identity = None if time.time_ns() - info.st_ctime_ns < _TICK else identity
-        self._jobs.add(job)
+        inode.identity = None if _is_new(info) else Identity.of(info)
+        if info.st_size <= SMALL and not job.direct:
+            job.content = attributes.whole(use.event.fd, SMALL, self._system(info).magic)
+        self._jobs.add(job, use.deadline)
+
+    def _system(self, info: Info) -> wire.FileSystem:
+        # A file system may have several devices (btrfs): the first one's facts do for all.
+        return self._facts.get(info.st_dev) or next(iter(self._facts.values()), _NOWHERE)
 
     def _accesses(
-        self, info: os.stat_result, who: Credentials, passed: tuple[hooks.Hook, ...]
+        self, info: Info, who: Credentials, passed: tuple[hooks.Hook, ...]
     ) -> tuple[Access, ...]:
         """What the hooks of a kernel would know."""
-        # A file system may have several devices (btrfs): the first one's facts do for all.
-        system = self._facts.get(info.st_dev) or next(iter(self._facts.values()), _NOWHERE)
+        system = self._system(info)
         found = facts.Facts(
             info.st_uid,
             info.st_gid,
@@ -195,23 +304,13 @@ class Judge:
         )
         return tuple(facts.access(func, mask, who, found) for func, mask in passed)
 
-    def _pcrs(self, accesses: tuple[Access, ...]) -> set[int]:
-        """The PCRs that rules want this use measured into."""
-        found = set()
-        for access in accesses:
-            if access not in self._decisions:
-                if len(self._decisions) >= _MOST_DECISIONS:
-                    self._decisions.clear()
-                decision = self._policy.decide(access)
-                pcr = DEFAULT_PCR if decision.pcr is None else decision.pcr
-                self._decisions[access] = pcr if decision.measure else None
-            wanted = self._decisions[access]
-            if wanted is not None:
-                found.add(wanted)
-        return found
+
+def _is_new(info: Info) -> bool:
+    """Whether the next change may leave the change time as it is."""
+    return time.time_ns() - info.st_ctime_ns < _TICK
 
 
-def _made(way: opener.Way, info: os.stat_result) -> bool:
+def _made(way: Way, info: Info) -> bool:
     """Whether this very open made the file."""
     if way.flags is None or not way.flags & os.O_CREAT:
         return False

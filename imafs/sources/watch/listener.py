@@ -23,15 +23,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 from imafs.errors import FormatError
 from imafs.sandbox.linux import die_with_parent
 from imafs.sources.watch import wire
+from imafs.sources.watch.channel import Channel
 from imafs.sources.watch.fanotify import Event, Moves, Permissions
 from imafs.sources.watch.jobs import Jobs
 from imafs.sources.watch.judge import Judge
 from imafs.sources.watch.marks import Marks
+from imafs.sources.watch.missed import reason
+from imafs.sources.watch.relay import Late, Relay
+from imafs.text import shown
 
 #: Exit codes: the listener hung and was killed; it failed; the watcher is gone.
 HUNG, FAILED, ENDED = 3, 4, 0
@@ -40,6 +45,10 @@ _BEAT = 0.25
 #: Descriptors beside those of events; one read may bring 170 of them.
 _SPARE = 512
 _BOTH = select.POLLIN | select.POLLOUT
+#: Events that are read before everything else is looked at.
+_EVENTS = 32
+#: Seconds of parsing rules between two looks at events.
+_PARSING = 0.002
 #: Everybody's opens wait for this process.
 _NICE = -10
 
@@ -47,7 +56,7 @@ _NICE = -10
 class Listener:
     """The child: one loop over the group, the socket and finished hashes."""
 
-    def __init__(self, channel: socket.socket, beat: int, deadline: float) -> None:
+    def __init__(self, channel: Channel, beat: int, deadline: float) -> None:
         self._channel = channel
         self._beat = beat
         self._signed = 0.0
@@ -59,33 +68,81 @@ class Listener:
         self._marks: Marks | None = None
         self._poll = select.poll()
         self._judge.room = _raise_limit() - _SPARE
+        finished = partial(os.eventfd_write, self._jobs.finished, 1)
+        self._relay: Relay[list[Event]] = Relay(self._loop, finished)
 
-    def run(self) -> NoReturn:
-        """Until the watcher is gone."""
         self._poll.register(self._channel, select.POLLIN)
         self._poll.register(self._jobs.finished, select.POLLIN)
         # Of /proc/self/mountinfo the kernel tells changes by these.
         self._poll.register(self._judge.mounts, select.POLLPRI | select.POLLERR)
-        while True:
-            self._sign()
-            ready = dict(self._poll.poll(1000 * self._jobs.wait(_BEAT)))
-            # What the watcher says holds for every event that is read after it.
-            if self._channel.fileno() in ready:
-                self._take()
-            self._jobs.proceed()
-            if self._judge.mounts in ready:
-                self._judge.look_at_mounts()
-                self._forget_ignored()
-                self._jobs.send(wire.Mounted())
-            if self._moves is not None and self._moves.moved():
-                self._forget_ignored()
-            if self._permissions is not None and self._permissions.descriptor in ready:
-                for event in self._permissions.read():
-                    self._answer(event)
-            self._jobs.expire()
-            if self._writing is not bool(self._jobs.unsent):
-                self._writing = not self._writing
-                self._poll.modify(self._channel, _BOTH if self._writing else select.POLLIN)
+
+    def run(self) -> NoReturn:
+        """Until the watcher is gone."""
+        self._relay.run()
+
+    def _loop(self) -> NoReturn:
+        try:
+            while True:
+                self._look()
+        except ConnectionError:
+            os._exit(ENDED)
+        except Late:
+            raise
+        except Exception as error:
+            text = f"imafs: ERROR: the listener: {shown(repr(error))}\n"
+            os.write(2, text.encode(errors="backslashreplace"))
+            os._exit(FAILED)
+
+    def _look(self) -> None:
+        self._sign()
+        ready = self._ready()
+        # What the watcher says holds for every event that is read after it.
+        if self._channel.fileno() in ready:
+            self._take()
+        self._judge.rulebook.proceed(_PARSING)
+        self._jobs.proceed()
+        if self._judge.mounts in ready:
+            self._judge.look_at_mounts()
+            self._forget_ignored()
+            self._jobs.send(wire.Mounted())
+        if self._moves is not None and self._moves.moved():
+            self._forget_ignored()
+        for use, pause in self._judge.due():
+            self._answer(use.event, partial(self._judge.again, use, pause))
+        self._jobs.expire()
+        self._jobs.missed.flush()
+        if self._writing is not bool(self._jobs.unsent):
+            self._writing = not self._writing
+            self._poll.modify(self._channel, _BOTH if self._writing else select.POLLIN)
+        # At the end: whoever is late here has left nothing undone.
+        while self._relay.late:
+            self._consider(self._relay.late.popleft())
+        if self._permissions is not None and self._permissions.descriptor in ready:
+            self._read(self._permissions)
+
+    def _read(self, permissions: Permissions) -> None:
+        for _ in range(_EVENTS):
+            events = self._relay.away(permissions.read)
+            if not events:
+                return
+            self._consider(events)
+
+    def _consider(self, events: list[Event]) -> None:
+        for event in events:
+            self._answer(event, partial(self._judge.consider, event))
+
+    def _ready(self) -> dict[int, int]:
+        """What is readable, soon: poll() knows milliseconds only, and does not wait for less."""
+        if not self._judge.rulebook.ready:
+            return dict(self._poll.poll(0))
+        seconds = self._judge.wait(self._jobs.wait(_BEAT))
+        if not 0 < seconds < 0.001:
+            return dict(self._poll.poll(1000 * seconds))
+        ready = self._poll.poll(0)
+        if not ready:
+            time.sleep(seconds)
+            ready = self._poll.poll(0)
+        return dict(ready)
 
     def _sign(self) -> None:
         """A sign of life, when it is time for one."""
@@ -93,6 +150,7 @@ class Listener:
         if now < self._signed + _BEAT:
             return
         self._signed = now
+        self._jobs.look_after()
         try:
             os.write(self._beat, b".")
         except BlockingIOError:
@@ -100,13 +158,16 @@ class Listener:
 
     # Events
 
-    def _answer(self, event: Event) -> None:
+    def _answer(self, event: Event, judge: Callable[[], bool]) -> None:
+        """Judges an event; whoever opened it goes on unless it is held, or waits."""
         self._jobs.current = event
         try:
-            self._judge.consider(event)
+            held = judge()
         except Exception as error:
+            held = False
             self._jobs.trouble(error)
-        if not self._jobs.settle(event):
+            self._jobs.missed.note(b"", f"an event cannot be judged: {reason(error)}")
+        if not self._jobs.settle(event) and not held:
             self._allow(event)
         directory = self._judge.ignorable
         if directory is not None:
@@ -135,11 +196,7 @@ class Listener:
     # The watcher
 
     def _take(self) -> None:
-        while True:
-            try:
-                packet = self._channel.recv(wire.LARGEST)
-            except BlockingIOError:
-                return
+        while (packet := self._channel.receive()) is not None:
             if not packet:
                 os._exit(ENDED)
             match message := wire.decode(packet):
@@ -149,7 +206,7 @@ class Listener:
                     self._judge.settings = message
                     self._jobs.settings = message
                 case wire.Rules():
-                    self._judge.rules(message.text)
+                    self._judge.rulebook.take(message.text, more=message.more)
                 case wire.Watch():
                     self._jobs.send(self._watch(message))
                 case wire.Forget():
@@ -217,16 +274,9 @@ def _child(channel: socket.socket, beat: int, deadline: float, parent: int) -> N
         os._exit(ENDED)
     # A lease that is_written() holds for a moment may be broken; that tells nothing.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
-    channel.setblocking(False)
     with contextlib.suppress(PermissionError):  # without CAP_SYS_NICE as everybody else
         os.nice(_NICE)
-    try:
-        Listener(channel, beat, deadline).run()
-    except ConnectionError:
-        os._exit(ENDED)
-    except Exception as error:
-        os.write(2, f"imafs: ERROR: the listener: {error!r}\n".encode(errors="backslashreplace"))
-        os._exit(FAILED)
+    Listener(Channel(channel), beat, deadline).run()
 
 
 def main(arguments: list[str]) -> int:

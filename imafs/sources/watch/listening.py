@@ -11,13 +11,15 @@ import socket
 import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from typing import TypeVar
 
 import trio
 
 from imafs import programs
 from imafs.errors import FormatError, Refused
-from imafs.sources.watch import fanotify, wire
+from imafs.sources.watch import fanotify, missed, wire
+from imafs.sources.watch.channel import Channel
 
 log = logging.getLogger(__name__)
 
@@ -36,24 +38,26 @@ class Gone(Exception):
 
 class Listening:
     """A running listener. ``take`` is given every use and violation, in their order;
-    ``mounted`` is called when the table of mounts has changed."""
+    ``mounted`` is called when the table of mounts has changed. ``threads`` are those that its
+    management may use: no others' hung files may keep a listener from being replaced."""
 
     def __init__(
         self,
         deadline: float,
         take: Callable[[wire.Use | wire.Violation], None],
         mounted: Callable[[], None],
+        threads: trio.CapacityLimiter,
     ) -> None:
+        self._threads = threads
         # A listener that is only waiting for its turn on a busy machine is not dead.
         self._patience = max(deadline, PATIENCE)
         self._take = take
         self._mounted = mounted
-        self._ended = False
+        self._ended = self._closed = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wire.BUFFER)
-            ours.setblocking(False)
             # A session of its own: a Ctrl-C or Ctrl-Z is for the daemon.
             self._process = subprocess.Popen(
                 programs.python(_MODULE, str(theirs.fileno()), str(deadline), str(self._patience)),
@@ -65,8 +69,7 @@ class Listening:
                 env={**programs.environment(), "LC_ALL": "C"},
                 cwd="/",
             )
-        self._raw = ours
-        self._socket = trio.socket.from_stdlib_socket(ours)
+        self._channel = Channel(ours)
         self._unsent: deque[bytes] = deque()
         self._more = trio.Event()
         self._heard = trio.Event()
@@ -84,13 +87,17 @@ class Listening:
         self._more.set()
 
     def _try(self, packet: bytes) -> bool:
+        if self._closed:
+            return True
         try:
-            self._raw.send(packet)
-        except BlockingIOError:
-            return False
-        except OSError:
+            return self._channel.send(packet)
+        except ConnectionError:
             return True  # it is gone: run() finds out
-        return True
+        except OSError as error:
+            # It would go on without: the next one is told everything anew.
+            log.error("the listener of watched files cannot be told anything: %s", error)
+            self.kill()
+            return True
 
     async def watch(self, message: wire.Watch) -> dict[bytes, Refused]:
         """Has other paths watched; what was left out, with why.
@@ -133,7 +140,7 @@ class Listening:
             nursery.start_soon(self._send_rest)
             nursery.start_soon(self._look_after)
             try:
-                while packet := await self._socket.recv(wire.LARGEST):
+                while packet := await self._receive():
                     self._hear(wire.decode(packet))
             except ConnectionResetError:
                 pass  # it was killed with messages unread
@@ -144,10 +151,19 @@ class Listening:
         self._wake()
         raise Gone(await self.end())
 
+    async def _receive(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        while (packet := self._channel.receive()) is None:
+            await trio.lowlevel.wait_readable(self._channel)
+        return packet
+
     def _hear(self, message: wire.Message) -> None:
         match message:
             case wire.Use() | wire.Violation():
                 self._take(message)
+                return
+            case wire.Missed():
+                log.error("%s", missed.line(*astuple(message)))
                 return
             case wire.Mounted():
                 self._mounted()
@@ -170,7 +186,7 @@ class Listening:
             if not self._unsent:
                 self._more = trio.Event()
                 await self._more.wait()
-            await trio.lowlevel.wait_writable(self._raw)
+            await trio.lowlevel.wait_writable(self._channel)
             while self._unsent and self._try(self._unsent[0]):
                 self._unsent.popleft()
 
@@ -190,13 +206,15 @@ class Listening:
 
     async def end(self) -> str:
         """Ends it, if it has not ended; how it ended."""
-        self._socket.close()
+        self._closed = True
+        trio.lowlevel.notify_closing(self._channel)
+        self._channel.close()
         with trio.CancelScope(shield=True):
             with trio.move_on_after(2.0):
                 while self._process.poll() is None:
                     await trio.sleep(0.01)
             self.kill()
-            code = await trio.to_thread.run_sync(self._process.wait)
+            code = await trio.to_thread.run_sync(self._process.wait, limiter=self._threads)
         if code == _HUNG:
             return "it hung and was killed"
         if code < 0 or code > 128:

@@ -10,7 +10,8 @@ from imafs.engine.emulator import Emulator, Receipt
 from imafs.errors import ImafsError
 from imafs.formats.fields import Measurement
 from imafs.kernel.policy.match import Decision, Policy
-from imafs.sources.watch import wire
+from imafs.sources.watch import missed, wire
+from imafs.sources.watch.missed import Missed, reason
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ class Recorder:
         self._emulator = emulator
         self.counts = dict.fromkeys(("measured", "duplicates", "violations", "refused"), 0)
         self.refused: str | None = None
+        self._missed = Missed(_tell)
 
     def take(self, message: wire.Use | wire.Violation, policy: Policy) -> tuple[int, bool]:
         """Into the list now: the number of the last record (0: none), and whether it is there."""
@@ -38,8 +40,14 @@ class Recorder:
             # As in a kernel, what cannot be measured is used all the same.
             self.counts["refused"] += 1
             self.refused = str(error)
+            self._missed.note(message.name, reason(error))
+            self.flush()
             return 0, False
         return last, True
+
+    def flush(self) -> None:
+        """Logs what was refused, now and then."""
+        self._missed.flush()
 
     def _measure(self, use: wire.Use, policy: Policy) -> list[Receipt]:
         """One record per PCR that the rules want: ``measured_pcrs`` has a bit of each."""
@@ -66,3 +74,7 @@ class Recorder:
             self.counts["duplicates" if receipt.duplicate else "measured"] += 1
             receipts.append(receipt)
         return receipts
+
+
+def _tell(count: int, name: bytes, why: str, uid: int) -> None:
+    log.error("%s", missed.line(count, name, why, uid))

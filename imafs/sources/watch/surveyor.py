@@ -50,10 +50,14 @@ class Found:
 class Surveyor:
     """``answered`` is called when a file system that had not answered has done so.
 
-    ``leave``: see :class:`~imafs.sources.watch.survey.Mounts`.
+    ``leave``: see :class:`~imafs.sources.watch.survey.Mounts`. ``threads`` are for what asks
+    no file system.
     """
 
-    def __init__(self, leave: bytes, answered: Callable[[], None]) -> None:
+    def __init__(
+        self, leave: bytes, answered: Callable[[], None], threads: trio.CapacityLimiter
+    ) -> None:
+        self._threads = threads
         self._leave = leave
         self._answered = answered
         self._limiter = trio.CapacityLimiter(THREADS)
@@ -74,7 +78,7 @@ class Surveyor:
     async def survey(self, paths: Sequence[bytes], before: Found | None = None) -> Found:
         """One directory (or file) per file system that ``paths`` concern, paths first, and what
         rules ask of each. ``before`` is what the listener was told last."""
-        mounts = await trio.to_thread.run_sync(Mounts.read, self._leave)
+        mounts = await trio.to_thread.run_sync(Mounts.read, self._leave, limiter=self._threads)
         wanted = dict.fromkeys(paths)
         concerned = wanted | dict.fromkeys(p for path in wanted for p in mounts.below(path))
         points: list[bytes] = []

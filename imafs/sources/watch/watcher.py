@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from operator import is_
 
 import trio
 
@@ -20,6 +21,7 @@ from imafs.engine.emulator import Emulator
 from imafs.errors import NotThereError, Refused
 from imafs.kernel.policy import builtin
 from imafs.kernel.policy.match import Policy
+from imafs.kernel.policy.rules import Rule
 from imafs.sources.watch import wire
 from imafs.sources.watch.listening import Gone, Listening
 from imafs.sources.watch.recorder import Recorder
@@ -42,6 +44,8 @@ _AGAIN = 10.0
 _START = 15.0
 #: Seconds that a status waits for a listener.
 _STATUS = 1.0
+#: For listeners that start and end, and for looks at the table of mounts.
+_THREADS = 4
 
 
 class Watcher:
@@ -76,7 +80,9 @@ class Watcher:
         self._nursery: trio.Nursery | None = None
         # The listener is to be told again what is concerned; what it was told last.
         self._look = trio.Event()
-        self._surveyor = Surveyor(os.fsencode(leave), self._mounted)
+        # Whoever else uses threads may have files on a file system that is dead.
+        self._threads = trio.CapacityLimiter(_THREADS)
+        self._surveyor = Surveyor(os.fsencode(leave), self._mounted, self._threads)
         self._found: Found | None = None
         # Points that are not watched, paths among them, and why.
         self._left_out: dict[bytes, str] = {}
@@ -198,7 +204,12 @@ class Watcher:
         self._found = None
         try:
             listening = await trio.to_thread.run_sync(
-                Listening, self._deadline, self._take, self._mounted
+                Listening,
+                self._deadline,
+                self._take,
+                self._mounted,
+                self._threads,
+                limiter=self._threads,
             )
         except OSError as error:
             return f"it cannot be started: {error.strerror}"
@@ -231,6 +242,7 @@ class Watcher:
         while True:
             with trio.move_on_after(_AGAIN) as waiting:
                 await self._look.wait()
+            self._recorder.flush()
             asked = not waiting.cancelled_caught
             if asked:
                 # Many mounts in a row are one reason.
@@ -332,17 +344,21 @@ class Watcher:
             self._queue = self._emulator.queue
             listening.send(wire.Forget())
         if self._policy is not self._judging:
-            self._send_rules(listening)
+            self._send_rules(listening, self._policy)
 
-    def _send_rules(self, listening: Listening) -> None:
+    def _send_rules(self, listening: Listening, known: Policy | None = None) -> None:
         config, self._policy = self._emulator.config, self._judging
-        templates = [config.template, *(rule.template for rule in self._policy.rules)]
+        rules = self._policy.rules
+        templates = [config.template, *(rule.template for rule in rules)]
         want_sha1 = any(template is not None and template.has("d") for template in templates)
         listening.send(wire.Settings(config.algorithm.name, want_sha1, self._excused))
+        # A boot script may append rule by rule: what the listener has is not told again.
+        more = known is not None and _begins(rules, known.rules)
         # As they are parsed to the same again, and without templates, which the daemon sees to:
         # what a kernel prints is shortened, and a format of ours is unknown over there.
-        rules = tuple(replace(rule, template=None) for rule in self._policy.rules)
-        listening.send(wire.Rules(Policy(rules).source()))
+        new = rules[len(known.rules) :] if known is not None and more else rules
+        plain = tuple(replace(rule, template=None) if rule.template else rule for rule in new)
+        listening.send(wire.Rules(Policy(plain).source(), more))
 
     @property
     def _judging(self) -> Policy:
@@ -372,6 +388,11 @@ class Watcher:
             self._listening.send(wire.Done(number, measured))
 
 
+def _begins(rules: Sequence[Rule], known: Sequence[Rule]) -> bool:
+    """Whether the very objects ``known`` are the first ones of ``rules``."""
+    return len(known) <= len(rules) and all(map(is_, rules, known))
+
+
 @cache
 def _tcb(release: builtin.Release) -> Policy:
     return Policy(builtin.rules(["tcb"], release))
@@ -388,6 +409,7 @@ _SUMMED = (
     "hidden",
     "overflows",
     "errors",
+    "unmeasured",
 )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """What watcher and listener say to each other: one message per packet, JSON.
 
-A SOCK_SEQPACKET pair keeps the bounds of messages and their order; whichever end dies, the
-other reads its end. Bytes travel as hexadecimal digits.
+A :class:`~imafs.sources.watch.channel.Channel` keeps the bounds of messages and their order;
+whichever end dies, the other reads its end. Bytes travel as hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 from imafs.errors import FormatError
 from imafs.kernel.policy.match import Access
 
-#: Send buffer asked for; a message (the rules of a long policy) must fit into it.
+#: Send buffer asked for: many messages may wait while the other end is busy.
 BUFFER = 4 << 20
-LARGEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +44,11 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The active policy (:meth:`imafs.kernel.policy.match.Policy.source`), no templates."""
+    """The active policy (:meth:`imafs.kernel.policy.match.Policy.source`), no templates; or
+    ``more`` rules behind those that were told before."""
 
     text: bytes
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,17 @@ class Violation:
     cause: str
 
 
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """``count`` uses were not measured that should have been, for the same reason; ``name`` is
+    that of the last one, ``uid`` who opened it, -1: unknown or several."""
+
+    count: int
+    name: bytes
+    why: str
+    uid: int
+
+
 @dataclass(slots=True)
 class Counters:
     """Since the listener's start, who counts in one of these. ``events`` came; ``watched`` of
@@ -135,7 +147,8 @@ class Counters:
     deadline and ``unasked`` without waiting, because the daemon had not answered before;
     ``lost`` uses never reached it; of ``hidden`` ones the open's flags could not be seen;
     ``overflows`` of the kernel's queue; ``errors``: events that could not be judged, the last
-    one for ``trouble``. ``ignoring``: directories elsewhere are left out."""
+    one for ``trouble``; ``unmeasured`` uses that a rule wanted measured, whatever the reason.
+    ``ignoring``: directories elsewhere are left out."""
 
     events: int = 0
     watched: int = 0
@@ -146,6 +159,7 @@ class Counters:
     hidden: int = 0
     overflows: int = 0
     errors: int = 0
+    unmeasured: int = 0
     pid: int = 0
     ignoring: bool = True
     trouble: str = ""
@@ -157,14 +171,14 @@ class Mounted:
 
 
 ToListener = Settings | Rules | Watch | Done | Forget | Ask
-ToWatcher = Watching | Use | Violation | Counters | Mounted
+ToWatcher = Watching | Use | Violation | Missed | Counters | Mounted
 Message = ToListener | ToWatcher
 
 _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         *(Settings, Rules, Watch, Done, Forget, Ask),
-        *(Watching, Use, Violation, Counters, Mounted),
+        *(Watching, Use, Violation, Missed, Counters, Mounted),
     )
 }
 _PARTS: dict[str, Any] = {kind.__name__: kind for kind in (FileSystem, Access)}

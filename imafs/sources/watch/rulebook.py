@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The active policy as the listener has it, parsed a piece at a time.
+
+A policy of a megabyte takes a second; whoever has nothing to do with watched files must not
+wait for that. Who uses a watched file does, as what was written holds once close() returns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from imafs.kernel.policy import grammar
+from imafs.kernel.policy.match import Access, Policy
+from imafs.kernel.policy.rules import Rule
+
+#: Stands for CONFIG_IMA_MEASURE_PCR_IDX, which only the daemon knows.
+DEFAULT_PCR = -1
+#: Lines between two looks at the clock.
+_LINES = 64
+_MOST_DECISIONS = 1 << 16
+
+
+class Rulebook:
+    """Decides into which PCRs a use is measured."""
+
+    def __init__(self) -> None:
+        self._lines: deque[bytes] = deque()
+        self._rules: list[Rule] = []
+        self._policy = Policy()
+        self._decisions: dict[Access, int | None] = {}
+
+    def take(self, text: bytes, *, more: bool) -> None:
+        """Another policy, or ``more`` rules behind the known ones."""
+        if not more:
+            self._lines.clear()
+            self._rules.clear()
+        self._lines.extend(text.split(b"\n"))
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything is parsed."""
+        return not self._lines
+
+    def proceed(self, seconds: float) -> None:
+        """Parses for so long. What was measured stays measured, as in a kernel."""
+        if self.ready:
+            return
+        end = time.monotonic() + seconds
+        while self._lines and time.monotonic() < end:
+            for _ in range(min(_LINES, len(self._lines))):
+                rule = grammar.parse(self._lines.popleft(), custom=True)
+                if rule is not None:
+                    self._rules.append(rule)
+        if self.ready:
+            self._policy = Policy(tuple(self._rules))
+            self._decisions.clear()
+
+    def forget(self) -> None:
+        """Nothing that was decided counts any more: the facts of file systems are others."""
+        self._decisions.clear()
+
+    def pcrs(self, accesses: tuple[Access, ...]) -> set[int]:
+        """The PCRs that rules want this use measured into."""
+        found = set()
+        for access in accesses:
+            if access not in self._decisions:
+                if len(self._decisions) >= _MOST_DECISIONS:
+                    self._decisions.clear()
+                decision = self._policy.decide(access)
+                pcr = DEFAULT_PCR if decision.pcr is None else decision.pcr
+                self._decisions[access] = pcr if decision.measure else None
+            wanted = self._decisions[access]
+            if wanted is not None:
+                found.add(wanted)
+        return found

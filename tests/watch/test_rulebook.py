@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The listener's policy: a long one is parsed a piece at a time."""
+
+from __future__ import annotations
+
+from imafs.kernel.policy.match import Access
+from imafs.sources.watch.rulebook import DEFAULT_PCR, Rulebook
+
+
+def use(uid: int) -> tuple[Access, ...]:
+    return (Access("FILE_CHECK", 4, uid=uid),)
+
+
+def test_a_piece_at_a_time() -> None:
+    book = Rulebook()
+    lines = [b"measure func=FILE_CHECK uid=%d" % uid for uid in range(20_000)]
+    book.take(b"\n".join(lines) + b"\n", more=False)
+    pieces = 0
+    while not book.ready:
+        book.proceed(0.001)
+        pieces += 1
+    assert pieces > 3
+    assert book.pcrs(use(19_999)) == {DEFAULT_PCR}
+    assert book.pcrs(use(20_000)) == set()
+
+
+def test_more_rules() -> None:
+    """Behind the known ones, also while these are still being parsed."""
+    book = Rulebook()
+    book.take(b"dont_measure uid=1\n" * 1000, more=False)
+    book.take(b"measure func=FILE_CHECK pcr=11\n", more=True)
+    book.proceed(60)
+    assert book.pcrs(use(1)) == set()
+    assert book.pcrs(use(2)) == {11}
+    book.take(b"measure func=FILE_CHECK uid=1\n", more=False)
+    book.proceed(60)
+    assert book.pcrs(use(1)) == {DEFAULT_PCR}
+    assert book.pcrs(use(2)) == set()
