@@ -27,6 +27,7 @@ from imafs.control.server import serve
 from imafs.control.verbs import Verbs
 from imafs.control.watching import WatchVerbs
 from imafs.engine import threads
+from imafs.engine.audit import Audit, open_log
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.engine.notify import notify
@@ -64,6 +65,7 @@ class Plan:
     measure: list[str]
     log_file: str | None
     said: Sequence[str] = ()
+    audit_log: str | None = None
     boot_log: bytes | None = None
     tpm_port: int | None = None
     scenario: str | None = None
@@ -119,8 +121,12 @@ def _run(plan: Plan, early: EarlySignals) -> None:
         )
         stack.callback(device.close)
         early.check()
+        audit = Audit()
+        stack.callback(audit.close)
+        if plan.audit_log is not None:
+            audit.begin(open_log(plan.audit_log, "--audit-log"))
         try:
-            trio.run(_main, plan, mountpoint, control, device, loaded, scenario, early)
+            trio.run(_main, plan, mountpoint, control, device, audit, loaded, scenario, early)
         except BaseExceptionGroup as group:
             raise _single(group) from None
     chosen = control.with_suffix(".log")
@@ -175,11 +181,12 @@ async def _main(
     mountpoint: str,
     control: Path,
     device: Device,
+    audit: Audit,
     loaded: lists.Loaded | None,
     scenario: Scenario | None,
     early: EarlySignals,
 ) -> None:
-    emulator = Emulator(plan.config, device)
+    emulator = Emulator(plan.config, device, audit)
     emulator.read_policy = partial(judging.read_policy, emulator)
     # The signals are taken before anything exists that they would leave behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -193,6 +200,7 @@ async def _main(
                 await emulator.start(loaded.records, staged=loaded.staged)
                 loaded.records.clear()
             nursery.start_soon(emulator.run)
+            nursery.start_soon(audit.run)
             await _measure(emulator, plan.measure)
             beside = extras(emulator, plan.boot_log) if plan.layout == "securityfs" else ()
             async with session.mounted(emulator, mountpoint, plan.layout, end, beside) as mount:

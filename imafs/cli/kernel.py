@@ -72,6 +72,12 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     ):
         group.add_argument(option, metavar=metavar, help=text, action=_InOrder)
     group.add_argument(
+        "--audit-log",
+        metavar="FILE",
+        help="append what a kernel audits to FILE, in the form of its log: why there was a "
+        "violation, the lines of policies",
+    )
+    group.add_argument(
         "--pcr",
         type=options.integer,
         default=10,

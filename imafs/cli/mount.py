@@ -257,6 +257,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         control=Path(os.path.abspath(args.control)) if args.control else None,
         config=config,
         said=found.said,
+        audit_log=args.audit_log,
         tpm=absolute(args.tpm),
         tpm_state=Path(os.path.abspath(args.tpm_state)) if args.tpm_state else None,
         banks=_named("--banks", args.banks, _algorithms) or None,

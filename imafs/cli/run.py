@@ -30,6 +30,9 @@ HOME = "/sys/fs/imafs"
 SOCKETS = f"{HOME}/control"
 CONTROL = f"{SOCKETS}/sys-kernel-security.sock"
 LOG = f"{HOME}/log"
+AUDIT = f"{HOME}/audit.log"
+#: Where programs look for audit records: auditd's file, and syslog's where no auditd runs.
+AUDIT_LOGS = ("/var/log/messages", "/var/log/audit/audit.log")
 #: Seconds that the daemon gets to unmount and to end swtpm in order.
 _PARTING = 6.0
 #: Lines of its log that are shown when it dies.
@@ -66,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     args.dir, args.layout, args.control = SECURITY, "securityfs", CONTROL
     # Log lines are not for the command's stderr.
     args.log_file = LOG if args.log_file is None else os.path.abspath(args.log_file)
+    args.audit_log = AUDIT if args.audit_log is None else os.path.abspath(args.audit_log)
     plan = mount.plan(args)
     kernel.tell(args)  # the log is the session's own
     signals = Signals()
@@ -165,13 +169,14 @@ def _furnish(args: argparse.Namespace) -> None:
     """What the daemon's mount does not bring by itself: the TPM's class, /proc/cmdline."""
     from imafs.cli import kernel
     from imafs.fuse.extras import CLASS_TPM
-    from imafs.sandbox import commandline
+    from imafs.sandbox import commandline, graft
 
     chip = f"{SECURITY}/{CLASS_TPM}/{CHIP}"
     try:
         if os.path.isdir(chip):
             # A link, as in sysfs: a bind would be a second line of a securityfs in /proc/mounts.
             os.symlink(os.path.relpath(chip, CLASS), f"{CLASS}/{CHIP}")
+        graft.show_file(args.audit_log, AUDIT_LOGS, HOME)
         commandline.show(kernel.BOOT_WORDS, kernel.boot_words(args), HOME)
     except OSError as error:
         raise MountError(f"{error.filename}: {error.strerror}") from None

@@ -24,6 +24,7 @@ from imafs.errors import FormatError, NotInTimeError, Refused
 from imafs.formats.algorithms import by_name
 from imafs.formats.binary import Record
 from imafs.formats.fields import Measurement
+from imafs.kernel.audit import File
 from imafs.kernel.policy.match import Access
 from imafs.sources import files, generate, judging, lists
 from imafs.sources.facts import Facts
@@ -157,8 +158,10 @@ class Verbs:
 
     async def violation(self, options: Options, progress: ProgressCallback) -> Answer:
         """A violation record."""
-        record = self._emulator.violation(raw(text(options, "name")))
-        return await self._outcome(self._emulator.append(record))
+        name = raw(text(options, "name"))
+        receipt = self._emulator.append(self._emulator.violation(name))
+        self._emulator.audit.violation("ToMToU", File(name))
+        return await self._outcome(receipt)
 
     async def critical_data(self, options: Options, progress: ProgressCallback) -> Answer:
         """A buffer in template ima-buf, where the policy measures its label."""

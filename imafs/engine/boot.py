@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from imafs.attest.replay import PcrValues
+from imafs.engine.audit import Audit
 from imafs.engine.config import EmulatorConfig
 from imafs.errors import Refused
 from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm
 from imafs.formats.fields import Measurement
-from imafs.kernel.policy.session import Closed, PolicyFile
+from imafs.kernel.policy.session import Audited, Closed, PolicyFile
 
 NAME = b"boot_aggregate"
 #: PCRs that may be aggregated.
@@ -55,7 +56,7 @@ def boot_aggregate(banks: Sequence[Bank], default: HashAlgorithm, values: PcrVal
     return Measurement(NAME, bank.algorithm, digest, sha1=sha1 or bytes(20))
 
 
-def policy_file(config: EmulatorConfig) -> PolicyFile:
+def policy_file(config: EmulatorConfig, audit: Audit) -> PolicyFile:
     """The policy file after a boot: ``ima_policy=``, then what a boot script wrote.
 
     Raises :class:`Refused` where ``config.policy_text`` is no policy.
@@ -66,7 +67,10 @@ def policy_file(config: EmulatorConfig) -> PolicyFile:
     file = PolicyFile(replace(config.policy_config, read=read), config.policy)
     if config.policy_text is not None:
         file.open_write()
-        file.load(b"", config.policy_text)
+        audited: Audited = []
+        file.load(b"", config.policy_text, audited)
+        audit.rules(audited)
+        audit.policy("policy_update", Closed.COMPLETED.value, ok=True)
         if file.close_write() is Closed.FAILED:
             raise Refused(errno.EINVAL, "the policy holds no rule")
     return file

@@ -18,6 +18,7 @@ import trio
 
 from imafs.attest.replay import EXTENDABLE, PcrValues, Replay
 from imafs.engine import records
+from imafs.engine.audit import Audit
 from imafs.engine.boot import PCRS, boot_aggregate, policy_file
 from imafs.engine.channel import TpmChannel
 from imafs.engine.collector import Collector
@@ -70,7 +71,7 @@ class Receipt:
 class Emulator:
     """Composes queue, accounting and TPM; see :meth:`start` and :meth:`run`."""
 
-    def __init__(self, config: EmulatorConfig, device: Device) -> None:
+    def __init__(self, config: EmulatorConfig, device: Device, audit: Audit | None = None) -> None:
         self.config = config
         self._first_profile = config.profile
         self.boot = Boot()
@@ -82,10 +83,10 @@ class Emulator:
         self.channel = TpmChannel(device)
         self.channel.answers = lambda: self._extender.hurry()
         self.accounting = self._new_accounting()
-        self.policy_file: PolicyFile = policy_file(config)
+        self.audit = audit or Audit()
+        self.policy_file: PolicyFile = policy_file(config, self.audit)
         self.policy_source = config.policy_source
-        #: Reads the policy file of a path, and measures it where the policy says so; who
-        #: knows files puts it here.
+        #: Reads the policy file of a path and measures it; who knows files puts it here.
         self.read_policy: Callable[[bytes], Awaitable[bytes]] = _no_policy_files
         #: Called after another boot and after another policy has become active.
         self.observers: list[Callable[[], None]] = []
@@ -217,7 +218,7 @@ class Emulator:
         self.boot = boot
         self.config = replace(self.config, profile=profile)
         self.accounting = self._new_accounting()
-        self.policy_file = policy_file(self.config)
+        self.policy_file = policy_file(self.config, self.audit)
         self.policy_source = self.config.policy_source
         self._requests = self._new_requests()
 

@@ -18,7 +18,7 @@ from imafs.engine.emulator import Emulator
 from imafs.errors import Refused
 from imafs.kernel.policy.match import Access
 from imafs.kernel.policy.rules import Rule
-from imafs.kernel.policy.session import Closed, PolicyFile, file_rules
+from imafs.kernel.policy.session import Audited, Closed, PolicyFile, file_rules
 from imafs.text import shown
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,11 @@ class PolicyWriter:
             # Before it is parsed: comments and nonsense are measured too.
             if file.config.release.records:
                 self._emulator.measure_buffer(_WRITE, b"ima_policy_written", data)
-            return file.write(data)
+            audited: Audited = []
+            try:
+                return file.write(data, audited)
+            finally:
+                self._emulator.audit.rules(audited)
         try:
             content = await self._emulator.read_policy(path)
         except Refused as refused:
@@ -69,11 +73,15 @@ class PolicyWriter:
         self._check_alive()  # after the wait for the file
         file.check_file()
         # In a thread: everybody else goes on meanwhile.
-        parse = partial(file_rules, content, file.config.words, custom=file.custom)
+        lines: Audited = []
+        words, custom = file.config.words, file.custom
+        parse = partial(file_rules, content, words, custom=custom, audited=lines)
         try:
             rules = await threads.run(parse)
         except Refused as refused:
             raise file.refuse(refused.errno, str(refused)) from None
+        finally:
+            self._emulator.audit.rules(lines)
         self._check_alive()  # after the wait for the thread
         return file.take(data, rules)
 
@@ -93,6 +101,7 @@ class PolicyWriter:
         result = self._file.close_write()
         log.info("policy update %s", result.value)
         emulator = self._emulator
+        emulator.audit.policy("policy_update", result.value, ok=result is Closed.COMPLETED)
         if result is Closed.COMPLETED:
             _explain(self._file, before)
             known = emulator.policy_source

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 
 from imafs.sandbox import linux
 
@@ -39,6 +40,35 @@ def cover(directory: str) -> None:
             _copy(os.path.join(old, name), os.path.join(directory, name), mode)
     finally:
         os.close(below)
+
+
+def show_file(source: str, paths: Sequence[str], aside: str) -> None:
+    """Shows the file ``source`` at those of ``paths`` where there is nothing. Raises OSError.
+
+    The uppermost directory that must be changed is covered by one of links to what is in it: by
+    binds each entry of /var/log would be a line of /proc/mounts. It stays reachable in ``aside``.
+    """
+    missing = [path for path in paths if not os.path.lexists(path)]
+    while missing:
+        below = min((_nearest(path) for path in missing), key=len)
+        covered = os.path.join(aside, below.strip("/").replace("/", "-"))
+        os.mkdir(covered)
+        linux.bind(below, covered)
+        linux.tmpfs(below)
+        for name in os.listdir(covered):
+            os.symlink(os.path.join(covered, name), os.path.join(below, name))
+        for path in [path for path in missing if _nearest(path) == below]:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            linux.bind(source, path)
+            missing.remove(path)
+
+
+def _nearest(path: str) -> str:
+    """The directory above ``path`` that exists."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _copy(source: str, target: str, mode: int) -> None:

@@ -209,6 +209,36 @@ def test_the_command_line_of_the_session(who: str) -> None:
         assert in_shell("cat /proc/cmdline") == Path("/proc/cmdline").read_text()
 
 
+@WHO
+def test_audit_records_where_programs_look_for_them(who: str) -> None:
+    """In the session alone, beside the machine's own logs, which stay reachable."""
+    logs = ("/var/log/messages", "/var/log/audit/audit.log")
+    if any(map(os.path.lexists, logs)):
+        pytest.skip("this machine has such a log of its own, which is left alone")
+    before = sorted(os.listdir("/var/log"))
+    script = f"""
+        echo 'measure func=BPRM_CHECK' > {IMA}/policy
+        until grep -q policy_update {logs[0]}; do :; done
+        cmp {logs[0]} {logs[1]} && cat {logs[0]}; ls -A /var/log; ls -d /var/log/*/. >&2
+    """
+    out = in_shell(script, who=who).splitlines()
+    assert re.fullmatch(
+        r"audit: type=1807 audit\(\d+\.\d{3}:1\): action=measure func=BPRM_CHECK res=1", out[0]
+    )
+    assert re.search(r"type=1802 .* op=policy_update cause=completed .* res=1 errno=0$", out[1])
+    assert sorted(out[2:]) == sorted([*before, "audit", "messages"])
+    assert sorted(os.listdir("/var/log")) == before
+
+
+def test_audit_records_that_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "audit"
+    script = f"imafs ctl violation '/a b'; until grep -c ToMToU {file}; do :; done"
+    imafs_run("--audit-log", file, "--", "sh", "-c", script)
+    (line,) = file.read_text().splitlines()
+    assert line.endswith('op=invalid_pcr cause=ToMToU comm="imafs" name=2F612062 res=1 errno=0')
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
 def test_covered_mounts_outside(daemon: Daemon) -> None:
     """Another file system lies on the mount, or on a directory above: it cannot be taken out."""
     for place in (daemon.dir, daemon.place.base):

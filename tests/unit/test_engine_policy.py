@@ -31,10 +31,17 @@ class Slow:
         self._parse = parse
         monkeypatch.setattr(session, "parse", self)
 
-    def __call__(self, line: bytes, words: Words, *, custom: bool = False) -> Rule | None:
+    def __call__(
+        self,
+        line: bytes,
+        words: Words,
+        *,
+        custom: bool = False,
+        audited: list[str] | None = None,
+    ) -> Rule | None:
         self.inside.set()
         self.late |= not self.go_on.wait(DEADLINE)
-        return self._parse(line, words, custom=custom)
+        return self._parse(line, words, custom=custom, audited=audited)
 
     async def reached(self) -> None:
         with trio.fail_after(DEADLINE):

@@ -53,14 +53,21 @@ class Words:
 DEFAULT_WORDS = Words()
 
 
-def parse(line: bytes, words: Words = DEFAULT_WORDS, *, custom: bool = False) -> Rule | None:
+def parse(
+    line: bytes,
+    words: Words = DEFAULT_WORDS,
+    *,
+    custom: bool = False,
+    audited: list[str] | None = None,
+) -> Rule | None:
     """The rule in the first line of ``line``; None for a comment or an empty line.
 
+    ``audited`` takes what a kernel logs of the line: its words, up to the one that was refused.
     Raises :class:`Refused`: EINVAL, or ERANGE for a number above 64 bits.
     """
     text = first_line(line)
     try:
-        return _Parser(words, custom).parse(text)
+        return _Parser(words, custom, [] if audited is None else audited).parse(text)
     except Refused as refused:
         hint = next((hint for mark, hint in _MARKS.items() if text.startswith(mark)), "")
         if text.endswith(b"\r"):
@@ -92,8 +99,9 @@ def line_end(data: bytes, start: int = 0) -> int:
 class _Parser:
     """``struct ima_rule_entry`` while it is filled, token by token."""
 
-    def __init__(self, words: Words, custom: bool) -> None:
+    def __init__(self, words: Words, custom: bool, audited: list[str]) -> None:
         self._words = words
+        self._audited = audited
         self._custom = custom
         self._action: Action | None = None
         self._set: dict[str, Any] = {}
@@ -118,6 +126,7 @@ class _Parser:
 
     def _token(self, token: str) -> None:
         if token in _ACTIONS:
+            self._audited.append(f"action={token}")
             if self._action is not None:
                 raise _invalid(f"{token}: a second action")
             self._action = _ACTIONS[token]
@@ -130,12 +139,15 @@ class _Parser:
         for name in _IDS:
             rest = token[len(name) :]
             if token.startswith(name) and rest[:1] in ("=", "<", ">") and rest[1:]:
+                self._audited.append(token)
                 self._id(name, rest[0], rest[1:])
                 return
         name, equals, value = token.partition("=")
         handler = _HANDLERS.get(name)
         if handler is None or not equals or not value:
+            self._audited.append(f"UNKNOWN={token}")
             raise _invalid(f"{token}: no such word")
+        self._audited.append(token)
         handler(self, name, value)
 
     def _id(self, name: str, operator: str, value: str) -> None:

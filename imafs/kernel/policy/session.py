@@ -10,10 +10,9 @@ any error throws the whole session away, and close() succeeds either way.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 
 from imafs.errors import Refused
 from imafs.kernel.policy.builtin import NEWEST, Release
@@ -21,6 +20,9 @@ from imafs.kernel.policy.grammar import DEFAULT_WORDS, Words, first_line, line_e
 from imafs.kernel.policy.match import Policy
 from imafs.kernel.policy.rules import Action, Rule
 from imafs.kernel.seqfile import PAGE
+
+#: Words of each line, and whether it was taken: what a kernel logs of a policy.
+Audited = list[tuple[Sequence[str], bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +108,16 @@ class PolicyFile:
         """The file that an accepted write names, None where it is a rule."""
         return first_line(data) if data.startswith(b"/") else None
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes, audited: Audited | None = None) -> int:
         """A rule: its length with the newline, which may be one more than was given.
 
+        ``audited`` takes what a kernel logs of it.
         Raises :class:`Refused`: EINVAL, ERANGE, EACCES where policies must be signed.
         """
         if self._signed:
             raise self.refuse(errno.EACCES, "a signed policy file is required, by its path")
         try:
-            rule = parse(data, self.config.words, custom=self.custom)
+            rule = _parsed(data, self.config.words, self.custom, audited)
         except Refused:
             self._valid = False
             raise
@@ -122,7 +125,7 @@ class PolicyFile:
             self._new.append(rule)
         return len(first_line(data)) + 1
 
-    def load(self, data: bytes, content: bytes) -> int:
+    def load(self, data: bytes, content: bytes, audited: Audited | None = None) -> int:
         """All rules of the file that ``data`` names; its last line must be complete.
 
         Returns the length of what was written. Raises :class:`Refused` as :meth:`write`;
@@ -130,7 +133,7 @@ class PolicyFile:
         """
         self.check_file()
         try:
-            rules = file_rules(content, self.config.words, custom=self.custom)
+            rules = file_rules(content, self.config.words, custom=self.custom, audited=audited)
         except Refused as refused:
             raise self.refuse(refused.errno, str(refused)) from None
         return self.take(data, rules)
@@ -166,14 +169,29 @@ class PolicyFile:
         return Closed.COMPLETED
 
 
-def file_rules(content: bytes, words: Words, *, custom: bool) -> list[Rule]:
+def file_rules(
+    content: bytes, words: Words, *, custom: bool, audited: Audited | None = None
+) -> list[Rule]:
     """The rules of a file (``ima_read_policy``). Raises :class:`Refused` for its first bad line.
 
     Of what it is given alone, so that it may run in a thread: a large file takes seconds.
     """
-    return [
-        rule for rule in map(partial(parse, words=words, custom=custom), lines(content)) if rule
-    ]
+    found = (_parsed(line, words, custom, audited) for line in lines(content))
+    return [rule for rule in found if rule is not None]
+
+
+def _parsed(line: bytes, words: Words, custom: bool, audited: Audited | None) -> Rule | None:
+    said: list[str] = []
+    try:
+        rule = parse(line, words, custom=custom, audited=said)
+    except Refused:
+        if audited is not None:
+            audited.append((said, False))
+        raise
+    # Of a comment and of an empty line a kernel logs nothing.
+    if rule is not None and audited is not None:
+        audited.append((said, True))
+    return rule
 
 
 def lines(content: bytes) -> Iterator[bytes]:

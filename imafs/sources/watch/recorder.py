@@ -9,6 +9,7 @@ import os
 from imafs.engine.emulator import Emulator, Receipt
 from imafs.errors import ImafsError
 from imafs.formats.fields import Measurement
+from imafs.kernel.audit import File
 from imafs.kernel.policy.match import Decision, Policy
 from imafs.sources.watch import missed, wire
 from imafs.sources.watch.missed import Missed, reason
@@ -32,6 +33,7 @@ class Recorder:
                 record = self._emulator.violation(message.name)
                 last = self._emulator.append(record).number
                 self.counts["violations"] += 1
+                self._emulator.audit.violation(message.cause, File(message.name))
                 log.debug("%s: %s", message.cause, os.fsdecode(message.name))
             else:
                 receipts = self._measure(message, policy)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The audit log of the kernel that is played: what is recorded, and where it is written.
+
+Nobody waits for the file, as nobody waits for auditd: lines are kept until a thread has written
+them, and are lost where there are too many or the disk is full. The daemon's log says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import trio
+
+from imafs.engine import threads
+from imafs.errors import Refused, UsageError
+from imafs.kernel import audit
+from imafs.kernel.audit import File, Kind, Task
+from imafs.text import shown
+
+log = logging.getLogger(__name__)
+
+#: Lines that wait to be written.
+BACKLOG = 8192
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: TASK_COMM_LEN without its NUL.
+_COMM = 15
+
+
+def open_log(path: str, option: str) -> int:
+    """A descriptor to append to ``path``, made for its owner alone.
+
+    Raises :class:`UsageError` for what is no regular file, or another user's: who may write to
+    the directory could have put it there.
+    """
+    try:
+        descriptor = os.open(path, _FLAGS, 0o600)
+    except OSError as error:
+        why = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise UsageError(f"{option} {path}: {why}") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        why = "is not a regular file"
+    elif found.st_uid not in (0, os.geteuid()):
+        why = f"belongs to uid {found.st_uid}"
+    elif found.st_nlink > 1:
+        why = "has another name too (a hard link)"
+    else:
+        return descriptor
+    os.close(descriptor)
+    raise UsageError(f"{option} {path}: {why}")
+
+
+def current() -> Task:
+    """This process: it stands for the kernel where no task is known."""
+    return Task(os.getpid(), os.getuid(), b"imafs")
+
+
+class Audit:
+    """Records; :meth:`run` writes them to ``descriptor``. Without :meth:`begin` there is none."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+        self._lines: deque[str] = deque()
+        self._wake = trio.Event()
+        self._serial = 0
+        #: Lines that were not written.
+        self.lost = 0
+        self._trouble: int | None = None
+
+    def begin(self, descriptor: int) -> None:
+        """From now on records are kept for this file."""
+        self._descriptor = descriptor
+
+    def violation(self, cause: str, file: File, task: Task | None = None) -> None:
+        """``ima_add_violation``: ToMToU or open_writers."""
+        self._add(Kind.PCR, audit.message(task or current(), "invalid_pcr", cause, file))
+
+    def rules(self, rules: Iterable[tuple[Sequence[str], bool]], task: Task | None = None) -> None:
+        """The lines of a policy, each as far as it was parsed, and whether it was taken."""
+        for words, ok in rules:
+            self._add(Kind.POLICY_RULE, audit.rule(words, ok=ok))
+            if not ok:
+                self.policy("update_policy", "invalid-policy", ok=False, task=task)
+
+    def policy(self, op: str, cause: str, *, ok: bool, task: Task | None = None) -> None:
+        """What became of a policy."""
+        self._add(Kind.STATUS, audit.message(task or current(), op, cause, ok=ok))
+
+    def _add(self, kind: Kind, text: str) -> None:
+        if self._descriptor is None:
+            return
+        self._serial += 1
+        if len(self._lines) >= BACKLOG:
+            self._lose(1, errno.ENOBUFS)
+            return
+        # Bytes that somebody wrote, as printk shows them: a line stays one.
+        self._lines.append(shown(audit.line(kind, time.time(), self._serial, text)))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Writes what comes, until cancelled."""
+        while self._descriptor is not None:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            lines, self._lines = self._lines, deque()
+            data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+            descriptor = self._descriptor
+            try:
+                written = await threads.run(lambda: os.write(descriptor, data))  # noqa: B023
+            except OSError as error:
+                self._lose(len(lines), error.errno or errno.EIO)
+            except Refused as refused:
+                self._lose(len(lines), refused.errno)
+            else:
+                if written < len(data):  # a disk that has just become full
+                    self._lose(data[written:].count(b"\n"), errno.ENOSPC)
+                else:
+                    self._trouble = None
+
+    def close(self) -> None:
+        """The last lines, at the end of the daemon."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        rest = "".join(f"{line}\n" for line in self._lines)
+        with suppress(OSError):
+            os.write(descriptor, rest.encode("utf-8", "backslashreplace"))
+        os.close(descriptor)
+
+    def _lose(self, number: int, code: int) -> None:
+        self.lost += number
+        if self._trouble != code:
+            self._trouble = code
+            log.error("audit log: %s: lines are lost (%d so far)", os.strerror(code), self.lost)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Audit records: the text that Linux 7.2.13 logged, and a file that may fail."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import trio
+
+from imafs.engine import audit
+from imafs.engine.audit import Audit, open_log
+from imafs.engine.config import EmulatorConfig
+from imafs.engine.emulator import Emulator
+from imafs.engine.policy import PolicyWriter
+from imafs.errors import Refused, UsageError
+from imafs.kernel.audit import File, Task, message
+from imafs.kernel.policy.grammar import Words
+from imafs.kernel.policy.session import PolicyConfig
+from tests.support import ExpectedLogs
+from tests.unit.engine_fake import DEADLINE, FakeDevice, until
+
+ROWS = [json.loads(line) for line in Path("tests/data/audit-7.2.13.jsonl").read_text().splitlines()]
+WRITES = [row for row in ROWS if "written" in row]
+VIOLATIONS = [row["violation"] for row in ROWS if "violation" in row]
+#: Who wrote the rules there.
+SHELL = Task(40, 0, b"sh")
+#: That kernel's, without LSMs, modsig and keys.
+CONFIG = PolicyConfig(words=Words(lsm=False, modsig=False, keys=False))
+LINE = re.compile(r"audit: type=(\d+) audit\(\d+\.\d{3}:(\d+)\): (.*)")
+
+
+async def written(path: Path, count: int) -> list[tuple[int, str]]:
+    """Type and text of the file's lines, once there are ``count``."""
+    await until(lambda: path.read_text().count("\n") >= count)
+    found = [LINE.fullmatch(line) for line in path.read_text().splitlines()]
+    assert [int(match[2]) for match in found if match] == list(range(1, len(found) + 1))
+    return [(int(match[1]), match[3]) for match in found if match]
+
+
+async def test_policies_are_audited_as_a_kernel_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "current", lambda: SHELL)
+    path = tmp_path / "audit"
+    log = Audit()
+    emulator = Emulator(EmulatorConfig(policy_config=CONFIG), FakeDevice(), log)
+    first = PolicyWriter(emulator)  # that kernel had a custom policy already
+    await first.write(b"measure fowner=1\n", 0)
+    first.close()
+    log.begin(open_log(str(path), "--audit-log"))
+    # A byte that is no text is shown as /dev/kmsg shows it.
+    expected = [
+        (kind, text.replace("\xff", r"\xff")) for row in WRITES for kind, text in row["audit"]
+    ]
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.run)
+            for row in WRITES:
+                writer = PolicyWriter(emulator)
+                data = row["written"].encode("latin-1")
+                at = 0
+                while at < len(data):
+                    try:
+                        at += await writer.write(data[at:], 0)
+                    except Refused:
+                        break
+                writer.close()
+            found = await written(path, len(expected))
+            nursery.cancel_scope.cancel()
+    log.close()
+    assert found == expected
+
+
+@pytest.mark.parametrize("text", VIOLATIONS)
+def test_violations_are_audited_as_a_kernel_does(text: str) -> None:
+    words = dict(word.partition("=")[::2] for word in text.split())
+
+    def raw(word: str) -> bytes:
+        return word.strip('"').encode() if word[0] == '"' else bytes.fromhex(word)
+
+    task = Task(int(words["pid"]), int(words["uid"]), raw(words["comm"]))
+    file = File(raw(words["name"]), raw(words["dev"]), int(words["ino"]))
+    assert message(task, "invalid_pcr", words["cause"], file) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(b"", '""'), (b"a b", "612062"), (b'"', "22"), (b"\x7f", "7F"), (b"\xc3\xa4", "C3A4")],
+)
+def test_a_name_forges_no_record(name: bytes, shown: str) -> None:
+    assert f" name={shown} res=1" in message(SHELL, "invalid_pcr", "ToMToU", File(name))
+
+
+async def test_a_full_disk_hurts_nobody(expected_logs: ExpectedLogs) -> None:
+    """Said once; what comes once there is room again is written."""
+    expected_logs.expect(r"audit log: No space left on device: lines are lost \(1 so far\)")
+    log = Audit()
+    log.begin(os.open("/dev/full", os.O_WRONLY | os.O_CLOEXEC))
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.run)
+            for number in range(3):
+                log.violation("ToMToU", File(b"/v"))
+                await until(lambda number=number: log.lost == number + 1)  # type: ignore[misc]
+            nursery.cancel_scope.cancel()
+    log.close()
+
+
+async def test_too_many_lines_are_lost_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
+) -> None:
+    monkeypatch.setattr(audit, "BACKLOG", 3)
+    expected_logs.expect("audit log: .*lines are lost")
+    log = Audit()
+    log.begin(open_log(str(tmp_path / "audit"), "--audit-log"))
+    for _ in range(5):
+        log.violation("ToMToU", File(b"/v"))
+    assert log.lost == 2
+    log.close()
+    assert (tmp_path / "audit").read_text().count("\n") == 3
+
+
+async def test_without_a_file_nothing_is_kept() -> None:
+    log = Audit()
+    log.violation("ToMToU", File(b"/v"))
+    await log.run()
+    assert not log._lines
+    log.close()
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "directory", "missing"])
+def test_the_file_must_be_ours_and_a_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "audit"
+    other = tmp_path / "other"
+    other.write_text("precious\n")
+    match kind:
+        case "link":
+            path.symlink_to(other)
+        case "hard link":
+            path.hardlink_to(other)
+        case "fifo":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case _:
+            path = tmp_path / "no" / "such"
+    with pytest.raises(UsageError, match=f"--audit-log {path}: ") as caught:
+        open_log(str(path), "--audit-log")
+    assert caught.value.errno == errno.EINVAL
+    assert other.read_text() == "precious\n"
