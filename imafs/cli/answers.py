@@ -180,6 +180,12 @@ def _failed(failures: Mapping[str, object]) -> str:
 
 def _on_purpose(status: Mapping[str, object]) -> list[tuple[str, str]]:
     """What somebody asked to go wrong; nothing where nobody did."""
+    unsound = _group(status, "records").get("unsound")
+    tampered = f"not sound: {counted(unsound, 'record')} with a wrong template digest, as loaded"
+    return [*([("list", tampered)] if unsound else []), *_faults(status)]
+
+
+def _faults(status: Mapping[str, object]) -> list[tuple[str, str]]:
     rows = [("fault", _pairs(item)) for item in _items(status, "faults")]
     pace = {key: value for key, value in _group(status, "pace").items() if value}
     if skipped := _group(status, "failures").get("skipped"):

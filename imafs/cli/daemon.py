@@ -62,6 +62,8 @@ class Plan:
     allow_hardware: bool
     load: str | None
     load_bank: str | None
+    load_moment: str | None
+    as_is: bool
     measure: list[str]
     log_file: str | None
     said: Sequence[str] = ()
@@ -108,7 +110,7 @@ def _run(plan: Plan, early: EarlySignals) -> None:
         check_allowed(plan.watch)
     scenario = library.find(plan.scenario, validate) if plan.scenario else None
     with early.breakable():
-        loaded = lists.load(plan.load, plan.load_bank) if plan.load else None
+        loaded = _loaded(plan)
     programs.leave_working_directory()
     programs.raise_descriptors()
     with ExitStack() as stack:
@@ -133,6 +135,16 @@ def _run(plan: Plan, early: EarlySignals) -> None:
     if plan.log_file == str(chosen) and chosen.exists() and b" ERROR: " not in chosen.read_bytes():
         # The log that --background chose, and there is nothing to tell.
         chosen.unlink()
+
+
+def _loaded(plan: Plan) -> lists.Loaded | None:
+    """The list of --load; what is not known of it is told."""
+    if not plan.load:
+        return None
+    found = lists.load(plan.load, plan.load_bank, as_is=plan.as_is, moment=plan.load_moment)
+    if said := found.said():
+        log.info("%s: %s", plan.load, said)
+    return found
 
 
 def _check_inputs(plan: Plan) -> None:

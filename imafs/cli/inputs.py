@@ -24,9 +24,9 @@ def read_bytes(path: str) -> bytes:
         raise FileError(path, error) from None
 
 
-def read_list(path: str) -> bytes:
+def read_list(path: str, moment: str | None = None) -> bytes:
     """The list of a file (``-``: standard input), of a recording or of an IMA directory: what
-    is staged, then what is current.
+    is staged, then what is current. ``moment`` is that of a recording of several.
 
     Raises as :func:`read_bytes`, and :class:`FormatError` for a broken archive.
     """
@@ -36,7 +36,7 @@ def read_list(path: str) -> bytes:
     from imafs.sources.recording import lists_of
 
     try:
-        return b"".join(lists_of(path))
+        return b"".join(lists_of(path, moment))
     except OSError as error:
         sockets.tell_if_dead(path, error)
         raise FileError(error.filename or path, error) from None

@@ -48,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="ALG",
         help="bank of the list (default: found by its digests)",
     )
+    options.add_moment(parser)
     parser.add_argument(
         "--template-fmt",
         type=options.template_fmt,
@@ -115,7 +116,7 @@ class _To(argparse.Action):
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    data = read_list(args.file)
+    data = read_list(args.file, args.moment)
     source = None if args.file == "-" else args.file
     try:
         found = parse(data, args.bank, args.template_fmt)

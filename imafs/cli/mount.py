@@ -106,10 +106,19 @@ def _list_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--load",
         metavar="FILE|DIR",
-        help="begin with a recorded binary list (no boot_aggregate), a recording of `imafs "
-        "record`, or the directory of an unpacked one",
+        help="begin with a recorded list, binary or ASCII (no boot_aggregate), a recording of "
+        "`imafs record`, or the directory of an unpacked one",
     )
     group.add_argument("--load-bank", metavar="ALG", help="bank of that list where it is ambiguous")
+    group.add_argument(
+        "--load-moment", metavar="NAME", help="which moment, where that recording has several"
+    )
+    group.add_argument(
+        "--as-is",
+        action="store_true",
+        help="load records with a wrong template digest too: the lists show it, and the PCRs are "
+        "extended with it; the status says that the list is not sound",
+    )
     group.add_argument(
         "--measure",
         metavar="PATH",
@@ -205,7 +214,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     from imafs.cli.inputs import read_bytes
     from imafs.engine.config import EmulatorConfig
     from imafs.errors import UsageError
-    from imafs.formats.algorithms import bank_named, padded_banks_named
+    from imafs.formats.algorithms import list_bank_named, padded_banks_named
     from imafs.formats.templates import TEMPLATES
     from imafs.kernel import profiles
     from imafs.kernel.kexec import EXTRA
@@ -214,7 +223,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     profile = profiles.lookup(args.profile)
     _refuse_contradictions(args, profile)
     if args.load_bank is not None:
-        bank_named(args.load_bank)
+        list_bank_named(args.load_bank)
     found = kernel.settled(args)
     if args.tpm_port is not None and (args.tpm != "swtpm" or not 0 < args.tpm_port < 65535):
         raise UsageError(f"--tpm-port {args.tpm_port}: 1 to 65534, and for --tpm swtpm")
@@ -264,6 +273,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         allow_hardware=args.allow_hardware_tpm,
         load=args.load,
         load_bank=args.load_bank,
+        load_moment=args.load_moment,
+        as_is=args.as_is,
         measure=[os.path.abspath(path) for group in args.measure for path in group],
         log_file=args.log_file,
         boot_log=read_bytes(args.bios_log) if args.bios_log else None,
@@ -293,6 +304,11 @@ def _refuse_contradictions(args: argparse.Namespace, profile: Profile) -> None:
             args.load_bank and not args.load,
             "--load-bank says the bank of --load, which is not given",
         ),
+        (
+            args.load_moment and not args.load,
+            "--load-moment is of --load, which is not given",
+        ),
+        (args.as_is and not args.load, "--as-is is about --load, which is not given"),
         (
             args.template is not None and args.template_fmt is not None,
             "--template and --template-fmt: one of them says the template",

@@ -53,6 +53,15 @@ def padded_banks(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_moment(parser: argparse.ArgumentParser) -> None:
+    """``--moment`` of the commands that read lists."""
+    parser.add_argument(
+        "--moment",
+        metavar="NAME",
+        help="directory of the lists, where a recording has several moments",
+    )
+
+
 def add_padded_banks(parser: argparse.ArgumentParser) -> None:
     """``--padded-banks`` of the commands that replay a list."""
     parser.add_argument(

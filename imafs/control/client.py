@@ -220,11 +220,13 @@ class ControlClient:
         file: str | os.PathLike[str],
         *,
         bank: str | None = None,
+        moment: str | None = None,
+        as_is: bool = False,
         progress: Progress | None = None,
         deadline: float | None = None,
     ) -> Answer:
-        """Append the binary measurement list in ``file``."""
-        options = {"file": _absolute(file), "bank": bank}
+        """Append the measurement list in ``file``."""
+        options = {"file": _absolute(file), "bank": bank, "moment": moment, "as_is": as_is}
         return self.call("load", options, progress=progress, deadline=deadline)
 
     def wait(

@@ -155,10 +155,10 @@ _TABLE = (
         "load",
         "append a recorded measurement list; refused whole when malformed",
         (
-            Option(
-                "file", Kind.PATH, "binary list, recording or IMA directory", "FILE", required=True
-            ),
+            Option("file", Kind.PATH, "list, recording or IMA directory", "FILE", required=True),
             Option("bank", Kind.STR, "PCR bank of that list's digests", "--bank"),
+            Option("moment", Kind.STR, "which one, of a recording of several", "--moment"),
+            Option("as_is", Kind.BOOL, "records with a wrong template digest too", "--as-is"),
         ),
         lengthy=True,
         abandonable=True,

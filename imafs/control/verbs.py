@@ -220,7 +220,7 @@ class Verbs:
 
     async def load(self, options: Options, progress: ProgressCallback) -> Answer:
         """A recorded list: parsed and checked whole before the first record is taken."""
-        bank = options.get("bank")
+        bank, moment = options.get("bank"), options.get("moment")
         path = text(options, "file")
         token = trio.lowlevel.current_trio_token()
 
@@ -229,8 +229,17 @@ class Verbs:
             token.run_sync_soon(progress, done, 2 * total)
 
         loaded = await threads.run(
-            partial(lists.load, path, bank if isinstance(bank, str) else None, parsing)
+            partial(
+                lists.load,
+                path,
+                bank if isinstance(bank, str) else None,
+                parsing,
+                as_is=bool(options.get("as_is")),
+                moment=moment if isinstance(moment, str) else None,
+            )
         )
+        if loaded.unsound:
+            self._emulator.layout.check_claims(loaded.bank.name)
         carry_through()
         records = loaded.records
         async with self._bulk:
@@ -243,6 +252,8 @@ class Verbs:
                     progress(len(records) + done, 2 * len(records))
                     await self._breathe()
         answer: Answer = {"loaded": len(records), "bank": loaded.bank.name}
+        if said := loaded.said():
+            answer["but"] = said
         return answer | {"extended": self._settled()}
 
     async def wait(self, options: Options, progress: ProgressCallback) -> Answer:

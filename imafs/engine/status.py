@@ -41,6 +41,7 @@ async def status(emulator: Emulator) -> dict[str, object]:
             "since_boot": queue.totals.added,
             "deleted": queue.totals.deleted,
             "duplicates": queue.totals.duplicates,
+            "unsound": queue.totals.unsound,
         },
         "bytes": {"current": queue.current.size(view), "staged": queue.staged.size(view)},
         "boot": {

@@ -117,9 +117,12 @@ def _quote(lines: Sequence[bytes]) -> bytes:
     for line in lines:
         found = _QUOTE.match(line)
         assert found is not None
-        if _RECORD.match(line, found.end()) is None:
+        record = _RECORD.match(line, found.end())
+        if record is None:
             continue
         prefix = found[0]
+        if len(record["pcr"]) == 1:
+            prefix = prefix.removesuffix(b" ")
         if common is None:
             common = prefix
         while not prefix.startswith(common):
@@ -295,9 +298,14 @@ def _data(template: Template, found: Iterable[list[bytes]]) -> Iterator[bytes]:
     for parts in found:
         if len(parts) != len(template.fields) and not template.opaque:
             continue
-        if template.is_ima and (len(parts[0]) not in (16, 20) or len(parts[1]) > NAME_MAX + 1):
+        if template.is_ima and not _is_of_ima(*parts):
             continue
         yield template.join(parts)
+
+
+def _is_of_ima(digest: bytes, name: bytes) -> bool:
+    """Template data of ``ima`` has no lengths to tell other sizes."""
+    return len(digest) in (16, 20) and 0 < len(name) <= NAME_MAX + 1 and name.endswith(b"\0")
 
 
 def _edges(lines: Sequence[bytes]) -> tuple[int, int]:

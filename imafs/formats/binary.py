@@ -49,12 +49,17 @@ _TRIES = 64
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record without its digests. ``data`` is the template data."""
+    """One record without its digests. ``data`` is the template data.
+
+    ``claimed`` is the bank and the template digest that a tampered list has for it, where
+    that is not its own.
+    """
 
     pcr: int
     template: Template
     data: bytes
     violation: bool = False
+    claimed: tuple[str, bytes] | None = None
 
 
 def header(pcr: int, digest: bytes, template: Template, data: bytes) -> bytes:

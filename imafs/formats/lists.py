@@ -12,7 +12,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from imafs.errors import FormatError
@@ -58,6 +58,8 @@ class Fault:
     resumed: int | None = None
     #: Whether it takes the number: a line that is no record does not.
     counts: bool = True
+    #: Whether the template digest alone is wrong.
+    digest: bool = False
 
     @property
     def name(self) -> bytes | None:
@@ -208,7 +210,8 @@ class _Walk:
         if not digest_matches(parsed, bank.algorithm):
             hint = self._list.hints.get(number, "")
             reason = wrong_digest(parsed, bank, number).reason
-            return self._fault(parsed, f"{reason}; {hint}" if hint else reason)
+            reason = f"{reason}; {hint}" if hint else reason
+            return replace(self._fault(parsed, reason), digest=True)
         return parsed
 
     def _fault(self, parsed: Parsed, reason: str) -> Fault:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, SHA256, Bank, HashAlgorithm, bank_for
 from imafs.formats.binary import Record
 
@@ -56,6 +57,16 @@ class Layout:
             if bank.algorithm is not None and not bank.is_padded and bank.algorithm is not SHA1
         )
 
+    def check_claims(self, name: str) -> None:
+        """Raises :class:`FormatError` where a list of bank ``name`` cannot be shown as it is:
+        its wrong digests would stand nowhere."""
+        shown = [SHA1.name, *(algorithm.name for algorithm in self.stored)]
+        if name not in shown:
+            raise FormatError(
+                f"wrong template digests of bank {name} cannot be shown here; there are: "
+                f"{', '.join(shown)}"
+            )
+
     @property
     def entry_size(self) -> int:
         """Bytes of one packed extend entry: u32 PCR and a digest per TPM bank."""
@@ -86,7 +97,7 @@ class Hasher:
             else (b"\xff" * 20).ljust(bank.digest_size, b"\0")
             for bank in layout.banks
         )
-        stored_at = {name: at for at, name in enumerate(names)}
+        stored_at = self._stored_at = {name: at for at, name in enumerate(names)}
         # Per TPM bank: index into Digests.stored, or -1 for (padded) SHA-1.
         self._plan = tuple(
             (
@@ -99,7 +110,10 @@ class Hasher:
         )
 
     def digests(self, record: Record) -> Digests:
-        """All digests of a record; zeros for a violation."""
+        """All digests of a record; zeros for a violation.
+
+        Raises :class:`FormatError` for one that a tampered list claims of another bank.
+        """
         if record.violation:
             return self._violation
         data = record.template.hash_input(record.data)
@@ -111,7 +125,20 @@ class Hasher:
             default = sha1
         else:
             default = self._default(data).digest()
+        if record.claimed is not None:
+            return self._claimed(record.claimed, sha1, stored, default)
         return Digests(sha1, stored, default)
+
+    def _claimed(
+        self, claimed: tuple[str, bytes], sha1: bytes, stored: tuple[bytes, ...], default: bytes
+    ) -> Digests:
+        """What a tampered list says in place of one digest; the hash table has the true one."""
+        name, digest = claimed
+        if name == SHA1.name:
+            return Digests(digest, stored, default)
+        self._layout.check_claims(name)
+        at = self._stored_at[name]
+        return Digests(sha1, (*stored[:at], digest, *stored[at + 1 :]), default)
 
     def extend_entry(self, record: Record, digests: Digests) -> bytes:
         """What a TPM extends for the record: u32 PCR (little endian), a digest per bank."""

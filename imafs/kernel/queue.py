@@ -42,6 +42,8 @@ class Totals:
     deleted: int = 0
     duplicates: int = 0
     extended: int = 0
+    #: Of a tampered list that was loaded as it is: records whose template digest is wrong.
+    unsound: int = 0
 
 
 @dataclass(slots=True)
@@ -133,6 +135,7 @@ class Queue:
         else:
             self.totals.extended += 1
         self.totals.added += 1
+        self.totals.unsound += record.claimed is not None
         self.generation += 1
         return self.totals.added
 

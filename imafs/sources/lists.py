@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from imafs.errors import FileError, FormatError
-from imafs.formats.algorithms import Bank, bank_named
-from imafs.formats.binary import Record, refuse_other_bank
+from imafs.formats.algorithms import Bank, list_bank_named
+from imafs.formats.binary import Parsed, Record, refuse_other_bank
 from imafs.formats.fields import MOST_FIELD
-from imafs.formats.lists import parse
+from imafs.formats.lists import Fault, parse
 from imafs.sources.recording import lists_of
 
 #: Called with (bytes read, bytes in all).
@@ -27,50 +27,78 @@ class Loaded:
     records: list[Record]
     staged: int
     bank: Bank
+    #: Violations of an ASCII list, which no digest proves; records with a wrong template digest.
+    unproven: int = 0
+    unsound: int = 0
+
+    def said(self) -> str:
+        """What to tell of a list that is not known to be as a kernel had it; else nothing."""
+        parts = []
+        if self.unproven:
+            what = (
+                "1 violation stands" if self.unproven == 1 else f"{self.unproven} violations stand"
+            )
+            parts.append(f"{what} as the text has it, which no digest proves")
+        if self.unsound:
+            what = "1 record" if self.unsound == 1 else f"{self.unsound} records"
+            parts.append(f"{what} with a wrong template digest: the list is not sound")
+        return "; ".join(parts)
 
 
 def load(
-    path: str, bank: str | None = None, progress: Progress = lambda done, total: None
+    path: str,
+    bank: str | None = None,
+    progress: Progress = lambda done, total: None,
+    *,
+    as_is: bool = False,
+    moment: str | None = None,
 ) -> Loaded:
-    """All records of a binary list, of a recording (``imafs record``) or of an IMA directory.
+    """All records of a list, of a recording (``imafs record``) or of an IMA directory.
 
-    Blocking. Raises :class:`UsageError` for a ``bank`` that is none and for a directory above a
-    list, :class:`FileError` where the file cannot be read and :class:`FormatError` (file,
-    record, byte, reason) where any record is malformed: a list is taken whole or not at all.
+    ``as_is`` takes records whose template digest is wrong, with that digest; ``moment`` is the
+    directory of one of the lists in a recording. Blocking. Raises :class:`UsageError` for a
+    ``bank`` that is none and for a directory above a list, :class:`FileError` where the file
+    cannot be read and :class:`FormatError` (file, record, byte, reason) where any record is
+    malformed: a list is taken whole or not at all.
     """
-    named = bank_named(bank) if bank else None
+    named = list_bank_named(bank) if bank else None
     try:
-        staged, current = lists_of(path)
+        staged, current = lists_of(path, moment)
     except OSError as error:
         raise FileError(error.filename or path, error) from None
     data = staged + current
     try:
         found = parse(data, named)
-        chosen = found.bank
         records: list[Record] = []
-        in_stage = 0
-        for parsed in found.records():
-            template, body = parsed.record.template.little(parsed.record.data)
-            if template.opaque:
-                raise FormatError(
-                    f"unknown template {template.label!r}: no profile plays it",
-                    record=len(records),
-                    offset=parsed.start,
-                )
-            if len(parsed.record.data) > _MOST_DATA:
-                raise FormatError(
-                    f"{len(parsed.record.data)} bytes of template data: more than any kernel's",
-                    record=len(records),
-                    offset=parsed.start,
-                )
-            record = parsed.record
-            records.append(Record(record.pcr, template, body, record.violation))
-            in_stage += parsed.end <= len(staged)
+        in_stage = unsound = 0
+        for item in found.items():
+            if isinstance(item, Fault) and not (as_is and item.digest):
+                raise item.error()
+            record, end = _played(item, found.bank, len(records))
+            records.append(record)
+            unsound += record.claimed is not None
+            in_stage += end <= len(staged)
             if len(records) % _EVERY == 0:
-                progress(parsed.end, len(data))
+                progress(end, max(end, len(data)))
         progress(len(data), len(data))
     except FormatError as error:
         if named is not None:
             refuse_other_bank(data, named, path)
         raise error.at(path) from None
-    return Loaded(records, in_stage, chosen)
+    return Loaded(records, in_stage, found.bank, found.unproven, unsound)
+
+
+def _played(item: Parsed | Fault, bank: Bank, number: int) -> tuple[Record, int]:
+    """The record as the emulator has it, in its own byte order, and where it ends."""
+    parsed = item.parsed if isinstance(item, Fault) else item
+    assert parsed is not None
+    record = parsed.record
+    if record.template.opaque:
+        reason = f"unknown template {record.template.label!r}: no profile plays it"
+        raise FormatError(reason, record=number, offset=parsed.start)
+    if len(record.data) > _MOST_DATA:
+        reason = f"{len(record.data)} bytes of template data: more than any kernel's"
+        raise FormatError(reason, record=number, offset=parsed.start)
+    template, data = record.template.little(record.data)
+    claimed = (bank.name, parsed.digest) if isinstance(item, Fault) else None
+    return Record(record.pcr, template, data, record.violation, claimed), parsed.end

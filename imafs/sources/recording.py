@@ -279,11 +279,12 @@ def _listing(snapshot: Snapshot) -> bytes:
     return "".join(lines).encode()
 
 
-def lists_of(path: str) -> tuple[bytes, bytes]:
+def lists_of(path: str, moment: str | None = None) -> tuple[bytes, bytes]:
     """(staged, current) lists of a recording or an IMA directory; any other file is a current one.
 
+    ``moment`` is the directory of the lists that are meant, where a recording has several.
     Raises :class:`FormatError` for an archive without a list, or with several,
-    :class:`NotThereError` for a directory above one, and OSError.
+    :class:`NotThereError` for a directory above one and a moment that is none, and OSError.
     """
     with disk.opened(path) as descriptor:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -298,7 +299,7 @@ def lists_of(path: str) -> tuple[bytes, bytes]:
             return b"", disk.content(descriptor, MOST)
         try:
             with archive.opened(descriptor) as packed:
-                return _lists_of(packed)
+                return _lists_of(packed, moment)
         except FormatError as error:
             raise error.at(path) from None
 
@@ -315,7 +316,7 @@ def _lists_in(directory: str) -> tuple[bytes, bytes]:
         return b"", disk.content(current, MOST)
 
 
-def _lists_of(packed: archive.Archive) -> tuple[bytes, bytes]:
+def _lists_of(packed: archive.Archive, moment: str | None) -> tuple[bytes, bytes]:
     if packed.entries is None:  # a list, compressed
         return b"", packed.read([0], MOST)[0]
     entries: dict[PurePath, int] = {}
@@ -328,10 +329,15 @@ def _lists_of(packed: archive.Archive) -> tuple[bytes, bytes]:
     places = [place for place in entries if place.name == CURRENT]
     if not places:
         raise FormatError(f"there is no {CURRENT} in it")
+    names = ", ".join(str(place.parent) for place in places)
+    if moment is not None:
+        places = [place for place in places if _is_called(place.parent, moment)]
+        if not places:
+            raise NotThereError(f"there is no moment {moment!r} in it; there are: {names}")
     if len(places) > 1:
         raise FormatError(
-            f"{len(places)} moments in it: unpack it and name the directory of one ("
-            f"{', '.join(str(place.parent) for place in places)})"
+            f"{len(places)} moments in it: name one with --moment (imafs mount: --load-moment): "
+            f"{names}"
         )
     staged = [places[0].with_name(name) for name in STAGED]
     wanted = [*[place for place in staged if place in entries][:1], places[0]]
@@ -340,6 +346,12 @@ def _lists_of(packed: archive.Archive) -> tuple[bytes, bytes]:
         raise FormatError(f"{places[0]} is larger than {MOST >> 20} MiB")
     lists = packed.read(numbers, MOST)
     return (b"" if len(lists) == 1 else lists[0]), lists[-1]
+
+
+def _is_called(directory: PurePath, moment: str) -> bool:
+    """Whether ``moment`` names it: whole, or by the end of its path."""
+    wanted = PurePath(moment).parts
+    return bool(wanted) and directory.parts[-len(wanted) :] == wanted
 
 
 def _file(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from imafs.errors import FormatError, Refused
+from imafs.formats.lists import parse
 from tests.conformance.recordings import DATA
 from tests.mount.daemon import ASCII, BINARY, Daemon, layers, replay
 from tests.mount.fixtures import Starter
@@ -155,8 +156,8 @@ def test_load_of_an_unpacked_moment(start: Starter, tmp_path: Path) -> None:
     recording = DATA / "7.3.4-tcb-ima-ng.tar.xz"
     status, log = start.refused("--load", recording)
     assert status == 3
-    moments = "(7.3.4-tcb-ima-ng/boot, 7.3.4-tcb-ima-ng/work)"
-    said = f"2 moments in it: unpack it and name the directory of one {moments}"
+    moments = "7.3.4-tcb-ima-ng/boot, 7.3.4-tcb-ima-ng/work"
+    said = f"2 moments in it: name one with --moment (imafs mount: --load-moment): {moments}"
     assert log == f"imafs: {recording}: {said}\n"
     unpack(recording, tmp_path)
     work = tmp_path / "7.3.4-tcb-ima-ng" / "work"
@@ -164,6 +165,59 @@ def test_load_of_an_unpacked_moment(start: Starter, tmp_path: Path) -> None:
     assert daemon.read() == (work / BINARY).read_bytes()
     assert f"loaded: {daemon.count()}\n" in daemon.ctl("load", work)
     daemon.assert_replays()
+
+
+def test_load_of_a_moment(start: Starter, tmp_path: Path) -> None:
+    recording = DATA / "7.3.4-tcb-ima-ng.tar.xz"
+    unpack(recording, tmp_path)
+    daemon = start("--load", recording, "--load-moment", "work")
+    for name, moment in ((BINARY, "work"), (BINARY, "7.3.4-tcb-ima-ng/boot")):
+        content = (tmp_path / "7.3.4-tcb-ima-ng" / moment.rpartition("/")[2] / name).read_bytes()
+        before = daemon.read()
+        daemon.ctl("load", recording, "--moment", moment)
+        assert daemon.read() == before + content
+    daemon.assert_replays()
+    status, log = start.refused("--load", recording, "--load-moment", "none")
+    assert status == 2
+    assert "there is no moment 'none' in it; there are: 7.3.4-tcb-ima-ng/boot, 7.3.4" in log
+
+
+@pytest.mark.parametrize("bank", ["sha1", "sha256", "sha384", "sha512"])
+def test_load_of_an_ascii_list(
+    start: Starter, lists: dict[str, bytes], tmp_path: Path, bank: str
+) -> None:
+    """As somebody pasted it; the log says what no digest proves."""
+    pasted = tmp_path / "pasted"
+    lines = lists[f"{ASCII}_{bank}"].splitlines()
+    pasted.write_bytes(b"".join(b"> " + line.rstrip() + b"\r\n" for line in lines))
+    daemon = start("--load", pasted)
+    assert daemon.lists() == lists
+    said = "1 violation stands as the text has it, which no digest proves"
+    assert f"{pasted}: {said}" in daemon.log()
+    assert f"but: {said}\n" in daemon.ctl("load", pasted)
+    daemon.assert_replays()
+
+
+def test_load_of_a_tampered_list_as_it_is(
+    start: Starter, lists: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A verifier's negative test: the list and its PCR agree, and one record lies."""
+    data = bytearray(lists[f"{BINARY}_sha256"])
+    last = list(parse(bytes(data)).records())[-1]
+    data[last.end - 2] ^= 1
+    path = tmp_path / "tampered"
+    path.write_bytes(data)
+    status, log = start.refused("--load", path)
+    assert status == 3
+    assert "template digest" in log
+    daemon = start("--load", path, "--as-is")
+    assert daemon.read(f"{BINARY}_sha256") == data
+    shown = daemon.read(f"{ASCII}_sha256")
+    assert daemon.pcr("sha256") == replay(shown, "sha256")
+    assert "1 record with a wrong template digest: the list is not sound" in daemon.log()
+    assert "not sound: 1 record with a wrong template digest" in daemon.ctl("status")
+    assert daemon.group("records")["unsound"] == 1
+    assert daemon.read(f"{BINARY}_sha1") != lists[f"{BINARY}_sha1"]
 
 
 def test_load_of_a_directory_without_a_list(start: Starter, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import struct
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -13,10 +15,12 @@ import pytest
 
 from imafs.errors import FileError, FormatError, UsageError
 from imafs.formats.algorithms import by_name
+from imafs.kernel.layout import Layout, View
+from imafs.kernel.queue import Queue
 from imafs.sources.generate import PREFIX, generate
 from imafs.sources.lists import load
-from tests.property.builders import record
-from tests.property.reference import Rec, binary_list, ng, violation
+from tests.property.builders import banks, record
+from tests.property.reference import Rec, ascii_list, binary_list, ng, violation
 
 BINARY = "binary_runtime_measurements"
 RECS = [ng(10, b"boot_aggregate"), violation(10, b"/v"), ng(11, b"/a"), ng(10, b"/b")]
@@ -75,10 +79,76 @@ def test_the_wrong_bank_is_refused(tmp_path: Path, bank: str) -> None:
     assert caught.value.source == path
 
 
-@pytest.mark.parametrize("bank", ["md5", "tpm_alg_27", "no such"])
+@pytest.mark.parametrize("bank", ["wp512", "tpm_alg_27", "no such"])
 def test_a_bank_that_is_none_is_refused(tmp_path: Path, bank: str) -> None:
-    with pytest.raises(UsageError, match="is no PCR bank; there are: sha1, sha256"):
+    with pytest.raises(UsageError, match="is no bank of a list; there are: md5, sha1"):
         load(write(tmp_path / "list", binary_list(RECS, "sha1")), bank)
+
+
+@pytest.mark.parametrize("bank", ["sha1", "sha256"])
+@pytest.mark.parametrize("form", [binary_list, ascii_list])
+def test_a_tampered_list_as_it_is(
+    tmp_path: Path, bank: str, form: Callable[[list[Rec], str], bytes]
+) -> None:
+    path = write(tmp_path / "list", form(RECS, bank).replace(b"/b", b"/X"))
+    with pytest.raises(FormatError, match="template digest"):
+        load(path)
+    loaded = load(path, as_is=True)
+    assert (loaded.unsound, len(loaded.records)) == (1, len(RECS))
+    assert [record.claimed for record in loaded.records[:3]] == [None] * 3
+    assert loaded.records[3].claimed == (bank, RECS[3].digest(bank))
+    assert "1 record with a wrong template digest: the list is not sound" in loaded.said()
+    queue = Queue(Layout(banks("sha1", "sha256")), disable_htable=True)
+    for one in loaded.records:
+        queue.append(one)
+    at = ("sha1", "sha256").index(bank)
+    served = b"".join(queue.current.pieces(View(form is ascii_list, at)))
+    assert served == form(RECS, bank).replace(b"/b", b"/X")
+    # The PCRs get what the records say.
+    extends = queue.pending_extends(queue.pending)
+    assert RECS[3].digest(bank) in extends[-4 - 52 :]
+    assert queue.totals.unsound == 1
+
+
+def test_what_as_it_is_does_not_take(tmp_path: Path) -> None:
+    """What cannot be served: a broken length, fields that do not fit, a bank without a file."""
+    data = binary_list(RECS, "sha1")
+    for content in (data[:-1], data.replace(b"/b\0", b"/b")):
+        with pytest.raises(FormatError):
+            load(write(tmp_path / "list", content), as_is=True)
+    text = b"10 " + b"ab" * 20 + b" ima-ng nonsense /a\n"
+    with pytest.raises(FormatError, match="line 5, record 4"):
+        load(write(tmp_path / "list", ascii_list(RECS, "sha1") + text), as_is=True)
+    tampered = write(tmp_path / "list", binary_list(RECS, "sha512").replace(b"/b", b"/X"))
+    queue = Queue(Layout(banks("sha1", "sha256")), disable_htable=True)
+    last = load(tampered, as_is=True).records[-1]
+    with pytest.raises(FormatError, match="of bank sha512 cannot be shown here"):
+        queue.append(last)
+
+
+def test_a_big_endian_list_is_converted(tmp_path: Path) -> None:
+    parts = (b"sha1:\0" + bytes(range(20)), b"/a\0", b"\x81\xa4", b"\0\0\3\xe8")
+    data = b"".join(struct.pack(">I", len(part)) + part for part in parts)
+    label = b"d-ng|n-ng|imode|iuid"
+    front = struct.pack(">I", 10) + hashlib.sha1(data).digest() + struct.pack(">I", len(label))
+    path = write(tmp_path / "list", front + label + struct.pack(">I", len(data)) + data)
+    little = Rec(10, label.decode(), (*parts[:2], b"\xa4\x81", b"\xe8\3\0\0"))
+    assert load(path).records == [record(little)]
+
+
+def test_an_unknown_template_is_not_played(tmp_path: Path) -> None:
+    path = write(tmp_path / "list", binary_list([*RECS, Rec(10, "ima-new", (b"a\0",))], "sha1"))
+    with pytest.raises(FormatError, match="unknown template 'ima-new': no profile plays it") as e:
+        load(path)
+    assert (e.value.source, e.value.record) == (path, 4)
+
+
+def test_violations_of_an_ascii_list_are_counted(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path / "list", ascii_list(RECS, "sha256")))
+    assert loaded.records == [record(rec) for rec in RECS]
+    assert loaded.unproven == 1
+    assert loaded.said() == "1 violation stands as the text has it, which no digest proves"
+    assert load(write(tmp_path / "list", binary_list(RECS, "sha256"))).said() == ""
 
 
 def test_a_list_of_violations_wants_a_bank(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from imafs.errors import FileError, FormatError, ImafsError, MismatchError
+from imafs.errors import FileError, FormatError, ImafsError, MismatchError, NotThereError
 from imafs.sources import archive as archives
 from imafs.sources import recording
 from imafs.sources.lists import load
@@ -237,9 +237,26 @@ def test_an_archive_without_a_list_or_with_two_is_refused(tmp_path: Path) -> Non
         with pytest.raises(FormatError, match=f"there is no {CURRENT} in it"):
             load(archive(tmp_path / "list.tar", *members))
     several = ((f"m/a/{CURRENT}", data, ""), (f"m/b/{CURRENT}", data, ""))
-    said = r"2 moments in it: unpack it and name the directory of one \(m/a, m/b\)"
+    said = r"2 moments in it: name one with --moment .*: m/a, m/b$"
     with pytest.raises(FormatError, match=said):
         load(archive(tmp_path / "list.tar", *several))
+
+
+def test_one_moment_of_several(tmp_path: Path) -> None:
+    first, second = binary_list(CURRENT_RECS, "sha1"), binary_list(STAGED_RECS, "sha1")
+    path = archive(
+        tmp_path / "list.tar",
+        (f"m/a/{CURRENT}", first, ""),
+        (f"m/b/{CURRENT}", second, ""),
+        (f"n/b/{CURRENT}", first, ""),
+    )
+    assert lists_of(path, "a") == lists_of(path, "m/a") == (b"", first)
+    assert lists_of(path, "m/b/") == (b"", second)
+    with pytest.raises(FormatError, match=r"2 moments in it: .*: m/a, m/b, n/b"):
+        lists_of(path, "b")
+    for missing in ("c", "", "a/b", "/m/a"):
+        with pytest.raises(NotThereError, match=r"there are: m/a, m/b, n/b$"):
+            lists_of(path, missing)
 
 
 def test_a_recording_without_staging(tmp_path: Path) -> None:
