@@ -30,10 +30,11 @@ def read_list(path: str, moment: str | None = None) -> bytes:
 
     Raises as :func:`read_bytes`, and :class:`FormatError` for a broken archive.
     """
-    if path == "-" or not _is_kept(path):
-        return read_bytes(path)
     from imafs.cli import sockets
-    from imafs.sources.recording import lists_of
+    from imafs.sources.recording import lists_of, lists_of_bytes
+
+    if path == "-" or not _is_kept(path):
+        return b"".join(lists_of_bytes(read_bytes(path), moment))
 
     try:
         return b"".join(lists_of(path, moment))

@@ -226,7 +226,7 @@ class ControlClient:
         deadline: float | None = None,
     ) -> Answer:
         """Append the measurement list in ``file``."""
-        options = {"file": _absolute(file), "bank": bank, "moment": moment, "as_is": as_is}
+        options = {"file": _absolute(file), "bank": bank, "moment": moment, "as_is": as_is or None}
         return self.call("load", options, progress=progress, deadline=deadline)
 
     def wait(

@@ -295,13 +295,26 @@ def lists_of(path: str, moment: str | None = None) -> tuple[bytes, bytes]:
                 raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "is not a regular file")
-        if not archive.is_packed(descriptor):
-            return b"", disk.content(descriptor, MOST)
         try:
-            with archive.opened(descriptor) as packed:
-                return _lists_of(packed, moment)
+            return _lists_of_file(descriptor, moment)
         except FormatError as error:
             raise error.at(path) from None
+
+
+def lists_of_bytes(data: bytes, moment: str | None = None) -> tuple[bytes, bytes]:
+    """As :func:`lists_of`, of a file's content that came through a pipe."""
+    descriptor = os.memfd_create("imafs-list", os.MFD_CLOEXEC)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.seek(0)
+        return _lists_of_file(descriptor, moment)
+
+
+def _lists_of_file(descriptor: int, moment: str | None) -> tuple[bytes, bytes]:
+    if not archive.is_packed(descriptor):
+        return b"", disk.content(descriptor, MOST)
+    with archive.opened(descriptor) as packed:
+        return _lists_of(packed, moment)
 
 
 def _lists_in(directory: str) -> tuple[bytes, bytes]:

@@ -201,21 +201,53 @@ def _xz(memory: int) -> _Decompressor:
     return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
 
 
-def _zstd(memory: int) -> _Decompressor:
+class _Zstd:
+    """As it has an error of its own, which nobody else can name where there is no zstd."""
+
+    def __init__(self, memory: int) -> None:
+        zstd = _zstd_module()
+        options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}
+        self._object = zstd.ZstdDecompressor(options=options)
+        self._error: type[Exception] = zstd.ZstdError
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._object.eof)
+
+    @property
+    def needs_input(self) -> bool:
+        return bool(self._object.needs_input)
+
+    @property
+    def unused_data(self) -> bytes:
+        return bytes(self._object.unused_data)
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        try:
+            return bytes(self._object.decompress(data, max_length))
+        except self._error as error:
+            raise BrokenError(f"broken archive: {error}") from None
+
+
+def _zstd_module() -> Any:
+    """Python's from 3.14 on, else that of its developers for older ones."""
     try:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
-        raise BrokenError("is compressed with zstd: unpack it first, with zstd -d") from None
-    options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}
-    made: _Decompressor = zstd.ZstdDecompressor(options=options)
-    return made
+        try:
+            from backports import zstd  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            raise BrokenError(
+                "is compressed with zstd: unpack it first, with zstd -d (or install backports.zstd)"
+            ) from None
+    return zstd
 
 
 _DECOMPRESSORS: dict[str, Callable[[int], _Decompressor]] = {
     "xz": _xz,
     "gzip": lambda memory: _Gzip(),  # 32 KiB of window
     "bzip2": lambda memory: bz2.BZ2Decompressor(),  # 4 MiB
-    "zstd": _zstd,
+    "zstd": _Zstd,
 }
 
 #: What a broken file makes these raise.

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +21,15 @@ import pytest
 from hypothesis import given
 
 from imafs.cli.main import main
+from imafs.formats import kexec
 from imafs.formats.algorithms import by_name
 from imafs.formats.exports import Row, json_line
 from imafs.formats.lists import parse
-from tests.conformance.recordings import Moment, load, names
+from tests.conformance.recordings import DATA, Moment, load, names
 from tests.property import builders
 from tests.property.reference import WIDTHS, Rec, ascii_list, binary_list, ng, u32, violation
 from tests.schema import check
-from tests.support import ROOT
+from tests.support import ROOT, unpack
 
 BINARY = "binary_runtime_measurements"
 ASCII = "ascii_runtime_measurements"
@@ -105,6 +110,68 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsysbinary: Output) -
     data = io.BytesIO(binary_list(RECS, "sha1"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data))
     assert listed(capsysbinary, "-") == ascii_list(RECS, "sha1")
+
+
+def _zstd(data: bytes) -> bytes:
+    name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    packed: bytes = pytest.importorskip(name).compress(data)
+    return packed
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "xz": lzma.compress,
+    "bzip2": bz2.compress,
+    "zstd": _zstd,
+}
+
+
+@pytest.mark.parametrize("how", PACKED)
+@pytest.mark.parametrize("form", [binary_list, ascii_list])
+def test_compressed_lists(
+    how: str,
+    form: Callable[[list[Rec], str], bytes],
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: Output,
+) -> None:
+    """Of a file, and through a pipe."""
+    packed = PACKED[how](form(RECS, "sha256"))
+    file.write_bytes(packed)
+    assert listed(capsysbinary, file) == ascii_list(RECS, "sha256")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(packed)))
+    assert listed(capsysbinary, "-") == ascii_list(RECS, "sha256")
+    for broken in (packed[:-5], packed[: len(packed) // 2], packed[:20] + b"!" + packed[21:]):
+        file.write_bytes(broken)
+        assert str(file) in damaged(capsysbinary, file)[1]
+
+
+def test_zstd_without_a_library_for_it(file: Path, capsysbinary: Output) -> None:
+    file.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(50))
+    error = refused(capsysbinary, file, code=3)
+    assert error.startswith(f"imafs: {file}: ")
+    assert "the zstd file is cut" in error or "unpack it first, with zstd -d" in error
+
+
+def test_recordings_and_directories(tmp_path: Path, capsysbinary: Output) -> None:
+    """What is staged, then what is current; one moment of several."""
+    recording = DATA / "7.3.4-kexec.tar.xz"
+    moments = {moment.name: moment.files for moment in load("7.3.4-kexec").moments()}
+    unpack(recording, tmp_path)
+    for name, files in moments.items():
+        staged = files.get(f"{BINARY}_staged", b"")
+        whole = listed(capsysbinary, recording, "--moment", name, "--binary")
+        assert whole == staged + files[BINARY]
+        assert listed(capsysbinary, tmp_path / "7.3.4-kexec" / name, "--binary") == whole
+    assert "moments in it: name one with --moment" in refused(capsysbinary, recording, code=3)
+    error = refused(capsysbinary, recording, "--moment", "none", code=2)
+    assert "there is no moment 'none' in it; there are: " in error
+
+
+def test_the_buffer_of_a_kexec(file: Path, capsysbinary: Output) -> None:
+    file.write_bytes(kexec.encode(binary_list(RECS, "sha1"), len(RECS)) + bytes(4096))
+    assert listed(capsysbinary, file) == ascii_list(RECS, "sha1")
+    assert b"form        the buffer of a kexec\n" in listed(capsysbinary, file, "--stats")
 
 
 def objects(output: Output, *words: str | Path) -> list[dict[str, Any]]:

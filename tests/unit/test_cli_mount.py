@@ -76,7 +76,7 @@ def test_usage_shows_that_dir_is_required(capsys: Output) -> None:
     [
         ("--load-bank sha1", "--load-bank"),
         ("--load f --load-bank none", "'none'"),
-        ("--load f --load-bank md5", "md5"),
+        ("--load f --load-bank wp512", "wp512"),
         ("--profile legacy --no-staging", "--no-staging: profile legacy"),
         ("--profile legacy-single --no-staging", "--no-staging: profile legacy-single"),
         ("--template ima-ng --template-fmt d-ng|n-ng", "--template and --template-fmt"),
@@ -189,7 +189,7 @@ def test_a_wrong_bank_is_named_with_the_right_one(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="a list of bank sha1, not sha256") as caught:
         lists.load(str(path), "sha256")
     assert caught.value.source == str(path)
-    with pytest.raises(UsageError, match="'none' is no PCR bank"):
+    with pytest.raises(UsageError, match="'none' is no bank of a list"):
         lists.load(str(path), "none")
 
 

@@ -61,6 +61,8 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "trio": frozenset({"engine", "sources", "control", "fuse", "cli", "testing"}),
     "cryptography": frozenset({"attest"}),
     "pytest": frozenset({"testing"}),
+    # zstd, where Python is older than 3.14; optional.
+    "backports": frozenset({"sources"}),
     # Of the standard library, from Python 3.14 on.
     "compression": frozenset({"sources"}),
 }
