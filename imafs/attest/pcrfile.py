@@ -94,6 +94,11 @@ def parse(text: str, *, source: str | None = None, pcr: int = DEFAULT_PCR) -> Pc
     return found.values
 
 
+def kept(data: bytes, source: str) -> PcrValues:
+    """PCR values that a recording has; none of a machine without a TPM."""
+    return parse(decoded(data), source=source) if data.strip() else {}
+
+
 def _lines(text: str, found: Collected, pcr: int) -> None:
     bank: str | None = None
     wanted, begun = 0, ""  # of tsspcrread: digits that a value has, and those read so far

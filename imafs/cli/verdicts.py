@@ -54,6 +54,8 @@ def lines(
                 f"{counted(unproven, 'violation')} of an ASCII list: no digest proves their names"
             )
         return [*out, *(f"  {note}" for note in notes)]
+    if not verdict.findings:
+        return [*out, "there are no PCRs to compare with: nothing confirms the list"]
     if verdict.records and not verdict.compared:
         return [*out, "the PCR values hold no PCR that a record of the list went to"]
     return [*out, *_mismatch(verdict, adopted, why)]

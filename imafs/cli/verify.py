@@ -7,15 +7,21 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from imafs.attest import pcrfile
 from imafs.attest.explain import explain, remark
 from imafs.attest.pcrvalues import DEFAULT_PCR, bank_named
+from imafs.attest.replay import PcrValues
 from imafs.attest.verify import Choice, Verdict, verify_parts
 from imafs.cli import options, pcrsource, starts, verdicts
 from imafs.cli.given import Given, given
 from imafs.cli.inputs import read_bytes, read_list
 from imafs.cli.progress import bar
 from imafs.errors import FormatError, MismatchError, UsageError
+from imafs.sources import moments, recording
+from imafs.text import shown
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,7 +33,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "ASCII), replays it in every bank and compares with PCR values: says after which record "
         "they match and how many records are in excess, and of every PCR what its value is. PCR 0 "
         "to 9 may hold what firmware extended before; no kernel extends 17 to 22, and none exist "
-        "from 24 on: these decide nothing. Exit codes: 0 the others match, 3 the list is "
+        "from 24 on: these decide nothing. A recording alone is compared with the PCRs in it, at "
+        "every moment. Exit codes: 0 the others match, 3 the list is "
         f"malformed or a template digest wrong, {MismatchError.exit_code} the list does not lead "
         "to all of them.",
     )
@@ -71,6 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the PCR's value before the first record, in hexadecimal digits, where records in "
         "front of it are missing; once for each bank",
     )
+    options.add_moment(parser)
     pcrsource.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
     parser.set_defaults(run=run)
@@ -95,9 +103,43 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("- is standard input, which can be read once")
     for path in args.lists:
         _must_be_there(path)
+    if args.pcrs is None and args.tcti is None and args.control is None:
+        kept = _moments(args)
+        if kept:
+            return max(_judge(args, moment) for moment in kept)
+    return _judge(args, None)
+
+
+def _moments(args: argparse.Namespace) -> Sequence[Kept]:
+    """Every moment of a recording that is given alone, or the one that is named; or nothing."""
+    if len(args.lists) > 1 or args.lists[0] == "-":
+        return ()
+    path = args.lists[0]
+    found = [
+        Kept(m.name, pcrfile.kept(m.pcrs, f"{path}: {m.name}/{moments.PCRS}"))
+        for m in moments.of(path)
+        if args.moment is None or recording.is_called(m.name, args.moment)
+    ]
+    return found if len(found) > 1 else [Kept(None, kept.values) for kept in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """PCRs of a recording's moment; ``name`` is said only where there are several."""
+
+    name: str | None
+    values: PcrValues
+
+
+def _judge(args: argparse.Namespace, kept: Kept | None) -> int:
+    """Says the verdict on lists and PCRs; those of a moment, if it is given."""
     # The PCRs first: a list that is read later may have more, never fewer records.
-    actual = pcrsource.reader(args, args.lists[0])()
-    lists = given([(path, read_list(path)) for path in args.lists], args.bank)
+    if kept is None:
+        actual = pcrsource.reader(args, args.lists[0])()
+    else:
+        actual = pcrsource.Reading(kept.values)
+    moment = args.moment if kept is None or kept.name is None else kept.name
+    lists = given([(path, read_list(path, moment)) for path in args.lists], args.bank)
     begun = starts.values(args.begin, args.pcr)
     choice = Choice(args.padded_banks, args.pcr, args.pcrs_only, args.banks, begun)
     verdict = _verdict(lists, actual, choice)
@@ -105,8 +147,13 @@ def run(args: argparse.Namespace) -> int:
         why = explain(lists.parts, lists.sizes(), lists.bank, actual.values, verdict, choice)
     else:
         why = remark(lists.parts, lists.bank, verdict)
-    said = verdicts.lines(verdict, adopted=actual.adopted, why=why, unproven=lists.unproven)
-    print(json.dumps(verdicts.as_object(verdict, why)) if args.json else "\n".join(said))
+    name = None if kept is None else kept.name
+    if args.json:
+        named = {} if name is None else {"moment": name}
+        print(json.dumps(named | verdicts.as_object(verdict, why)))
+    else:
+        said = verdicts.lines(verdict, adopted=actual.adopted, why=why, unproven=lists.unproven)
+        print("\n".join([*([f"{shown(name)}:"] if name is not None else []), *said]))
     return 0 if verdict.matched is not None else MismatchError.exit_code
 
 

@@ -344,7 +344,7 @@ def _lists_of(packed: archive.Archive, moment: str | None) -> tuple[bytes, bytes
         raise FormatError(f"there is no {CURRENT} in it")
     names = ", ".join(str(place.parent) for place in places)
     if moment is not None:
-        places = [place for place in places if _is_called(place.parent, moment)]
+        places = [place for place in places if is_called(place.parent, moment)]
         if not places:
             raise NotThereError(f"there is no moment {moment!r} in it; there are: {names}")
     if len(places) > 1:
@@ -361,10 +361,10 @@ def _lists_of(packed: archive.Archive, moment: str | None) -> tuple[bytes, bytes
     return (b"" if len(lists) == 1 else lists[0]), lists[-1]
 
 
-def _is_called(directory: PurePath, moment: str) -> bool:
+def is_called(directory: str | PurePath, moment: str) -> bool:
     """Whether ``moment`` names it: whole, or by the end of its path."""
     wanted = PurePath(moment).parts
-    return bool(wanted) and directory.parts[-len(wanted) :] == wanted
+    return bool(wanted) and PurePath(directory).parts[-len(wanted) :] == wanted
 
 
 def _file(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from imafs.cli.main import main
-from tests.conformance.recordings import Moment, load, names
+from tests.conformance.recordings import DATA, Moment, load, names
 from tests.property.reference import WIDTHS, Rec, ascii_list, binary_list, extend, ng, violation
 
 BINARY = "binary_runtime_measurements"
@@ -209,6 +209,72 @@ def test_recorded_moments(moment: Moment, tmp_path: Path, capsys: Output) -> Non
         assert main(words) == 8
         answer = json.loads(capsys.readouterr().out)
         assert {wrong["bank"] for wrong in answer["mismatches"]} == {"sha384", "sha512"}
+
+
+# Recordings
+
+
+def test_a_recording_is_compared_with_its_own_pcrs_at_every_moment(capsys: Output) -> None:
+    path = str(DATA / "7.3.4-kexec.tar.xz")
+    assert main(["verify", path, "--json"]) == 8
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["moment"]: (row["records"], row["matched"]) for row in rows} == {
+        "7.3.4-kexec/first/boot": (4, 4),
+        "7.3.4-kexec/first/before-kexec": (22, 22),
+        "7.3.4-kexec/after-kexec": (88, 88),
+        "7.3.4-kexec/after-kexec-A": (90, 90),
+        "7.3.4-kexec/after-kexec-D": (0, None),  # everything was deleted
+    }
+    assert {row["moment"] for row in rows if row["why"]} == {
+        "7.3.4-kexec/after-kexec",
+        "7.3.4-kexec/after-kexec-A",
+    }
+    assert main(["verify", path]) == 8
+    said = capsys.readouterr().out
+    assert "7.3.4-kexec/first/boot:\n4 records of bank sha1, 0 violations; compared" in said
+    for moment in ("after-kexec-A", "7.3.4-kexec/after-kexec-A"):
+        assert main(["verify", path, "--moment", moment]) == 0
+        assert "match after record 90\n" in capsys.readouterr().out
+
+
+def test_a_recording_without_a_tpm(capsys: Output) -> None:
+    assert main(["verify", str(DATA / "7.3.4-notpm.tar.xz"), "--moment", "work"]) == 8
+    said = "there are no PCRs to compare with: nothing confirms the list"
+    assert capsys.readouterr().out.splitlines()[1] == said
+
+
+def test_an_unpacked_recording(case: Case, tmp_path: Path, capsys: Output) -> None:
+    directory = tmp_path / "one"
+    directory.mkdir()
+    (directory / BINARY).write_bytes(case.list.read_bytes())
+    (directory / "pcrs.txt").write_bytes(case.pcrs.read_bytes())
+    assert main(["verify", str(directory)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["match after record 4"]
+    case.after(RECS[:2])  # PCRs that are named count
+    assert case.verify(directory) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["match after record 2, 2 in excess"]
+    (directory / "pcrs.txt").write_text("no value\n")
+    assert main(["verify", str(directory)]) == 3
+    said = capsys.readouterr().err
+    assert said == f"imafs: {directory}: ./pcrs.txt: line 1 is no PCR value: 'no value'\n"
+
+
+@pytest.mark.parametrize("name", ["pcrs-0-to-63-7.2.13"])
+def test_rules_of_every_pcr_on_a_real_kernel(name: str, capsys: Output) -> None:
+    """Linux 7.2.13 with rules pcr=0 to 63: the TPM took some of its extends alone."""
+    directory = DATA / name
+    words = ["verify", str(directory / "list.bin"), "--pcrs", str(directory / "pcrs.txt")]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "match after record 17",
+        "  PCR 9 to 11, 16, 23: matches",
+        (
+            "  PCR 0, 4: held the firmware's value before (PCR 0 to 9): the list alone cannot lead "
+            "there, and a difference says nothing about it"
+        ),
+        "  PCR 17, 18, 22: cannot be extended by IMA: a TPM takes it from other localities only",
+        "  PCR 24, 31, 40, 63: cannot be extended by IMA: no TPM has it",
+    ]
 
 
 # Refusals
