@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from imafs import programs
 from imafs.errors import ControlError, MountError
 from imafs.text import lines_shown
+
+#: Tells the daemon that its stderr is read until its mount answers, and which log it removes
+#: when it ends in order and has nothing to tell.
+VARIABLE = "IMAFS_BACKGROUND_LOG"
 
 
 def start(directory: str, arguments: Sequence[str]) -> int:
@@ -27,7 +31,8 @@ def start(directory: str, arguments: Sequence[str]) -> int:
         log_file = _default_log(directory)
         if log_file is not None:
             command += ["--log-file", str(log_file)]
-    with tempfile.TemporaryFile("w+") as errors:
+    # In memory: a disk may be full, and nobody else can look.
+    with os.fdopen(os.memfd_create("imafs-errors"), "w+") as errors:
         try:
             child = subprocess.Popen(
                 command,
@@ -35,7 +40,7 @@ def start(directory: str, arguments: Sequence[str]) -> int:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=programs.environment(),
+                env={**programs.environment(), VARIABLE: str(log_file or "")},
                 start_new_session=True,
             )
         except OSError as error:
@@ -50,9 +55,40 @@ def start(directory: str, arguments: Sequence[str]) -> int:
         code = child.wait()
         errors.seek(0)
         sys.stderr.write(lines_shown(errors.read()))
-        if log_file is not None and log_file.exists() and not log_file.stat().st_size:
-            log_file.unlink()  # the error is told here
+        remove_log(log_file)  # the error is told here
         return code
+
+
+def remove_log(log_file: Path | None) -> None:
+    """Removes a log that was chosen here, where no error stands in it."""
+    try:
+        if log_file is not None and b" ERROR: " not in log_file.read_bytes():
+            log_file.unlink()
+    except FileNotFoundError:
+        pass  # an `imafs umount` was first
+
+
+class Background:
+    """What a daemon knows of having been started so; also of one that was not."""
+
+    def __init__(self) -> None:
+        told = os.environ.pop(VARIABLE, None)
+        self._is = told is not None
+        self._log = Path(told) if told else None
+        #: Whether stderr has no reader any more.
+        self.alone = False
+
+    def leave(self) -> None:
+        """Its mount answers: nobody reads stderr from now on."""
+        if self._is:
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, sys.stderr.fileno())
+            os.close(null)
+            self.alone = True
+
+    def remove_log(self) -> None:
+        """It has ended in order."""
+        remove_log(self._log)
 
 
 def _default_log(directory: str) -> Path | None:

@@ -18,6 +18,7 @@ import trio
 
 from imafs import programs
 from imafs.cli import logs, sockets, stale
+from imafs.cli.background import Background
 from imafs.cli.counted import counted
 from imafs.cli.early import EarlySignals, EndedEarly
 from imafs.cli.memory import is_out_of_memory
@@ -82,14 +83,19 @@ def run(plan: Plan) -> int:
     # to stderr: that of --background is a file which nobody can read any more.
     faulthandler.register(signal.SIGUSR1, file=log_stream)
     early = EarlySignals()
+    background = Background()
     try:
-        _run(plan, early)
+        _run(plan, early, background)
     except EndedEarly:
         log.info("ended by a signal before there was a mount")
+    except BaseException:
+        if background.alone:
+            log.exception("the daemon ends")
+        raise
     return 0
 
 
-def _run(plan: Plan, early: EarlySignals) -> None:
+def _run(plan: Plan, early: EarlySignals, background: Background) -> None:
     # The TPM thread must not keep the event loop waiting for its 5 ms slices.
     sys.setswitchinterval(0.0005)
     mountpoint = mountinfo.resolve(plan.directory)
@@ -128,13 +134,11 @@ def _run(plan: Plan, early: EarlySignals) -> None:
         if plan.audit_log is not None:
             audit.begin(open_log(plan.audit_log, "--audit-log"))
         try:
-            trio.run(_main, plan, mountpoint, control, device, audit, loaded, scenario, early)
+            args = plan, mountpoint, control, device, audit, loaded, scenario, early, background
+            trio.run(_main, *args)
         except BaseExceptionGroup as group:
             raise _single(group) from None
-    chosen = control.with_suffix(".log")
-    if plan.log_file == str(chosen) and chosen.exists() and b" ERROR: " not in chosen.read_bytes():
-        # The log that --background chose, and there is nothing to tell.
-        chosen.unlink()
+    background.remove_log()
 
 
 def _loaded(plan: Plan) -> lists.Loaded | None:
@@ -197,6 +201,7 @@ async def _main(
     loaded: lists.Loaded | None,
     scenario: Scenario | None,
     early: EarlySignals,
+    background: Background,
 ) -> None:
     emulator = Emulator(plan.config, device, audit)
     emulator.read_policy = partial(judging.read_policy, emulator)
@@ -237,6 +242,7 @@ async def _main(
                 if scenario is not None:
                     await verbs.director.begin(scenario)
                 _announce(mountpoint, control, device)
+                background.leave()
                 end.in_use()
                 await trio.sleep_forever()
     notify("STOPPING=1")

@@ -13,6 +13,7 @@ import sys
 from types import TracebackType
 from typing import Any, TextIO
 
+from imafs import ownership
 from imafs.errors import UsageError
 from imafs.text import lines_shown, shown
 
@@ -49,6 +50,46 @@ class _Journal(OneLine):
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
 
 
+class LogFile(logging.StreamHandler[TextIO]):
+    """Lines into an open file. What a full disk takes no room for is counted, and told in the
+    file when there is room again; stderr may be nobody's."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(os.fdopen(descriptor, "w"))
+        self._torn = False
+        self._missing = 0
+
+    def close(self) -> None:
+        """Closes the file, too."""
+        super().close()
+        self.stream.close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, after what is to be said of earlier ones."""
+        if self._missing:
+            lines = "1 line is" if self._missing == 1 else f"{self._missing} lines are"
+            text = f"{lines} missing here: there was no room for more"
+            told = logging.makeLogRecord(record.__dict__ | {"msg": text, "args": None})
+            told.levelno, told.levelname = logging.WARNING, "WARNING"
+            told.exc_info = told.exc_text = told.stack_info = None
+            if not self._write(told):
+                self._missing += 1
+                return
+        self._missing = 0 if self._write(record) else 1
+
+    def _write(self, record: logging.LogRecord) -> bool:
+        text = ("\n" if self._torn else "") + self.format(record) + "\n"
+        data = text.encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                data = data[os.write(self.stream.fileno(), data) :]
+                self._torn = True
+        except OSError:
+            return False
+        self._torn = False
+        return True
+
+
 def configure(log_file: str | None) -> TextIO:
     """Sets up the root logger once, before anything else starts; where its lines go.
 
@@ -56,9 +97,9 @@ def configure(log_file: str | None) -> TextIO:
     """
     if log_file is not None:
         try:
-            handler: logging.StreamHandler[Any] = logging.FileHandler(
-                log_file, encoding="utf-8", errors="backslashreplace"
-            )
+            handler: logging.StreamHandler[Any] = LogFile(ownership.appending(log_file))
+        except ownership.ForeignError as error:
+            raise UsageError(f"--log-file {log_file}: {error}") from None
         except OSError as error:
             raise UsageError(f"--log-file {log_file}: {error.strerror}") from None
         handler.setFormatter(OneLine("%(asctime)s imafs: %(levelname)s: %(message)s"))

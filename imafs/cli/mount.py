@@ -266,7 +266,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         control=Path(os.path.abspath(args.control)) if args.control else None,
         config=config,
         said=found.said,
-        audit_log=args.audit_log,
+        audit_log=os.path.abspath(args.audit_log) if args.audit_log else None,
         tpm=absolute(args.tpm),
         tpm_state=Path(os.path.abspath(args.tpm_state)) if args.tpm_state else None,
         banks=_named("--banks", args.banks, _algorithms) or None,
@@ -336,9 +336,12 @@ def _export_root(text: str | None, mountpoint: str) -> Path | None:
 
     if text is None:
         return None
+    from imafs.ownership import check as check_place
+
     root = Path(os.path.realpath(text))
     if not root.is_dir():
         raise UsageError(f"--export-root {text}: not a directory")
+    check_place(f"{root}/x", "--export-root")
     if root.is_relative_to(os.path.realpath(mountpoint)):
         # The daemon would wait for its own answer.
         raise UsageError(f"--export-root {text}: inside of the mount itself")

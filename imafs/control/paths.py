@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+from imafs import ownership
 from imafs.control.peers import Peer, is_ours, peer_of
-from imafs.errors import ControlError
+from imafs.errors import ControlError, FileError
 
 SUN_PATH_MAX = 107
 #: Names the socket for ctl and status where no option does: set inside `imafs run`.
@@ -162,6 +163,7 @@ def prepare_directory(directory: Path) -> None:
     Raises :class:`ControlError`.
     """
     try:
+        ownership.check(directory)
         directory.mkdir(mode=0o700, exist_ok=True)
         info = directory.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
@@ -170,6 +172,8 @@ def prepare_directory(directory: Path) -> None:
             directory.chmod(0o700)
     except OSError as error:
         raise ControlError(f"{directory}: {error.strerror}; {advice()}") from error
+    except (ownership.ForeignError, FileError) as error:
+        raise ControlError(f"{error}; {advice()}") from None
 
 
 def check_socket(path: Path) -> None:
@@ -192,6 +196,12 @@ def _problem(path: Path) -> str | None:
             return f"{directory} is not a directory"
     except OSError as error:
         return f"{directory}: {error.strerror}"
+    try:
+        ownership.check(path)
+    except ownership.ForeignError as error:
+        return str(error).removeprefix(f"{path}: ")
+    except FileError as error:
+        return str(error)
     # A read-only file system shows here as well.
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         return f"no socket can be made in {directory}, which this user cannot read and write"

@@ -18,6 +18,7 @@ from contextlib import suppress
 
 import trio
 
+from imafs import ownership
 from imafs.engine import threads
 from imafs.errors import Refused, UsageError
 from imafs.kernel import audit
@@ -40,7 +41,10 @@ def open_log(path: str, option: str) -> int:
     the directory could have put it there.
     """
     try:
-        descriptor = os.open(path, _FLAGS, 0o600)
+        with ownership.parent(path) as (directory, name):
+            descriptor = os.open(name, _FLAGS, 0o600, dir_fd=directory)
+    except ownership.ForeignError as error:
+        raise UsageError(f"{option} {path}: {error}") from None
     except OSError as error:
         why = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise UsageError(f"{option} {path}: {why}") from None

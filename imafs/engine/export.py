@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from imafs import disk
+from imafs import disk, ownership
 from imafs.engine import threads
 from imafs.errors import Refused
 from imafs.kernel.profiles import Export
@@ -110,6 +110,7 @@ def _parent(root: bytes, path: bytes) -> Iterator[tuple[int, bytes]]:
             outer, directory = directory, inner
             try:
                 _check_mount(outer, inner)
+                _check_owner(inner, part)
             finally:
                 os.close(outer)
         yield directory, parts[-1]
@@ -124,13 +125,24 @@ def _check_mount(outer: int, inner: int) -> None:
         raise Refused(errno.EXDEV, "another file system is mounted there")
 
 
+def _check_owner(directory: int, name: bytes) -> None:
+    """Raises :class:`Refused` where another user can change what lies in a directory."""
+    try:
+        ownership.check_directory(os.fstat(directory), os.fsdecode(name))
+    except ownership.ForeignError as error:
+        raise Refused(errno.EACCES, str(error)) from None
+
+
 def _existing(directory: int, name: bytes) -> int:
     """The file ``name``, open for appending, and no link."""
     place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
         _check_mount(directory, place)
-        if stat.S_ISLNK(os.fstat(place).st_mode):
+        info = os.fstat(place)
+        if stat.S_ISLNK(info.st_mode):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if info.st_uid not in ownership.trusted() or info.st_nlink > 1:
+            raise Refused(errno.EACCES, "the target is not this user's alone")
         return os.open(f"/proc/self/fd/{place}", _FLAGS & ~os.O_NOFOLLOW | os.O_APPEND)
     finally:
         os.close(place)

@@ -16,11 +16,11 @@ import stat
 import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from imafs import disk
+from imafs import disk, ownership
 from imafs.attest.replay import PcrValues
 from imafs.attest.verify import Verdict, verify
 from imafs.errors import (
@@ -224,6 +224,7 @@ def check_place(path: str) -> None:
         raise UsageError(f"{path}: there is no directory {parent}; make it first")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise FileError(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    ownership.check(path)
 
 
 def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
@@ -237,7 +238,8 @@ def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
     try:
         # tarfile's modes are literals to the type checker.
         with (
-            disk.replacing(path, 0o600) as descriptor,
+            ownership.parent(path) as (directory, place),
+            _new(directory, place) as descriptor,
             open(descriptor, "wb", closefd=False) as file,
             tarfile.open(mode=kind, fileobj=file) as tar,  # type: ignore[call-overload]
         ):
@@ -250,8 +252,15 @@ def write(snapshot: Snapshot, path: str, about: Mapping[str, object]) -> None:
             _add(tar, f"{name}/pcrs.txt", _pcr_lines(snapshot.pcrs))
             _add(tar, f"{name}/ls-la.txt", _listing(snapshot))
             _add(tar, f"{name}/meta.json", json.dumps(about, indent=2).encode() + b"\n")
+    except ownership.ForeignError as error:
+        raise ownership.ForeignError(f"{path}: {error}") from None
     except OSError as error:
         raise FileError(path, error) from None
+
+
+def _new(directory: int, place: bytes) -> AbstractContextManager[int]:
+    ownership.check_replaceable(directory, place)
+    return disk.replacing(place, 0o600, directory=directory)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from imafs import programs
+from imafs import ownership, programs
 from imafs.control.client import ControlClient
 from imafs.errors import MountError
 from imafs.formats import mounttable
@@ -62,7 +62,7 @@ class Mounted:
     """An emulator of our own in a directory of its own; dies with this process."""
 
     def __init__(self, options: Sequence[str]) -> None:
-        self._home = Path(tempfile.mkdtemp(prefix="imafs-pytest-"))
+        self._home = Path(tempfile.mkdtemp(prefix="imafs-pytest-", dir=ownership.temporary()))
         self._home.chmod(0o755)  # agents may run as another user
         self.dir = self._home / "ima"
         self.dir.mkdir()

@@ -342,4 +342,4 @@ class SwtpmProcess:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_APPEND, 0o600)
+    return os.open(path, flags | os.O_APPEND | os.O_NOFOLLOW, 0o600)

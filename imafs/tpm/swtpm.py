@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from imafs import ownership
 from imafs.errors import TpmError, UsageError
 from imafs.formats.algorithms import HashAlgorithm, by_name
 from imafs.tpm import commands
@@ -34,7 +35,9 @@ def _lock_state(state: Path, stack: ExitStack) -> int:
     The kernel frees it with the last holder, so a swtpm left behind (should that ever
     happen) is noticed even when its process id has been given to somebody else.
     """
-    descriptor = os.open(state / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(
+        state / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
     stack.callback(os.close, descriptor)
     deadline = time.monotonic() + _LOCK_DEADLINE
     while True:
@@ -50,6 +53,10 @@ def _lock_state(state: Path, stack: ExitStack) -> int:
                 owner = f" by swtpm process {pid}" if pid else ""
                 raise TpmError(f"the TPM state directory {state} is in use{owner}") from None
             time.sleep(0.02)
+
+
+def _temporary_state() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="imafs-tpm-", dir=ownership.temporary())
 
 
 class SwtpmDevice(LinkedDevice):
@@ -103,11 +110,12 @@ class SwtpmDevice(LinkedDevice):
     @staticmethod
     def _prepare(state_dir: Path | None, stack: ExitStack) -> Path:
         if state_dir is None:
-            return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imafs-tpm-")))
+            return Path(stack.enter_context(_temporary_state()))
         # Absolute, and swtpm's options are separated by commas.
         state = Path(os.path.abspath(state_dir))
         if "," in str(state):
             raise UsageError(f"swtpm takes no state directory with a comma: {state}")
+        ownership.check(os.fspath(state), "--tpm-state")
         try:
             state.mkdir(mode=0o700, exist_ok=True)
         except FileNotFoundError:
@@ -115,6 +123,8 @@ class SwtpmDevice(LinkedDevice):
             raise UsageError(
                 f"--tpm-state {state}: there is no directory {state.parent}; make it first"
             ) from None
+        # swtpm opens its files by their names.
+        ownership.check_own(os.fspath(state), "--tpm-state")
         return state
 
     def _make_link(self) -> Link:

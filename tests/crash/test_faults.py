@@ -49,7 +49,7 @@ def refused(
     """A start behind ``prefix`` that must fail with nothing mounted: status and stderr."""
     place = start.place()
     place.dir.chmod(0o777)
-    place.base.chmod(0o777)
+    place.base.chmod(0o1777)
     daemon = start.launch(*options, place=place, prefix=prefix, env=env)
     daemon.logs.allow("")
     status = daemon.wait()

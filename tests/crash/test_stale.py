@@ -118,7 +118,7 @@ def test_other_users_have_their_own(
     """Any user can give a file system our name; root does not go after it unless DIR is named."""
     place = start.place()
     os.chown(place.dir, 1000, 1000)
-    place.base.chmod(0o777)
+    place.base.chmod(0o1777)
     prefix = ("env", "--unset=XDG_RUNTIME_DIR", *as_user)
     start("--tpm", "none", place=place, prefix=prefix, control=False).kill()
     theirs = mountinfo.top(str(place.dir))

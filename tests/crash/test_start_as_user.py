@@ -61,7 +61,7 @@ def base(start: Starter, as_user: tuple[str, ...]) -> Path:
         pytest.skip("uid 1000 cannot run this environment, or it is not the project's .venv")
     place = start.place()
     place.dir.rmdir()
-    place.base.chmod(0o777)
+    place.base.chmod(0o1777)
     return place.base
 
 

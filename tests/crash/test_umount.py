@@ -35,7 +35,7 @@ def test_root_unmounts_a_users_mount(start: Starter, as_user: tuple[str, ...]) -
     it is said that this user is meant."""
     place = start.place()
     os.chown(place.dir, 1000, 1000)
-    place.base.chmod(0o777)
+    place.base.chmod(0o1777)
     prefix = ("env", "--unset=XDG_RUNTIME_DIR", *as_user)
     daemon = start("--tpm", "none", place=place, prefix=prefix, control=False)
     assert daemon.control == Path(f"{place.dir}.sock")
@@ -54,7 +54,7 @@ def test_a_user_unmounts_the_own_mount(start: Starter, as_user: tuple[str, ...])
     require("fusermount3")
     place = start.place()
     os.chown(place.dir, 1000, 1000)
-    place.base.chmod(0o777)
+    place.base.chmod(0o1777)
     prefix = ("env", "--unset=XDG_RUNTIME_DIR", *as_user)
     daemon = start("--tpm", "none", place=place, prefix=prefix, control=False)
     # The socket beside the mount is found without --control as well.

@@ -153,8 +153,18 @@ class TestStarts:
         monkeypatch.chdir(home)
         (home / "rules").write_text("measure func=BPRM_CHECK\n")
         log, state = home / "log", home / "state"
-        running = Running(home, "--tpm-state", "state", "--log-file", "log", "--policy", "./rules")
-        assert (log.exists(), state.exists()) == (True, True)
+        running = Running(
+            home,
+            "--tpm-state",
+            "state",
+            "--log-file",
+            "log",
+            "--policy",
+            "./rules",
+            "--audit-log",
+            "audit",
+        )
+        assert (log.exists(), state.exists(), (home / "audit").exists()) == (True, True, True)
         running.close()
 
 

@@ -32,7 +32,7 @@ done
 @pytest.fixture
 def place(start: Starter) -> Place:
     place = start.place()
-    place.base.chmod(0o777)
+    place.base.chmod(0o1777)
     place.dir.chmod(0o777)
     return place
 

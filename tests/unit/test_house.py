@@ -28,29 +28,40 @@ ARROWS: dict[str, frozenset[str]] = {
     "text": frozenset(),
     # Whole files by paths of others' choice: whoever does I/O may need it.
     "disk": frozenset(),
+    # Whoever makes or opens a file asks whose place it is.
+    "ownership": frozenset(),
     # Whoever starts programs, and interpreters of Python, has their names from it.
     "programs": frozenset(),
     "formats": frozenset(),
     "kernel": frozenset({"formats"}),
-    "tpm": frozenset({"formats", "programs"}),
+    "tpm": frozenset({"formats", "ownership", "programs"}),
     "attest": frozenset({"formats"}),
-    "engine": frozenset({"kernel", "tpm", "attest", "formats", "disk"}),
+    "engine": frozenset({"kernel", "tpm", "attest", "formats", "disk", "ownership"}),
     # The listener of watched files ends with the process that started it.
-    "sources": frozenset({"attest", "engine", "kernel", "formats", "disk", "programs", "sandbox"}),
+    "sources": frozenset(
+        {
+            *("attest", "engine", "kernel", "formats", "disk", "ownership", "programs"),
+            "sandbox",
+        }
+    ),
     # Scenario files name operations of the control socket, which checks them itself.
     "scenarios": frozenset({"kernel", "disk"}),
-    "control": frozenset({"scenarios", "sources", "engine", "kernel", "formats", "disk"}),
+    "control": frozenset(
+        {"scenarios", "sources", "engine", "kernel", "formats", "disk", "ownership"}
+    ),
     "fuse": frozenset({"engine", "kernel", "formats", "disk"}),
     # Namespaces and processes, of any program: it knows nothing of IMA.
     "sandbox": frozenset(),
     "cli": frozenset(
         {
             *("attest", "control", "engine", "formats", "fuse", "kernel", "scenarios"),
-            *("programs", "sandbox", "sources", "tpm"),
+            *("ownership", "programs", "sandbox", "sources", "tpm"),
         }
     ),
     # Tests of agents read lists and replay them as a verifier does, and name scenarios.
-    "testing": frozenset({"attest", "control", "formats", "cli", "programs", "scenarios"}),
+    "testing": frozenset(
+        {"attest", "control", "formats", "cli", "ownership", "programs", "scenarios"}
+    ),
     "__main__": frozenset({"cli"}),
 }
 
