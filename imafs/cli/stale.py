@@ -138,7 +138,11 @@ def _taken(held: int) -> bool:
 
 
 def _remove_if_dead(path: Path) -> Iterator[Path]:
-    if path.is_socket() and paths.listener(path) is None:
+    try:
+        dead = path.is_socket() and paths.listener(path) is None
+    except ControlError:
+        return  # another user's, as a mount seen from a user namespace may be
+    if dead:
         path.unlink()
         yield path
 

@@ -274,7 +274,10 @@ def find_beside(mountpoints: Iterable[str]) -> list[FoundSocket]:
     found = []
     for mountpoint in dict.fromkeys(mountpoints):
         path = beside(mountpoint)
-        who = listener(path) if _is_socket(path) else None
+        try:
+            who = listener(path) if _is_socket(path) else None
+        except ControlError:
+            continue  # of another user, as a mount seen from a user namespace may be
         # Where others can write too.
         if who is not None and is_ours(who.uid):
             found.append(FoundSocket(path, mountpoint, who.pid))

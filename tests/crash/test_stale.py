@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 from imafs.cli import stale
 from imafs.fuse import mountinfo
 from tests.crash.test_faults import as_user
-from tests.mount.daemon import Daemon, alive, layers
+from tests.mount.daemon import ALONE_BUT, Daemon, alive, layers
 from tests.mount.fixtures import Starter
 from tests.support import ROOT, run, wait_for
 
@@ -28,8 +29,9 @@ __all__ = ["as_user"]
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
 #: Arguments: the directory that is /run/imafs, then what is looked at afterwards.
-_SCRIPT = """
+_SCRIPT = f"""
 set -eu
+{ALONE_BUT}
 mkdir -p /run/imafs
 mount --bind "$1" /run/imafs
 "$PYTHON" -P -m imafs umount --stale
@@ -45,7 +47,8 @@ def _stale(runtime: Path, temporary: Path) -> tuple[list[str], list[str], list[s
     result = run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SCRIPT, "sh", str(runtime)],
         cwd=ROOT,
-        env={"PYTHON": sys.executable, "TMPDIR": str(temporary)},
+        # Other emulators of this machine die as they please; ours are in this run's directory.
+        env={"PYTHON": sys.executable, "KEEP": tempfile.gettempdir(), "TMPDIR": str(temporary)},
     )
     first, rest = result.stdout.split("again:\n")
     second, left = rest.split("mounts:\n")

@@ -77,6 +77,9 @@ def alive(pid: int) -> bool:
 #: Shell, for a mount namespace of a test's own: no other emulator of this machine is seen.
 ALONE = "findmnt --raw --noheadings --types fuse.imafs --output TARGET | xargs -r umount -l"
 
+#: The same, but for those below $KEEP.
+ALONE_BUT = ALONE.replace("|", '| sed "\\|^$KEEP/|d" |', 1)
+
 
 def layers(path: str | os.PathLike[str]) -> int:
     """How many mounts lie on exactly ``path``."""

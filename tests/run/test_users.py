@@ -63,7 +63,7 @@ def test_root_of_a_user_namespace(place: Place) -> None:
     assert "match after record 1\n" in told["verify ima/binary_runtime_measurements"]
     assert "which the PCRs confirm" in told["record ima -o case.tar"]
     assert told["umount ima"] == ""
-    assert done.stdout.count("status 6") == 1
+    assert done.stdout.count("status 6") == 1, done.stdout
 
 
 def test_watching_is_refused_before_anything_is_mounted(place: Place) -> None:

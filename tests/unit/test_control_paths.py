@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imafs.control import paths
+from imafs.cli import stale
+from imafs.control import paths, peers
 from imafs.errors import ControlError
 from tests.support import ROOT
 
@@ -223,3 +224,24 @@ def test_the_variables_of_a_session(
     assert paths.the_socket() == Path("/elsewhere.sock")
     monkeypatch.setenv("IMAFS_SOCKET_DIR", "relative")
     assert paths.socket_directory() != Path("relative")
+
+
+def test_sockets_that_are_another_users_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user namespace shows the mounts of all, with sockets beside them that are closed to us."""
+    with socket.socket(socket.AF_UNIX) as theirs, socket.socket(socket.AF_UNIX) as ours:
+        for sock, name in ((theirs, "theirs"), (ours, "ours")):
+            sock.bind(str(tmp_path / f"{name}.sock"))
+            sock.listen()
+        listener = paths.listener
+
+        def closed(path: Path) -> peers.Peer | None:
+            if path.stem == "theirs":
+                raise ControlError(f"{path}: Permission denied")
+            return listener(path)
+
+        monkeypatch.setattr(paths, "listener", closed)
+        found = paths.find_beside([str(tmp_path / "theirs"), str(tmp_path / "ours")])
+        assert [one.path.stem for one in found] == ["ours"]
+        assert stale.remove_dead_socket(tmp_path / "theirs.sock") == []
