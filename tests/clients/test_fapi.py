@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.clients.environments import trixie
-from tests.mount.daemon import ASCII, Daemon
+from tests.mount.daemon import ASCII, BINARY, Daemon, imafs
 from tests.mount.fixtures import Starter
 from tests.support import require, run
 
@@ -118,6 +118,22 @@ def test_quote_with_the_list(fapi: Fapi) -> None:
     assert events == lines
     assert len(lines) == 57
     fapi.verify()
+
+
+def test_quote_with_an_export_of_the_list(fapi: Fapi) -> None:
+    """`imafs list --format cel-json` is what FAPI makes of the list, and verifies the quote."""
+    fapi.daemon.call("violation", name="/violated")
+    fapi.daemon.generate(5)
+    fapi.daemon.call("wait", extended=True)
+    fapi.quote()
+    exported = imafs("list", fapi.daemon.path(BINARY), "--format", "cel-json").stdout
+    (fapi.work / "exported").write_text(exported)
+    assert json.loads(exported) == log(fapi)
+    fapi.verify("exported")
+    events = json.loads(exported)
+    del events[3]
+    (fapi.work / "short").write_text(json.dumps(events))
+    assert fapi.verify("short", check=False).returncode == 1
 
 
 @pytest.mark.parametrize("dropped", [0, 7, 50])
