@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -192,6 +193,17 @@ def test_keylime_policy_after_a_trim(daemon: Daemon, tmp_path: Path) -> None:
     daemon.path(ASCII).write_text("1\n")
     said = policy(daemon, tmp_path / "made", check=False)
     assert "Invalid digest algorithm found in the IMA measurement list" in said
+    assert not (tmp_path / "made").exists()
+
+
+def test_keylime_policy_of_a_name_that_is_no_utf8(daemon: Daemon, tmp_path: Path) -> None:
+    """It reads the list as text and dies of the first such byte; so does Keylime's agent."""
+    odd = tmp_path.joinpath(os.fsdecode(b"\xff"))
+    odd.write_text("content")
+    daemon.call("measure", paths=[str(odd)])
+    assert b"\xff\n" in daemon.read(ASCII)
+    said = policy(daemon, tmp_path / "made", check=False)
+    assert "UnicodeDecodeError" in said
     assert not (tmp_path / "made").exists()
 
 
