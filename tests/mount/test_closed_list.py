@@ -21,7 +21,7 @@ import pytest
 from imafs.fuse import mountinfo
 from imafs.fuse.operations import HIDDEN
 from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon
-from tests.support import run
+from tests.support import ROOT, run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -140,10 +140,42 @@ def test_mmap_private_succeeds_and_holds_the_file(daemon: Daemon) -> None:
     os.close(os.open(daemon.path(BINARY), os.O_WRONLY))
 
 
+def test_splice_is_refused_as_this_machine_does_it(daemon: Daemon, reader: int) -> None:
+    """Kernel: EINVAL. Nowhere an empty or a shorter list; tests/conformance/test_twin.py."""
+    out, into = os.pipe()
+    try:
+        said = code(lambda: os.splice(reader, into, 60000, offset_src=0))
+        assert said in {"EINVAL", "EIO", "ok"}
+        assert said != "ok" or os.read(out, 60000) == daemon.read()
+    finally:
+        os.close(out)
+        os.close(into)
+
+
 def test_epoll_ctl_succeeds(reader: int) -> None:
     """Kernel: EPERM."""
     with select.epoll() as epoll:
         epoll.register(reader, select.EPOLLIN)
+
+
+def test_a_read_lease_is_given(reader: int) -> None:
+    """Kernel: EINVAL."""
+    assert code(lambda: fcntl.fcntl(reader, fcntl.F_SETLEASE, fcntl.F_RDLCK)) == "ok"
+    fcntl.fcntl(reader, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def test_readv_is_one_read(daemon: Daemon) -> None:
+    """Kernel: a read per part, so more than a page in all."""
+    daemon.generate(200)
+    parts = [bytearray(100), bytearray(5000), bytearray(4096), bytearray(60000)]
+    descriptor = os.open(daemon.path(ASCII), os.O_RDONLY)
+    try:
+        got = os.readv(descriptor, parts)
+        whole = os.pread(descriptor, 70000, 0)
+    finally:
+        os.close(descriptor)
+    assert b"".join(parts)[:got] == whole
+    assert 3000 < got <= 4096
 
 
 def test_pwrite_is_a_write(daemon: Daemon, writer: int) -> None:
@@ -156,6 +188,12 @@ def test_a_write_of_0_bytes_never_arrives(daemon: Daemon, writer: int) -> None:
     """Kernel: EINVAL."""
     assert os.write(writer, b"") == 0
     assert daemon.count() == 51
+
+
+def test_a_bad_pointer_is_efault_whatever_the_length(writer: int) -> None:
+    """Kernel: EINVAL where the length is no request's."""
+    assert LIBC.write(writer, ctypes.c_void_p(1), ctypes.c_size_t(5000)) == -1
+    assert errno.errorcode[ctypes.get_errno()] == "EFAULT"
 
 
 def test_writev_arrives_merged(daemon: Daemon, writer: int) -> None:
@@ -225,3 +263,63 @@ def test_proc_mounts_differs_in_the_type_only(daemon: Daemon) -> None:
     mount = mountinfo.top(str(daemon.dir))
     assert mount is not None
     assert (mount.source, mount.fstype) == ("securityfs", "fuse.imafs")
+
+
+#: Calls in README's table -> where they are measured.
+MEASURED: dict[str, tuple[Callable[..., None], ...]] = {
+    "splice, sendfile": (test_splice_is_refused_as_this_machine_does_it,),
+    "mmap MAP_PRIVATE": (test_mmap_private_succeeds_and_holds_the_file,),
+    "readv": (test_readv_is_one_read,),
+    "epoll_ctl, a read lease (F_SETLEASE)": (
+        test_epoll_ctl_succeeds,
+        test_a_read_lease_is_given,
+    ),
+    "pwrite": (test_pwrite_is_a_write,),
+    "write of 0 bytes": (test_a_write_of_0_bytes_never_arrives,),
+    "write from a bad pointer": (test_a_bad_pointer_is_efault_whatever_the_length,),
+    "writev of two requests": (test_writev_arrives_merged,),
+    "lseek SEEK_CUR after a write": (test_the_position_moves_with_a_write_and_reads_are_right,),
+    "pread at exactly the position after a write": (
+        test_pread_at_the_believed_position_is_taken_for_the_next_read,
+    ),
+    "FIONREAD, statx with AT_STATX_DONT_SYNC": (
+        test_fionread_is_of_the_size_that_is_kept,
+        test_statx_that_may_not_ask_shows_the_size_that_is_kept,
+    ),
+    "`echo A >> FILE` under `ulimit -f`": (test_append_is_behind_the_size_that_is_kept,),
+    "statfs type, type in /proc/mounts": (
+        test_statfs_answers_fuse,
+        test_proc_mounts_differs_in_the_type_only,
+    ),
+}
+#: Rows that are about something else than one call on a file, or an option, tested elsewhere.
+ELSEWHERE = {
+    "list and PCR",
+    "A, D, N while records are being extended",
+    "a large record's neighbours, reading at a position",
+    "processes over a kexec or a reboot",
+    "kexec with no kernel loaded",
+    "owner of the files",
+    "resource manager of the TPM",
+    "a second writer closed by another task",
+    "who may use the TPM",
+    "policy",
+    "a write to `policy` without newline, writev",
+    "template `evm-sig`",
+    "an errno above 511 (`-N` of trim-v3)",
+    "watched files",
+    "writers outside the daemon's pid namespace",
+    "reading with `--large-reads`",
+    "`--st-size actual`, for tar and rsync",
+}
+
+
+def test_every_call_of_the_readme_is_measured() -> None:
+    """And nothing is measured here as different that the README keeps to itself."""
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("| what | a kernel | imafs |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()]
+    assert set(rows) == set(MEASURED) | ELSEWHERE
+    different = {name for name, test in globals().items() if "Kernel: " in (test.__doc__ or "")}
+    measured = {test.__name__ for tests in MEASURED.values() for test in tests}
+    assert different == measured
