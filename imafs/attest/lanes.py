@@ -148,10 +148,16 @@ class _Replay:
 
     def _extend_one(self, lane: Lane, first: int, digests: list[bytes]) -> None:
         """As :meth:`extend`, of a block whose records went to one PCR: nearly every one."""
-        make, value, values = self._hash, lane.value, []
+        # A copy of a fresh hash takes a tenth less than a new one (OpenSSL 3 looks it up).
+        fresh, value = self._hash().copy, lane.value
+        values: list[bytes] = []
+        add = values.append
         for digest in digests:
-            value = make(value + digest).digest()
-            values.append(value)
+            made = fresh()
+            made.update(value)
+            made.update(digest)
+            value = made.digest()
+            add(value)
         if lane.target in values or (lane.hits and lane.hits[-1][1] < 0):
             for number, value in enumerate(values, first + 1):
                 lane.moved(number, value)

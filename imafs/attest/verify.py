@@ -191,7 +191,8 @@ def verify_parts(
 
 def _task(name: str, targets: PcrValues, choice: Choice) -> Task:
     starts = choice.starts.get(name, {})
-    return Task(name, targets.get(name, {}), choice.is_padded(name), starts)
+    padded = name in choice.padded or (name in targets and choice.is_padded(name))
+    return Task(name, targets.get(name, {}), padded, starts)
 
 
 def _matched(lanes: Mapping[tuple[str, int], Lane], records: int) -> int | None:

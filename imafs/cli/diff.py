@@ -12,7 +12,6 @@ from imafs.cli import options
 from imafs.cli.counted import counted
 from imafs.cli.inputs import read_list
 from imafs.errors import FormatError, MismatchError, UsageError
-from imafs.formats.algorithms import Bank
 from imafs.formats.binary import Parsed
 from imafs.formats.lists import MeasurementList, parse
 from imafs.formats.views import record_text
@@ -38,9 +37,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("b", metavar="B", help="another one")
     parser.add_argument(
         "--bank",
-        type=options.bank,
+        type=options.list_bank,
         metavar="ALG",
         help="bank of both lists, where their digests do not say it",
+    )
+    parser.add_argument(
+        "--template-fmt",
+        type=options.template_fmt,
+        metavar="FMT",
+        help="fields of templates that are not known, as ima_template_fmt= takes them",
     )
     parser.add_argument(
         "--all", action="store_true", help=f"print every record, not the first {_SHOWN} of a kind"
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.a == args.b == "-":
         raise UsageError("- is standard input, which can be read once")
     names = (args.a, args.b)
-    lists = [_read(name, args.bank) for name in names]
+    lists = [_read(name, args) for name in names]
     sides = [side(found) for found in lists]
     found = compare(sides[0].keys, sides[1].keys)
     if args.json:
@@ -67,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found.same else MismatchError.exit_code
 
 
-def _read(name: str, bank: Bank | None) -> MeasurementList:
+def _read(name: str, args: argparse.Namespace) -> MeasurementList:
     try:
-        return parse(read_list(name), bank)
+        return parse(read_list(name), args.bank, args.template_fmt)
     except FormatError as error:
         raise error.at(error.source or name) from None
 

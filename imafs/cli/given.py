@@ -65,8 +65,8 @@ class Given:
         return error.at(", ".join(one.name for one in self.lists))
 
 
-def given(data: Sequence[tuple[str, bytes]], named: Bank | None) -> Given:
-    """What lists these are, in any form. ``named`` is their bank.
+def given(data: Sequence[tuple[str, bytes]], named: Bank | None, fmt: str | None = None) -> Given:
+    """What lists these are, in any form. ``named`` is their bank, ``fmt`` as parse() takes it.
 
     Binary ones may be split anywhere. Raises :class:`FormatError` where one is malformed, is of
     another bank than the others, or has no records that could be read.
@@ -77,7 +77,7 @@ def given(data: Sequence[tuple[str, bytes]], named: Bank | None) -> Given:
         if named is not None:
             refuse_other_bank(one.data, named, one.name)
         try:
-            one.found = parse(one.data, named) if one.data else None
+            one.found = parse(one.data, named, fmt) if one.data else None
         except FormatError as error:  # the rest of a binary one, or malformed
             refusal = refusal or error.at(one.name)
     told = [(one.name, one.found) for one in lists if one.found is not None]

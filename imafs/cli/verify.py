@@ -45,7 +45,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="lists in their order: what was deleted before, staged, current; - is stdin",
     )
     parser.add_argument(
-        "--bank", type=options.bank, metavar="ALG", help="bank of the list (found by its digests)"
+        "--bank",
+        type=options.list_bank,
+        metavar="ALG",
+        help="bank of the list (found by its digests)",
+    )
+    parser.add_argument(
+        "--template-fmt",
+        type=options.template_fmt,
+        metavar="FMT",
+        help="fields of templates that are not known, as ima_template_fmt= takes them",
     )
     options.add_padded_banks(parser)
     parser.add_argument(
@@ -139,7 +148,9 @@ def _judge(args: argparse.Namespace, kept: Kept | None) -> int:
     else:
         actual = pcrsource.Reading(kept.values)
     moment = args.moment if kept is None or kept.name is None else kept.name
-    lists = given([(path, read_list(path, moment)) for path in args.lists], args.bank)
+    lists = given(
+        [(path, read_list(path, moment)) for path in args.lists], args.bank, args.template_fmt
+    )
     begun = starts.values(args.begin, args.pcr)
     choice = Choice(args.padded_banks, args.pcr, args.pcrs_only, args.banks, begun)
     verdict = _verdict(lists, actual, choice)

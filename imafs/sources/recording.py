@@ -120,6 +120,9 @@ def _look_below(directory: str, error: OSError) -> None:
 
 
 def _why(verdict: Verdict) -> str:
+    if verdict.matched is None and verdict.padded:
+        banks = ",".join(verdict.padded)
+        return f"the PCRs of {banks} are those of zero-padded SHA-1: --padded-banks {banks}."
     if verdict.matched is None:
         return (
             f"these PCRs are not of this list: no part of its {verdict.records} records leads to "

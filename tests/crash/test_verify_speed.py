@@ -87,11 +87,11 @@ def test_both_find_the_same_match(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_a_million_records_in_less_than_twice_the_work(tmp_path: Path) -> None:
+def test_a_million_records_in_less_than_its_work(tmp_path: Path) -> None:
     """By processor time, which others on the machine hardly change.
 
-    imafs spreads its work over one process per bank, so on free cores it is through
-    first: the times printed are for people.
+    imafs spreads its work over one process per bank, so that two free cores take half as
+    long as one would: the times printed are for people.
     """
     ours, theirs = _compare(tmp_path, 1_000_000)
-    assert ours.processor < 2 * theirs.processor
+    assert ours.processor < theirs.processor

@@ -4,53 +4,14 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from imafs.attest import walking
-from imafs.attest.walking import Part, blocks, record
+from imafs.attest.walking import Part, blocks
 from imafs.errors import FormatError
 from imafs.formats.binary import Reader
-from tests.property.builders import recs
 from tests.property.reference import Rec, binary_list, ng
-
-Row = tuple[int, bytes, bytes]
-
-
-def by_reader(parts: list[Part], width: int) -> list[Row]:
-    return [
-        (pcr, digest, template.hash_input(body))
-        for part in parts
-        for pcr, template, body, digest, _, _ in Reader(
-            part.data, width, part.order, opaque=True
-        ).walk()
-    ]
-
-
-def by_blocks(parts: list[Part], width: int, *, fields: bool = True) -> list[Row]:
-    found: list[Row] = []
-    for block in blocks(parts, width, fields=fields):
-        assert block.first == len(found)
-        assert not block.doubtful
-        found += zip(block.pcrs, block.digests, block.messages, strict=True)
-    return found
-
-
-@given(st.lists(recs(), max_size=30), st.integers(0, 30), st.sampled_from([1, 2, 7, 4096]))
-def test_the_same_records(some: list[Rec], cut: int, size: int) -> None:
-    """Of any templates in any order, in one part or two, in blocks of any size."""
-    parts = [Part(binary_list(some[:cut], "sha1")), Part(binary_list(some[cut:], "sha1"))]
-    before, walking.BLOCK = walking.BLOCK, size
-    try:
-        assert by_blocks(parts, 20) == by_reader(parts, 20)
-        assert by_blocks(parts, 20, fields=False) == by_reader(parts, 20)
-    finally:
-        walking.BLOCK = before
-    assert [record(parts, 20, n).digest for n in range(len(some))] == [
-        digest for _, digest, _ in by_reader(parts, 20)
-    ]
 
 
 def refusal(parts: list[Part]) -> tuple[str, int | None, int | None] | None:
@@ -74,7 +35,7 @@ def test_the_same_refusals() -> None:
     refused = 0
     for one in broken:
         try:
-            by_reader([Part(one)], 20)
+            deque(Reader(one, 20, opaque=True), maxlen=0)
             expected = None
         except FormatError as error:
             expected = error.reason, error.record, error.offset

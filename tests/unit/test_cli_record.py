@@ -62,6 +62,20 @@ def members(archive: Path) -> dict[str, bytes]:
         return {name: content.read() for name, content in found.items() if content is not None}
 
 
+def test_padded_banks_are_told(tmp_path: Path, capsys: Output) -> None:
+    """Debian 6.1, which cannot hash two of its banks."""
+    (old,) = (m for m in load("6.1.0-56-amd64-tcb").moments() if m.name == "boot")
+    directory = tmp_path / "ima"
+    directory.mkdir()
+    (directory / BINARY).write_bytes(old.files[BINARY])
+    (tmp_path / "pcrs").write_bytes(old.files["pcrs.txt"])
+    assert record(directory, tmp_path / "case.tar") == 8
+    said = "the PCRs of sha384,sha512 are those of zero-padded SHA-1: --padded-banks sha384,sha512."
+    assert said in capsys.readouterr().err
+    words = ["--padded-banks", "sha384,sha512"]
+    assert record(directory, tmp_path / "case.tar", *words) == 0
+
+
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.xz"])
 def test_a_recorded_kernel_is_recorded(
     ima: Path, moment: Moment, tmp_path: Path, suffix: str, capsys: Output

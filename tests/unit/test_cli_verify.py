@@ -327,12 +327,13 @@ def test_a_missing_list_is_said_before_missing_pcrs(
 
 
 @pytest.mark.parametrize("option", ["--bank", "--padded-banks"])
-@pytest.mark.parametrize("name", ["sha999", "md5", "", "sha256,sha999"])
+@pytest.mark.parametrize("name", ["sha999", "wp512", "", "sha256,sha999"])
 def test_a_bank_that_is_none(case: Case, option: str, name: str, capsys: Output) -> None:
     assert case.verify(case.list, option, name) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "is no PCR bank; there are: sha1, sha256, " in printed.err
+    what = "bank of a list" if option == "--bank" else "PCR bank"
+    assert f"is no {what}; there are: " in printed.err
 
 
 def test_sha1_is_not_padded(case: Case, capsys: Output) -> None:
@@ -454,6 +455,18 @@ def test_a_template_of_a_patched_kernel(case: Case, capsys: Output) -> None:
         case.pcrs.write_text(f"{bank} 10 {now.hex()}\n")
         assert case.verify() == 0
         assert "match after record 2\n" in capsys.readouterr().out
+
+
+def test_an_ascii_list_of_a_template_whose_fields_are_said(case: Case, capsys: Output) -> None:
+    parts = (b"sha1:\0" + bytes(range(20)), b"/a b\0", b"\1\2")
+    fields = b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+    digest = hashlib.sha1(fields).digest()
+    text = f"10 {digest.hex()} ima-own sha1:{bytes(range(20)).hex()} /a b 0102\n"
+    case.list.write_bytes(ascii_list(RECS[:1], "sha1") + text.encode())
+    now = extend(value(RECS[:1], "sha1"), digest, "sha1")
+    case.pcrs.write_text(f"sha1 10 {now.hex()}\n")
+    assert case.verify(case.list, "--template-fmt", "d-ng|n-ng|sig") == 0
+    assert "match after record 2\n" in capsys.readouterr().out
 
 
 # What each PCR is
