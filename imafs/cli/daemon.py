@@ -71,6 +71,7 @@ class Plan:
     audit_log: str | None = None
     boot_log: bytes | None = None
     tpm_port: int | None = None
+    tpm_port_preferred: int | None = None
     scenario: str | None = None
     watch: list[str] = field(default_factory=list)
     watch_deadline: float = DEADLINE
@@ -126,6 +127,7 @@ def _run(plan: Plan, early: EarlySignals, background: Background) -> None:
             banks=plan.banks,
             allow_hardware=plan.allow_hardware,
             port=plan.tpm_port,
+            preferred=plan.tpm_port_preferred,
         )
         stack.callback(device.close)
         early.check()

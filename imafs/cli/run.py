@@ -14,7 +14,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from imafs.cli.mount import add_shared_options
@@ -33,6 +35,8 @@ LOG = f"{HOME}/log"
 AUDIT = f"{HOME}/audit.log"
 #: Where programs look for audit records: auditd's file, and syslog's where no auditd runs.
 AUDIT_LOGS = ("/var/log/messages", "/var/log/audit/audit.log")
+#: Where tpm2-tss and IBM's TSS look for a software TPM by default.
+TPM_PORT = 2321
 #: Seconds that the daemon gets to unmount and to end swtpm in order.
 _PARTING = 6.0
 #: Lines of its log that are shown when it dies.
@@ -70,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     # Log lines are not for the command's stderr.
     args.log_file = LOG if args.log_file is None else os.path.abspath(args.log_file)
     args.audit_log = AUDIT if args.audit_log is None else os.path.abspath(args.audit_log)
-    plan = mount.plan(args)
+    plan = replace(mount.plan(args), tpm_port_preferred=TPM_PORT)
     kernel.tell(args)  # the log is the session's own
     signals = Signals()
     first = _enter()
@@ -87,7 +91,10 @@ def run(args: argparse.Namespace) -> int:
         if not _is_ready(ready, signals):
             return session.end()
         _furnish(args)
-        command = Command(words, _environment(), signals, session.look)
+        environment = _environment()
+        if args.tpm == "swtpm" and args.tpm_port is None:
+            _tell_port(environment)
+        command = Command(words, environment, signals, session.look)
     except Ended as ended:
         session.end()
         return ended.code
@@ -204,6 +211,18 @@ def _environment() -> dict[str, str]:
             Path(HOME, "fapi.json").write_text(json.dumps(config, indent=1))
             environment["TSS2_FAPICONF"] = f"{HOME}/fapi.json"
     return environment
+
+
+def _tell_port(environment: Mapping[str, str]) -> None:
+    """On stderr, where the TPM is not at the port at which clients look that know no other."""
+    port = environment.get("TPM_COMMAND_PORT")
+    if port != str(TPM_PORT):
+        print(
+            f"imafs: the TPM is at port {port}: {TPM_PORT} or {TPM_PORT + 1} is taken, and a "
+            "client that does not look into its environment finds another TPM there, or none",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _tell_of_scenario() -> None:

@@ -20,11 +20,12 @@ def open_device(
     banks: Sequence[HashAlgorithm] | None = None,
     allow_hardware: bool = False,
     port: int | None = None,
+    preferred: int | None = None,
 ) -> Device:
     """Open ``swtpm`` (one of our own), ``none``, or any TCTI string.
 
-    ``state_dir``, ``port`` and ``banks`` are for ``swtpm``; with a TCTI string ``banks`` is what is
-    expected. ``allow_hardware`` admits a TPM that is not a known software one.
+    ``state_dir``, ``port``, ``preferred`` and ``banks`` are for ``swtpm``; with a TCTI string
+    ``banks`` is what is expected. ``allow_hardware`` admits a TPM that is not a known software one.
     Blocks; raises :class:`imafs.errors.TpmError` and :class:`imafs.errors.UsageError`.
     """
     if spec == "none":
@@ -32,7 +33,7 @@ def open_device(
             raise UsageError("there are no PCR banks without a TPM")
         return NoTpm()
     if spec == "swtpm":
-        return SwtpmDevice(state_dir=state_dir, banks=banks, port=port)
+        return SwtpmDevice(state_dir=state_dir, banks=banks, port=port, preferred=preferred)
     if not spec or spec.startswith(":"):
         raise UsageError("the TPM is swtpm, none or a TCTI string such as swtpm:port=2321")
     return TctiDevice(spec, banks=banks, allow_hardware=allow_hardware)

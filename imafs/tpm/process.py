@@ -64,6 +64,14 @@ def _candidates() -> Iterator[int]:
     yield from [0] * _PAIR_TRIES
 
 
+def reserve_preferred(stack: ExitStack, port: int) -> int:
+    """That pair where it is free, else any."""
+    try:
+        return reserve_ports(stack, port)
+    except TpmError:
+        return reserve_ports(stack)
+
+
 def reserve_ports(stack: ExitStack, fixed: int | None = None) -> int:
     """Bind a free pair of ports on 127.0.0.1, kept until ``stack`` closes; the lower one.
 
@@ -130,7 +138,12 @@ class SwtpmProcess:
     """
 
     def __init__(
-        self, state: Path, *, keep_fds: Sequence[int] = (), port: int | None = None
+        self,
+        state: Path,
+        *,
+        keep_fds: Sequence[int] = (),
+        port: int | None = None,
+        preferred: int | None = None,
     ) -> None:
         self._state = state
         self._keep_fds = tuple(keep_fds)
@@ -143,7 +156,11 @@ class SwtpmProcess:
         self._pidfd = -1
         for _ in range(_START_TRIES):
             with ExitStack() as reserved:
-                self.port = reserve_ports(reserved, port)
+                if port is None and preferred is not None:
+                    self.port = reserve_preferred(reserved, preferred)
+                    preferred = None  # somebody else may be taking it at the same moment
+                else:
+                    self.port = reserve_ports(reserved, port)
                 if self._start():
                     return
         raise TpmError(f"swtpm found its ports taken {_START_TRIES} times: {self._last_line()}")

@@ -69,7 +69,8 @@ class SwtpmDevice(LinkedDevice):
     ``banks``: exactly these are allocated; None: :data:`DEFAULT_BANKS` for a new TPM, what
     the state says for a kept one. Their order is the TPM's, whatever order is asked for.
 
-    ``port``: that of commands, the control channel's is the next; None: any that is free.
+    ``port``: that of commands, the control channel's is the next; None: ``preferred`` where
+    that pair is free, else any that is.
     """
 
     kind = "swtpm"
@@ -80,6 +81,7 @@ class SwtpmDevice(LinkedDevice):
         state_dir: Path | None,
         banks: Sequence[HashAlgorithm] | None,
         port: int | None = None,
+        preferred: int | None = None,
     ) -> None:
         if banks is not None and not banks:
             raise UsageError("a TPM needs at least one PCR bank")
@@ -91,7 +93,7 @@ class SwtpmDevice(LinkedDevice):
                 state = self._prepare(state_dir, stack)
                 new = not (state / _STATE_FILE).exists()
                 lock = _lock_state(state, stack)
-                self.process = SwtpmProcess(state, keep_fds=(lock,), port=port)
+                self.process = SwtpmProcess(state, keep_fds=(lock,), port=port, preferred=preferred)
             except OSError as error:
                 raise TpmError(f"the TPM state directory: {error}") from error
             stack.callback(self.process.stop)

@@ -26,6 +26,7 @@ IMA = f"{SECURITY}/integrity/ima"
 LIST = f"{IMA}/ascii_runtime_measurements"
 CLASS = "/sys/class/tpm"
 SECONDS = 60.0
+ELSEWHERE = "imafs: the TPM is at port "
 _USER = 12345
 
 #: Root that may not make a mount namespace, so that a user namespace is taken.
@@ -82,11 +83,13 @@ def imafs_run(
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
     deadline: float = SECONDS,
+    ports: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """``imafs run`` with ``arguments`` (options, ``--``, command) to its end."""
+    """``imafs run`` with ``arguments`` (options, ``--``, command) to its end; its stderr without
+    the line about a TPM that is not at its usual port, unless ``ports``."""
     words, environment = words_for(who)
     command = [*words, "run", *arguments]
-    return run(
+    done = run(
         command,
         check=check,
         stdin=stdin,
@@ -94,6 +97,11 @@ def imafs_run(
         cwd=ROOT,
         deadline=deadline,
     )
+    if not ports:
+        # Another session of this machine may be first.
+        said = done.stderr.splitlines(keepends=True)
+        done.stderr = "".join(line for line in said if not line.startswith(ELSEWHERE))
+    return done
 
 
 def path_with_imafs() -> dict[str, str]:

@@ -230,6 +230,25 @@ def test_audit_records_where_programs_look_for_them(who: str) -> None:
     assert sorted(os.listdir("/var/log")) == before
 
 
+def test_the_tpm_is_where_clients_look_by_default() -> None:
+    """evmctl with tpm2-tss and tpm2-tools without environment; a second session says so."""
+    require("tpm2_pcrread")
+    unset = "env -u TPM2TOOLS_TCTI -u TCTI -u TPM_COMMAND_PORT"
+    script = (
+        f"{unset} tpm2_pcrread -T swtpm sha256:10; cat {CLASS}/tpm0/pcr-sha256/10; "
+        "imafs run -- true; echo $TPM_COMMAND_PORT"
+    )
+    done = imafs_run("--", "sh", "-c", script, ports=True)
+    port = done.stdout.split()[-1]
+    if port != "2321":
+        assert f"imafs: the TPM is at port {port}: 2321 or 2322 is taken" in done.stderr
+        pytest.skip("somebody else has port 2321 of this machine")
+    value = done.stdout.split()[-2]
+    assert f"0x{value}" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"imafs: the TPM is at port \d+: 2321 or 2322 is taken, and .*", line)
+
+
 def test_audit_records_that_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "audit"
     script = f"imafs ctl violation '/a b'; until grep -c ToMToU {file}; do :; done"
