@@ -22,6 +22,8 @@ log = logging.getLogger("imafs.control")
 #: Connections of one user, and of all together.
 MOST_OF_ONE = 256
 MOST = 512
+#: Connections that receive a long request at a time.
+MOST_LONG = 4
 #: Seconds between two log lines on the same matter.
 SELDOM = 60.0
 #: Seconds until the next try where the machine or the daemon has no descriptor left.
@@ -36,6 +38,8 @@ class Connection:
         self.uid = uid
         self.idle: float | None = None
         self.scope = trio.CancelScope()
+        #: Receives a request of more bytes than is usual.
+        self.long = False
         #: Its descriptor is free again.
         self.ended = trio.Event()
 
@@ -90,6 +94,11 @@ class Connections:
         self._open.discard(longest)
         longest.scope.cancel()
         return longest
+
+    def receives_long(self, connection: Connection) -> bool:
+        """Notes that it does; False where so many others do that there is no memory for it."""
+        connection.long = connection.long or sum(c.long for c in self._open) < MOST_LONG
+        return connection.long
 
     async def accept(self, listener: trio.SocketListener) -> trio.SocketStream:
         """The next client, also after a time in which there were no descriptors."""

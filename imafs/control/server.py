@@ -178,6 +178,12 @@ class _Server:
             if not received:
                 break
             buffer.feed(received)
+            if len(buffer) <= wire.LONG_REQUEST:
+                connection.long = False
+            elif not self.connections.receives_long(connection):
+                busy = f"other requests of more than {wire.LONG_REQUEST} bytes are being received"
+                await _refuse(stream, Refused(errno.EAGAIN, busy))
+                return
         if rest := buffer.rest():  # a last line without its end, as from printf | nc -U
             await self._request(stream, rest)
 

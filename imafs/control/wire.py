@@ -154,6 +154,9 @@ class LineBuffer:
         self._data = bytearray()
         self._searched = 0
 
+    def __len__(self) -> int:
+        return len(self._data)
+
     def feed(self, data: bytes) -> None:
         """Append what was received."""
         self._data += data

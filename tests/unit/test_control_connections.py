@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from imafs.control import connections, peers
+from imafs.control import connections, peers, wire
 from imafs.control.peers import Peer
 from imafs.control.server import ProgressCallback
 from tests.support import ExpectedLogs
@@ -107,3 +107,18 @@ async def test_without_descriptors_the_idle_make_room_and_the_rest_waits(
         assert (await third.ask(STATUS))["ok"] is True
         assert await first.answer() is None
         assert second is not third
+
+
+async def test_long_requests_at_a_time(tmp_path: Path) -> None:
+    """Each takes nine times the memory that is usual."""
+    half = b"0" * (wire.LONG_REQUEST + 1)
+    async with serving(tmp_path / "s", {"status": handler()}) as connect:
+        talks = [await connect() for _ in range(connections.MOST_LONG + 1)]
+        for talk in talks[:-1]:
+            await talk.send(half)
+            await trio.testing.wait_all_tasks_blocked()
+        answer = await talks[-1].ask(half)
+        assert answer["errno"] == "EAGAIN"
+        await talks[0].stream.aclose()
+        again = await connect()
+        assert (await again.ask(STATUS))["ok"] is True
