@@ -30,6 +30,13 @@ _TABLE = re.compile(
     rf"(?P<bank>[A-Za-z][\w-]*)[\s:,]+(?:PCR[-_ ]?)?(?P<pcr>\d+)[\s:=,]+{_HEX}", re.I
 )
 _PCR_LINE = re.compile(rf"(?:PCR)?[-_ ]?\[?(?P<pcr>\d+)\]?\s*[:=]\s*{_HEX}", re.I)
+#: ``10 ima HEX`` (systemd-analyze pcrs), ``10 sha256 HEX``, ``10 HEX``, ``PCR-10 HEX``
+_ROW = re.compile(
+    r"(?:PCR[-_ ]?)?(?P<pcr>\d{1,2})[\s,]+(?:(?P<word>-|[A-Za-z][\w-]*)[\s,]+)?"
+    r"(?:0x)?(?P<value>[0-9A-Fa-f]{40,})",
+    re.I,
+)
+_HEADING = re.compile(r"NR\s+NAME\s+(?P<bank>\S+)")
 _BARE = re.compile(_HEX)
 #: ``sha256:``, ``sha256 (0x000b) :``, ``Bank/Algorithm: TPM_ALG_SHA1(0x4)``, IBM's ``algorithmId``
 _BANK_LINE = re.compile(
@@ -48,6 +55,10 @@ _BESIDE = re.compile(
 _LENGTH = re.compile(r"digest length (?P<length>\d+)")
 
 
+#: All PCRs in one file: of a TPM 1.2 in sysfs, and of a recording that was unpacked.
+_OLD = ("pcrs", "device/pcrs", "pcrs.txt")
+
+
 def read(path: str, pcr: int = DEFAULT_PCR) -> PcrValues:
     """PCR values of a file or of a sysfs directory.
 
@@ -58,7 +69,10 @@ def read(path: str, pcr: int = DEFAULT_PCR) -> PcrValues:
     place = Path(path)
     try:
         if place.is_dir():
-            return _sysfs(place)
+            old = next((one for name in _OLD if (one := place / name).is_file()), None)
+            if old is None:
+                return _sysfs(place)
+            place = old
         with place.open("rb") as file:  # a pipe, too: <(tpm2_pcrread)
             data = file.read(MOST + 1)
     except OSError as error:
@@ -117,8 +131,12 @@ def _lines(text: str, found: Collected, pcr: int) -> None:
             found.add(bank, int(match["pcr"]), match["value"], where)
         elif match := _TABLE.fullmatch(line):
             found.add(match["bank"], int(match["pcr"]), match["value"], where)
-        elif (match := _BANK_LINE.fullmatch(line)) and (
-            line.endswith(":") or bank_named(match["bank"])
+        elif match := _ROW.fullmatch(line):
+            named = bank_named(match["word"] or "")
+            found.add(named or bank, int(match["pcr"]), match["value"], where)
+        elif (match := _HEADING.fullmatch(line)) or (
+            (match := _BANK_LINE.fullmatch(line))
+            and (line.endswith(":") or bank_named(match["bank"]))
         ):
             bank = match["bank"]
         elif _BARE.fullmatch(line):

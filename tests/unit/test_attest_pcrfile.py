@@ -71,6 +71,15 @@ def test_the_directory_of_sysfs(tmp_path: Path) -> None:
     assert pcrfile.read(str(tmp_path)) == VALUES
 
 
+@pytest.mark.parametrize("name", ["pcrs", "device/pcrs", "pcrs.txt"])
+def test_a_directory_with_all_pcrs_in_one_file(tmp_path: Path, name: str) -> None:
+    """Of a TPM 1.2, or of a recording."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"PCR-10: {' '.join(f'{byte:02X}' for byte in ONE)} \n")
+    assert pcrfile.read(str(tmp_path)) == {"sha1": {10: ONE}}
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ETIME])
 def test_a_tpm_behind_sysfs_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -105,6 +114,7 @@ ERROR:tcti:src/tss2-tcti/tcti-device.c:442:Tss2_Tcti_Device_Init() Failed to ope
 WARNING: the TPM is slow
 """
 TEN = {"sha256": {10: TWO}}
+ROWS = {"sha1": {10: ONE, 11: ONE}, "sha256": {10: TWO}}
 BOTH = {"sha1": {10: ONE}, "sha256": {10: TWO}}
 
 FORMS = {
@@ -149,6 +159,15 @@ FORMS = {
     "a table with colons": (f"sha1:10: {ONE.hex()}\nSHA-256 PCR-10 {TWO.hex()}\n", BOTH),
     "sm3": (f"  sm3_256:\n    10: 0x{TWO.hex()}\n", {"sm3": {10: TWO}}),
     "sha3": (f"  sha3_256:\n    10: 0x{TWO.hex()}\n", {"sha3-256": {10: TWO}}),
+    "systemd-analyze pcrs": (
+        (
+            f"NR NAME                SHA256\n 0 platform-code       {THREE.hex()}\n"
+            f"10 ima                 {TWO.hex()}\n16 debug               {ONE.hex() + '00' * 12}\n"
+        ),
+        {"sha256": {0: THREE, 10: TWO, 16: ONE + bytes(12)}},
+    ),
+    "rows": (f"10 {ONE.hex()}\n10 sha256 0x{TWO.hex()}\nPCR-11 {ONE.hex()}", ROWS),
+    "CSV": (f"sha1,10,{ONE.hex()}\n10,sha256,{TWO.hex()}\n", BOTH),
     "CRLF": (PCRREAD.replace("\n", "\r\n"), VALUES),
     "a BOM": ("\ufeff" + PCRREAD, VALUES),
     "what the TSS logs": (WARNINGS + PCRREAD, VALUES),
