@@ -22,8 +22,10 @@ from imafs.formats.binary import Parsed, Reader
 from imafs.formats.lists import name_of
 from imafs.text import shown
 
-#: Hashes that are spent on suppositions whose number grows with the list.
+#: Hashes that are spent on suppositions: so many, and so many for each record and bank.
+#: A list of boot_aggregates alone, or one in many pieces, would take for ever.
 EFFORT = 3_000_000
+_PER_RECORD = 8
 #: Lists of which every order is tried, and places at which a repetition is looked for.
 _MOST_LISTS = 5
 _MOST_PLACES = 16
@@ -140,7 +142,7 @@ class _Search:
         self._tracks = list(self._followed(verdict))
         self._keys = [(p.record.pcr, p.digest, p.record.data) for p in self._all()]
         self._boots = boots(parts, own.digest_size)
-        self._effort = EFFORT
+        self._effort = EFFORT + _PER_RECORD * self._count * len(self._tracks)
 
     def _all(self) -> Iterator[Parsed]:
         return records(self._parts, self._own.digest_size)
@@ -169,6 +171,8 @@ class _Search:
             start = track.start if not given else track.given
             if start is None:
                 continue
+            if not self._spend(len(order)):
+                return None
             lanes.append(track.lane(order, start))
             if lanes[-1].first is None:
                 return None
@@ -193,9 +197,9 @@ class _Search:
             return None
         begins = [r.start for r in self._ranges]
         for place in dict.fromkeys([*begins, *self._boots, *range(self._count)]):
-            if not self._spend(self._count - place):
-                break
             found = self._leads(range(place, self._count), given=True)
+            if self._effort < 0:
+                break
             if found is not None:
                 return Explanation(
                     "missing",
@@ -250,6 +254,8 @@ class _Search:
         if 1 < len(self._ranges) <= _MOST_LISTS:
             names = dict(zip(map(tuple, self._ranges), self._names, strict=True))
             for some in islice(permutations(names), 1, None):
+                if self._effort < 0:
+                    break
                 found = self._leads(list(chain.from_iterable(some)))
                 if found is not None:
                     said = ", ".join(names[one] for one in some)
@@ -308,7 +314,7 @@ class _Search:
         return shown(name_of(parsed.record) or b"-", 60)
 
     def _spend(self, hashes: int) -> bool:
-        self._effort -= hashes * len(self._tracks)
+        self._effort -= hashes
         return self._effort >= 0
 
     def of_the_first(self, actual: PcrValues) -> Explanation | None:

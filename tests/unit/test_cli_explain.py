@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from imafs.attest.lanes import Lane
 from imafs.cli.main import main
 from tests.property.reference import WIDTHS, Rec, binary_list, extend, ng, violation
 
@@ -188,12 +189,32 @@ def test_a_value_that_is_none(case: Case, text: str, capsys: Output) -> None:
     assert "--from" in capsys.readouterr().err
 
 
-def test_a_long_list_takes_no_longer_to_explain(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What would take forever is not tried; what is near the end is."""
-    monkeypatch.setattr("imafs.attest.explain.EFFORT", 40)
+def test_what_would_take_for_ever_is_not_tried(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is near the end is, where a try costs least."""
+    monkeypatch.setattr("imafs.attest.explain.EFFORT", 10)
+    monkeypatch.setattr("imafs.attest.explain._PER_RECORD", 3)
     late = [*LIST[:-1], ng(10, b"/evil", b"x"), LIST[-1]]
     assert "(/evil)" in of(case.verify([late], LIST), "extra")
     early = [LIST[0], ng(10, b"/evil", b"x"), *LIST[1:]]
     assert case.verify([early], LIST) == (8, None)
+
+
+def test_a_hostile_list_is_looked_at_for_a_while_only(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every record of it begins another supposition."""
+    spent = 0
+    real = Lane.moved
+
+    def counting(lane: Lane, number: int, value: bytes) -> None:
+        nonlocal spent
+        spent += 1
+        real(lane, number, value)
+
+    monkeypatch.setattr(Lane, "moved", counting)
+    monkeypatch.setattr("imafs.attest.explain.EFFORT", 1000)
+    count = 300
+    recs = [ng(10, b"boot_aggregate", b"%d" % n) for n in range(count)]
+    assert case.verify([recs], LIST)[0] == 8
+    # Two runs of the command; some suppositions are under way when the effort is spent.
+    assert spent < 2 * (1000 + 8 * count * 2 + 4 * count)
