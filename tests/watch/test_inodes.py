@@ -183,3 +183,33 @@ def test_inodes_are_bounded() -> None:
     assert known.find((1, 1)) is first
     known.clear()
     assert len(known) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks", "zero", "measured"),
+    [
+        (3, 8, False, set()),  # smaller
+        (8, 8, False, {10}),  # the same
+        (20, 8, False, {10}),  # written behind its end
+        (20, 8, True, set()),  # truncated to a larger size
+        (9000, 24, True, {10}),  # a hole, and something behind it; or fallocate()
+    ],
+)
+def test_truncated_since_the_last_look(
+    size: int, blocks: int, zero: bool, measured: set[int]
+) -> None:
+    inode = Inode()
+    inode.look(8, 8, lambda _: False)
+    inode.measured.add(10)
+    asked: list[int] = []
+
+    def zero_at(offset: int) -> bool:
+        asked.append(offset)
+        return zero
+
+    inode.look(size, blocks, zero_at)
+    assert inode.measured == measured
+    assert inode.generation == (not measured)
+    assert set(asked) <= {8}
+    inode.look(size, blocks, lambda _: True)
+    assert inode.measured == measured

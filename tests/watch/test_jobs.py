@@ -19,7 +19,8 @@ from imafs.sources.watch import attributes, fanotify, jobs, wire
 from imafs.sources.watch.channel import Channel
 from imafs.sources.watch.fanotify import Event
 from imafs.sources.watch.inodes import Inode
-from imafs.sources.watch.jobs import Job, Jobs
+from imafs.sources.watch.job import Job
+from imafs.sources.watch.jobs import Jobs
 from imafs.sources.watch.judge import Judge
 from imafs.sources.watch.opener import UNKNOWN
 from imafs.sources.watch.rulebook import DEFAULT_PCR

@@ -37,6 +37,14 @@ class World:
             self.judge.consider(Event(mask, file.fileno(), tid))
         return self._jobs.counts.watched - before
 
+    @property
+    def counts(self) -> wire.Counters:
+        return self._jobs.counts
+
+    def seconds(self, seconds: float) -> None:
+        """Until an opener goes on."""
+        self._jobs.seconds = seconds
+
     def close(self) -> None:
         self.watcher.close()
         self._ours.close()
@@ -92,3 +100,91 @@ def test_a_later_process_of_an_excused_number_is_measured(world: World) -> None:
     assert world.uses(fanotify.OPEN_PERM, me) == 0
     world.beginnings[me] = 200
     assert world.uses(fanotify.OPEN_PERM, me) == 1
+
+
+class Looks:
+    """What /proc shows of an opener: running so many times, then an open for writing."""
+
+    def __init__(self, running: int) -> None:
+        self.running = running
+
+    def __call__(self, tid: int) -> opener.Way | None:
+        self.running -= 1
+        return opener.Way(os.O_WRONLY) if self.running < 0 else None
+
+
+@pytest.mark.parametrize("running", [0, 1, 50])
+def test_an_opener_that_is_still_running(
+    world: World, monkeypatch: pytest.MonkeyPatch, running: int
+) -> None:
+    """On a busy machine: it is looked at again, and never taken for a reader."""
+    monkeypatch.setattr(opener, "way", Looks(running))
+    world.beginnings[1] = 100
+    with world.file.open("rb") as file:
+        event = Event(fanotify.OPEN_PERM, file.fileno(), 1)
+        held = world.judge.consider(event)
+        assert held is (running > 0)
+        looks = 0
+        while held:
+            assert world.judge.wait(1) < 0.01
+            for use, pause in world.judge.due():
+                held = world.judge.again(use, pause)
+                looks += 1
+        assert looks == running
+    assert world.counts.hidden == 0
+
+
+def test_others_are_judged_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[int, opener.Way | None] = {1: None, 2: opener.Way(os.O_RDONLY)}
+    monkeypatch.setattr(opener, "way", shown.get)
+    world.beginnings[1] = 100
+    with world.file.open("rb") as file:
+        assert world.judge.consider(Event(fanotify.OPEN_PERM, file.fileno(), 1))
+        assert not world.judge.consider(Event(fanotify.OPEN_PERM, file.fileno(), 2))
+    assert world.counts.watched == 2
+
+
+def test_an_opener_that_runs_until_its_deadline(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only then it counts as hidden."""
+    monkeypatch.setattr(opener, "way", lambda _: None)
+    world.beginnings[1] = 100
+    world.seconds(0.05)
+    with world.file.open("rb") as file:
+        held = world.judge.consider(Event(fanotify.OPEN_PERM, file.fileno(), 1))
+        assert held
+        while held:
+            for use, pause in world.judge.due():
+                held = world.judge.again(use, pause)
+    assert world.counts.hidden == 1
+
+
+def test_an_opener_that_is_killed_while_it_is_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has opened anything."""
+    monkeypatch.setattr(opener, "way", lambda _: None)
+    world.beginnings[1] = 100
+    with world.file.open("rb") as file:
+        assert world.judge.consider(Event(fanotify.OPEN_PERM, file.fileno(), 1))
+        del world.beginnings[1]
+        while not (due := list(world.judge.due())):
+            pass
+        [(use, pause)] = due
+        assert not world.judge.again(use, pause)
+    assert world.counts.hidden == 0
+
+
+def test_uses_wait_for_the_policy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written holds for the next open, also while it is still being read."""
+    monkeypatch.setattr(opener, "way", lambda _: opener.Way(os.O_RDONLY))
+    world.beginnings[1] = 100
+    world.judge.rulebook.take(b"measure\n" * 10, more=False)
+    with world.file.open("rb") as file:
+        assert world.judge.consider(Event(fanotify.OPEN_PERM, file.fileno(), 1))
+        world.judge.rulebook.proceed(10)
+        while not (due := list(world.judge.due())):
+            pass
+        [(use, pause)] = due
+        assert not world.judge.again(use, pause)

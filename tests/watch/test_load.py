@@ -139,3 +139,47 @@ def test_listener_killed_again_and_again(disk: Disk, emulators: StartEmulator) -
     listed = names(emulator)
     assert len(listed) == len(set(listed))
     check_pcrs(emulator)
+
+
+@contextmanager
+def busy(number: int) -> Iterator[None]:
+    """So many processes that do nothing but run."""
+    with ExitStack() as stack:
+        for _ in range(number):
+            process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        yield
+
+
+def violations(disk: Disk, number: int) -> None:
+    """Each file is opened for writing while a reader has it open."""
+    for i in range(number):
+        path = disk.file(f"in/v{i:04}", b"%d" % i)
+        with path.open("rb"):
+            path.open("ab").close()
+
+
+@pytest.mark.parametrize(
+    ("load", "opens", "wanted"),
+    [(4, 100, 10), pytest.param(8, 3000, 100, marks=pytest.mark.nightly)],
+)
+def test_a_busy_machine(
+    disk: Disk, emulators: StartEmulator, load: int, opens: int, wanted: int
+) -> None:
+    """How a file is opened is seen however long its opener has to wait for a processor: every
+    violation is recorded, and what is only written is no use."""
+    fill(disk, opens)
+    rules = disk.base / "policy"
+    rules.write_text("measure func=FILE_CHECK mask=MAY_READ uid=0\n")
+    options = ("--watch", str(disk.root / "in"), "--watch-deadline", "60")
+    emulator = emulators(*options, "--policy", str(rules))
+    with busy(load):
+        for i in range(opens):
+            (disk.root / f"in/{i:05}").open("ab").close()
+        assert len(names(emulator)) == 1
+        violations(disk, wanted)
+    part = status(emulator)
+    assert part["hidden"] == 0
+    assert part["violations"] == wanted
+    assert len(names(emulator)) == 1 + 2 * wanted

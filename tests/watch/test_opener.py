@@ -142,3 +142,41 @@ def test_the_listener_is_light() -> None:
     assert "imafs.sources.watch.jobs" in loaded
     heavy = {"trio", "pyfuse3", "tpm2_pytss", "logging", "argparse", "imafs.engine.emulator"}
     assert not heavy & set(loaded)
+
+
+def test_a_task_as_an_audit_log_names_it() -> None:
+    me = Path(f"/proc/{os.getpid()}")
+    found = opener.task(os.getpid(), 7)
+    assert (found.pid, found.uid) == (os.getpid(), 7)
+    assert found.comm == (me / "comm").read_bytes()[:-1]
+    loginuid = me / "loginuid"
+    if loginuid.exists():
+        assert found.auid == int(loginuid.read_text())
+        assert found.ses == int((me / "sessionid").read_text())
+    gone = opener.task(2**22 + 1, 7)
+    assert (gone.comm, gone.auid, gone.ses) == (b"", 2**32 - 1, 2**32 - 1)
+
+
+@pytest.mark.root
+def test_accounts() -> None:
+    """User ids and namespaces of somebody's own make nobody of him."""
+
+    def account(*command: str) -> opener.Account:
+        with subprocess.Popen(
+            [*command, "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n", "no user namespaces here"
+            try:
+                return opener.account(process.pid, 4711)
+            finally:
+                process.kill()
+
+    user = ("setpriv", "--reuid=1234", "--regid=1234", "--clear-groups")
+    assert account(*user) == 4711  # no namespace: as it was found
+    assert account(*user, "unshare", "--user") == 1234
+    assert account(*user, "unshare", "-Ur", "unshare", "--user") == 1234
+    one, other = account("unshare", "-Ur"), account("unshare", "-Ur")
+    assert isinstance(one, tuple)
+    assert isinstance(other, tuple)
+    assert opener.account(2**22 + 1, 5) == 5

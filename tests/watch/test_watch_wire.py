@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imafs.errors import FormatError
+from imafs.kernel.audit import Task
 from imafs.kernel.policy.match import Access
 from imafs.sources.watch import wire
 from imafs.sources.watch.wire import decode, encode
@@ -22,7 +23,7 @@ MESSAGES: tuple[wire.Message, ...] = (
         3,
         (b"/a", b"/b\xff\n"),
         (b"/a", b"/b\xff\n", b"/a/mnt"),
-        (wire.FileSystem(2049, 0xEF53, "ext4", "", bytes(16)),),
+        (wire.FileSystem(2049, 0xEF53, "ext4", "", bytes(16), b"vda1"),),
         (b"/b\xff\n",),
         (b"/a/dead",),
         (b"/a",),
@@ -36,6 +37,7 @@ MESSAGES: tuple[wire.Message, ...] = (
     wire.Missed(3, b"/a/x\n", "it cannot be read", -1),
     wire.Mounted(),
     wire.Violation(9, b"/a/x", "ToMToU"),
+    wire.Violation(9, b"/a/x", "ToMToU", Task(7, 0, b"a b\n", 1000, 3), b"vda1", 12),
     wire.Counters(events=5, pid=12, ignoring=False, trouble="OSError(5)"),
 )
 

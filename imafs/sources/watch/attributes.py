@@ -110,7 +110,7 @@ def head(descriptor: int, size: int, magic: int) -> bytes | None:
 
     ``magic`` is that of its file system. Raises OSError.
     """
-    return _now(descriptor, size, 0, magic)
+    return piece(descriptor, size, 0, magic)
 
 
 def whole(descriptor: int, most: int, magic: int) -> bytes | None:
@@ -118,15 +118,16 @@ def whole(descriptor: int, most: int, magic: int) -> bytes | None:
     pieces: list[bytes] = []
     at = 0
     while at <= most:
-        piece = _now(descriptor, most + 1, at, magic)
-        if not piece:
-            return piece if piece is None else b"".join(pieces)
-        pieces.append(piece)
-        at += len(piece)
+        found = piece(descriptor, most + 1, at, magic)
+        if not found:
+            return found if found is None else b"".join(pieces)
+        pieces.append(found)
+        at += len(found)
     return None
 
 
-def _now(descriptor: int, size: int, at: int, magic: int) -> bytes | None:
+def piece(descriptor: int, size: int, at: int, magic: int) -> bytes | None:
+    """As :func:`head`, from an offset on."""
     flags = 0 if magic in _IN_MEMORY else os.RWF_NOWAIT
     view = memoryview(_BUFFER)[:size]
     try:

@@ -56,6 +56,10 @@ class Inode:
     """``measured`` are PCRs (``measured_pcrs``), of the content with ``identity``; ``digest`` is
     that of the newest measurement, into ``recorded``. ``dirty``: opened for writing since.
 
+    ``generation`` counts what makes measurements on their way worthless: a file that was
+    truncated is measured again, even while a writer holds it (``ima_reset_action_flags``).
+    ``size`` and ``blocks`` are those that were seen last.
+
     ``may_emit_tomtou`` and ``emitted_open_writers`` are the kernel's flags of that name.
     """
 
@@ -68,8 +72,30 @@ class Inode:
     emitted_open_writers: bool = False
     readers: dict[int, None] = field(default_factory=dict)
     writers: dict[int, None] = field(default_factory=dict)
+    generation: int = 0
+    size: int = -1
+    blocks: int = 0
     #: Whether it begins as an ELF file, while it has this identity.
     elf: tuple[Identity, bool] | None = None
+
+    def truncated(self) -> None:
+        """Whatever its size was and is, a kernel measures it again."""
+        self.measured.clear()
+        self.generation += 1
+
+    def look(self, size: int, blocks: int, zero_at: Callable[[int], bool]) -> None:
+        """Finds out by its size whether it was truncated since the last look.
+
+        Nobody tells of an ftruncate(); a smaller file tells by itself. One that has grown was
+        truncated where zeros follow its old end and no block was added for them: what is
+        written is seldom zero, and a hole before something written, or fallocate(), takes blocks.
+        """
+        last, last_blocks = self.size, self.blocks
+        self.size, self.blocks = size, blocks
+        if last < 0 or size == last:
+            return
+        if size < last or (blocks <= last_blocks and zero_at(last)):
+            self.truncated()
 
     def _changed(self, identity: Identity) -> None:
         """No writer (any more): what was measured counts for this content only."""

@@ -14,21 +14,19 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from imafs.errors import Refused
 from imafs.formats.algorithms import by_name
 from imafs.formats.fields import Measurement
-from imafs.kernel.policy.match import Access
 from imafs.sources import files
 from imafs.sources.watch import opener, wire
 from imafs.sources.watch.attributes import Info
 from imafs.sources.watch.channel import MOST, Channel
 from imafs.sources.watch.fanotify import Event
 from imafs.sources.watch.hashing import Pool, Steps, Work
-from imafs.sources.watch.inodes import Inode
+from imafs.sources.watch.job import Job, Opener, covers
 from imafs.sources.watch.missed import Missed, reason
-from imafs.sources.watch.opener import UNKNOWN, Account, Credentials
+from imafs.sources.watch.opener import Account, Credentials
 
 #: Larger files are hashed in threads, and so is what is not in memory, bytes.
 SMALL = 1 << 16
@@ -36,50 +34,6 @@ SMALL = 1 << 16
 _MOST_UNSENT = 1 << 16
 #: Openers that are looked up at a time, whether they are still there.
 _MOST_LOOKS = 256
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One use that is measured into ``pcrs``; ``event`` opened the file that is hashed.
-
-    ``again``: the file was that new when it was hashed before that its change time proved
-    nothing; the same digest is then the same content. ``direct``: opened with O_DIRECT.
-    ``content``: the whole of a small file, where it was in memory. It is not hashed beyond
-    ``until``, when the last one has gone who waited.
-    """
-
-    event: Event
-    inode: Inode
-    name: bytes
-    info: Info
-    pcrs: set[int]
-    accesses: tuple[Access, ...]
-    who: Credentials = UNKNOWN
-    content: bytes | None = None
-    again: bool = False
-    direct: bool = False
-    until: float = 0.0
-    unasked: bool = False
-    number: int = 0
-    work: Work | None = None
-    digest: bytes = b""
-
-    @property
-    def key(self) -> tuple[int, int, int, int]:
-        """The content of the file, as far as its inode tells."""
-        info = self.info
-        return info.st_dev, info.st_ino, info.st_ctime_ns, info.st_size
-
-
-@dataclass(eq=False, slots=True)
-class Opener:
-    """Who waits, for so many answers of the watcher; ``began`` is known of who waits long."""
-
-    event: Event
-    deadline: float
-    account: Account
-    numbers: set[int] = field(default_factory=set)
-    began: int | None = None
 
 
 class Jobs:
@@ -134,10 +88,11 @@ class Jobs:
     def add(self, job: Job, deadline: float) -> None:
         """Has a use measured; its opener waits for that."""
         pending = self._pending.get(job.key)
-        if pending is not None and pending.direct is job.direct and job.pcrs <= pending.pcrs:
+        if pending is not None and covers(pending, job):
             self._join(pending, job, deadline)
             return
         job.number = self._number()
+        job.generation = job.inode.generation
         self._jobs[job.number] = job
         self._pending[job.key] = job
         self._wait_for(job.event, job.number, job.who, deadline)
@@ -160,12 +115,20 @@ class Jobs:
             self._note_beginning(job.event)
 
     def violation(
-        self, event: Event, name: bytes, cause: str, who: Credentials, deadline: float
+        self,
+        event: Event,
+        name: bytes,
+        cause: str,
+        who: Credentials,
+        deadline: float,
+        place: tuple[bytes, int] = (b"", 0),
     ) -> None:
-        """Has a violation recorded; the opener waits for that."""
+        """Has a violation recorded; the opener waits for that. ``place``: as in an audit log,
+        the name of the super block, and the inode."""
         number = self._number()
         self._wait_for(event, number, who, deadline)
-        self._send(wire.Violation(number, name, cause), number)
+        task = opener.task(event.tid, who.uid)
+        self._send(wire.Violation(number, name, cause, task, *place), number)
 
     def settle(self, event: Event) -> bool:
         """At the end of judging: whether the opener waits for anything."""
@@ -345,7 +308,8 @@ class Jobs:
         self._silent = False
         job = self._jobs.get(number)
         if measured and job is not None and job.digest and not job.direct:
-            job.inode.measured |= job.pcrs
+            if job.generation == job.inode.generation:
+                job.inode.measured |= job.pcrs
             job.inode.digest = job.digest
             job.inode.recorded = frozenset(job.pcrs)
         self._finish(number)

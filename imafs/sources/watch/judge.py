@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from imafs.kernel.policy.match import Access
 from imafs.sources import facts
@@ -17,7 +18,8 @@ from imafs.sources.watch.fanotify import Event
 from imafs.sources.watch.hashing import Work
 from imafs.sources.watch.held import FIRST, Held
 from imafs.sources.watch.inodes import Identity, Inode, Inodes, Key
-from imafs.sources.watch.jobs import SMALL, Job, Jobs
+from imafs.sources.watch.job import Job
+from imafs.sources.watch.jobs import SMALL, Jobs
 from imafs.sources.watch.opener import Credentials, Way
 from imafs.sources.watch.places import Places
 from imafs.sources.watch.rulebook import Rulebook
@@ -252,13 +254,15 @@ class Judge:
         def live(processes: Iterable[int], writing: bool) -> set[int]:
             return opener.holders(processes, info.st_dev, info.st_ino, writing=writing)
 
+        inode.look(info.st_size, info.st_blocks, partial(self._zero_at, use))
         writes = hooks.writes(way)
         if writes and inode.writing(who.process, identity, live):
             self._violation(use, "ToMToU")
+        made = _made(way, info)
         if way.executes:
             passed = hooks.executed(elf=use.elf)
         else:
-            passed = hooks.opened(way, created=_made(way, info), elf=use.elf)
+            passed = hooks.opened(way, created=made, elf=use.elf)
         accesses = self._accesses(info, who, passed)
         pcrs = self.rulebook.pcrs(accesses)
         if not writes:
@@ -270,9 +274,17 @@ class Judge:
         needed = pcrs - inode.measured
         if needed:
             self._measure(use, inode, Job(event, inode, name, info, needed, accesses, who))
+        # Behind the check of an open, and not of a file that this very open has made.
+        if (way.flags or 0) & os.O_TRUNC and not made:
+            inode.truncated()
+
+    def _zero_at(self, use: Use, offset: int) -> bool:
+        magic = self._system(use.info).magic
+        return attributes.piece(use.event.fd, 1, offset, magic) == b"\0"
 
     def _violation(self, use: Use, cause: str) -> None:
-        self._jobs.violation(use.event, use.name, cause, use.who, use.deadline)
+        place = (self._system(use.info).id, use.info.st_ino)
+        self._jobs.violation(use.event, use.name, cause, use.who, use.deadline, place)
 
     def _measure(self, use: Use, inode: Inode, job: Job) -> None:
         info = use.info

@@ -33,7 +33,8 @@ class Recorder:
                 record = self._emulator.violation(message.name)
                 last = self._emulator.append(record).number
                 self.counts["violations"] += 1
-                self._emulator.audit.violation(message.cause, File(message.name))
+                file = File(message.name, message.dev, message.ino or None)
+                self._emulator.audit.violation(message.cause, file, message.task)
                 log.debug("%s: %s", message.cause, os.fsdecode(message.name))
             else:
                 receipts = self._measure(message, policy)

@@ -81,6 +81,26 @@ def look(point: bytes) -> Point:
         raise Refused(code, f"{os.fsdecode(point)}: {os.strerror(code)}") from None
     about = facts.of_path(point)
     system = wire.FileSystem(
-        info.st_dev, about.fsmagic, about.fsname, about.fs_subtype, about.fsuuid or b""
+        info.st_dev,
+        about.fsmagic,
+        about.fsname,
+        about.fs_subtype,
+        about.fsuuid or b"",
+        super_block(info.st_dev, about.fsname),
     )
     return Point(stat.S_ISDIR(info.st_mode), system)
+
+
+def super_block(device: int, kind: str) -> bytes:
+    """``s_id``: the name of the block device (``%pg``), of a file system without one its type."""
+    if os.major(device):
+        try:
+            return os.path.basename(os.readlink(b"/sys/dev/block/%d:%d" % _numbers(device)))
+        except OSError:
+            return b"%d:%d" % _numbers(device)  # no sysfs here
+    # NFS has its number; of btrfs' several devices the kernel names the first one.
+    return b"%d:%d" % _numbers(device) if kind.startswith("nfs") else kind.encode()
+
+
+def _numbers(device: int) -> tuple[int, int]:
+    return os.major(device), os.minor(device)

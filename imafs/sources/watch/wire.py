@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from imafs.errors import FormatError
+from imafs.kernel.audit import Task
 from imafs.kernel.policy.match import Access
 
 #: Send buffer asked for: many messages may wait while the other end is busy.
@@ -27,6 +28,8 @@ class FileSystem:
     name: str
     subtype: str
     uuid: bytes
+    #: Name of the super block (``s_id``), which audit records show.
+    id: bytes = b""
 
 
 # The watcher says
@@ -122,11 +125,15 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """``cause`` is the kernel's word: open_writers or ToMToU."""
+    """``cause`` is the kernel's word: open_writers or ToMToU; ``task`` has opened the file,
+    ``dev`` and ``ino`` tell which one it is in an audit log."""
 
     number: int
     name: bytes
     cause: str
+    task: Task | None = None
+    dev: bytes = b""
+    ino: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +188,7 @@ _KINDS: dict[str, Any] = {
         *(Watching, Use, Violation, Missed, Counters, Mounted),
     )
 }
-_PARTS: dict[str, Any] = {kind.__name__: kind for kind in (FileSystem, Access)}
+_PARTS: dict[str, Any] = {kind.__name__: kind for kind in (FileSystem, Access, Task)}
 _NAMES = {
     kind: tuple(f.name for f in fields(kind)) for kind in (*_KINDS.values(), *_PARTS.values())
 }
@@ -199,7 +206,7 @@ def _plain(value: object) -> object:
         return {"hex": value.hex()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, FileSystem | Access):
+    if isinstance(value, FileSystem | Access | Task):
         kind = type(value)
         return {kind.__name__: [_plain(getattr(value, name)) for name in _NAMES[kind]]}
     return value
