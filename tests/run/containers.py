@@ -185,7 +185,14 @@ class Pod:
         run(["runc", "spec", "--bundle", bundle])
         config: dict[str, Any] = json.loads((bundle / "config.json").read_text())
         assert service.pop("image", "") == "imafs"
-        for elsewhere in ("build", "init", "depends_on", "restart"):
+        for elsewhere in (
+            "build",
+            "container_name",
+            "depends_on",
+            "healthcheck",
+            "init",
+            "restart",
+        ):
             service.pop(elsewhere, None)
         entry = service.pop("entrypoint", None) or json_words(instruction("ENTRYPOINT"))
         path = _PATH if self._image is None else _PATH.partition(":")[2]
@@ -231,7 +238,7 @@ class Pod:
     def _namespace(self, said: str | None, kind: str) -> dict[str, str]:
         if said is None:
             return {"type": kind}
-        assert said == "service:pod"
+        assert said == "container:imafs-pod"
         assert self._first is not None
         name = {"pid": "pid", "network": "net"}[kind]
         return {"type": kind, "path": f"/proc/{self._first.pid}/ns/{name}"}

@@ -126,4 +126,13 @@ def test_neither_namespace_is_the_emulators() -> None:
     """Whoever shares the namespaces of a container that is restarted loses them."""
     for name in ("emulator", "agent"):
         service = services()[name]
-        assert service["pid"] == service["network_mode"] == "service:pod"
+        # Not service:pod, which podman-compose passes on to podman as it is.
+        name = services()["pod"]["container_name"]
+        assert service["pid"] == service["network_mode"] == f"container:{name}"
+        assert "pod" in service["depends_on"] or "emulator" in service["depends_on"]
+
+
+def test_the_health_check_of_the_image_is_the_services() -> None:
+    """podman build makes OCI images, which keep none (--format docker does)."""
+    test = services()["emulator"]["healthcheck"]["test"]
+    assert test == ["CMD", *json_words(instruction("HEALTHCHECK"))]
