@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +44,7 @@ from imafs.sources.watch.listening import check_allowed
 from imafs.sources.watch.watcher import DEADLINE, Watcher
 from imafs.text import quoted, shown
 from imafs.tpm import Device, open_device
+from imafs.tpm.proxy import DeviceProxy
 from imafs.tpm.swtpm import SwtpmDevice
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Plan:
     boot_log: bytes | None = None
     tpm_port: int | None = None
     tpm_port_preferred: int | None = None
+    tpm_device: bool = False
     scenario: str | None = None
     watch: list[str] = field(default_factory=list)
     watch_deadline: float = DEADLINE
@@ -131,12 +133,18 @@ def _run(plan: Plan, early: EarlySignals, background: Background) -> None:
         )
         stack.callback(device.close)
         early.check()
+        about = {"mountpoint": mountpoint, "control": str(control), "pid": os.getpid()}
+        if plan.tpm_device and isinstance(device, SwtpmDevice):
+            proxy = DeviceProxy(device.link())
+            stack.callback(proxy.close)
+            about["tpm_device"] = proxy.number
+            log.info("%s and %s are this TPM", proxy.path, proxy.managed)
         audit = Audit()
         stack.callback(audit.close)
         if plan.audit_log is not None:
             audit.begin(open_log(plan.audit_log, "--audit-log"))
         try:
-            args = plan, mountpoint, control, device, audit, loaded, scenario, early, background
+            args = plan, about, device, audit, loaded, scenario, early, background
             trio.run(_main, *args)
         except BaseExceptionGroup as group:
             raise _single(group) from None
@@ -196,8 +204,7 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 async def _main(
     plan: Plan,
-    mountpoint: str,
-    control: Path,
+    about: Mapping[str, object],
     device: Device,
     audit: Audit,
     loaded: lists.Loaded | None,
@@ -205,6 +212,7 @@ async def _main(
     early: EarlySignals,
     background: Background,
 ) -> None:
+    mountpoint, control = str(about["mountpoint"]), Path(str(about["control"]))
     emulator = Emulator(plan.config, device, audit)
     emulator.read_policy = partial(judging.read_policy, emulator)
     # The signals are taken before anything exists that they would leave behind.
@@ -223,7 +231,6 @@ async def _main(
             await _measure(emulator, plan.measure)
             beside = extras(emulator, plan.boot_log) if plan.layout == "securityfs" else ()
             async with session.mounted(emulator, mountpoint, plan.layout, end, beside) as mount:
-                about = {"mountpoint": mountpoint, "control": str(control), "pid": os.getpid()}
                 verbs = Verbs(emulator, end, about)
                 nursery.start_soon(verbs.director.run)
                 watcher = Watcher(

@@ -87,6 +87,12 @@ def _tpm_options(group: argparse._ArgumentGroup) -> None:
         help="TCP port of swtpm on 127.0.0.1, its control channel's is the next (any free pair)",
     )
     group.add_argument(
+        "--tpm-device",
+        action="store_true",
+        help="make /dev/tpmN and /dev/tpmrmN for swtpm, by the kernel's vTPM proxy; in imafs run "
+        "they are /dev/tpm0 and /dev/tpmrm0; as root only",
+    )
+    group.add_argument(
         "--adopt",
         action="store_true",
         help="go on although PCRs hold what no loaded list explains; then no list verifies "
@@ -279,6 +285,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         log_file=args.log_file,
         boot_log=read_bytes(args.bios_log) if args.bios_log else None,
         tpm_port=args.tpm_port,
+        tpm_device=args.tpm_device,
         scenario=args.scenario,
         watch=_watched([path for group in args.watch for path in group]),
         watch_deadline=args.watch_deadline,
@@ -312,6 +319,10 @@ def _refuse_contradictions(args: argparse.Namespace, profile: Profile) -> None:
         (
             args.template is not None and args.template_fmt is not None,
             "--template and --template-fmt: one of them says the template",
+        ),
+        (
+            args.tpm_device and args.tpm != "swtpm",
+            "--tpm-device is for --tpm swtpm: another TPM has its own way in",
         ),
         (
             args.tpm_state is not None and args.tpm != "swtpm",

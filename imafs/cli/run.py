@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         if not _is_ready(ready, signals):
             return session.end()
         _furnish(args)
-        environment = _environment()
+        environment = _environment(args)
         if args.tpm == "swtpm" and args.tpm_port is None:
             _tell_port(environment)
         command = Command(words, environment, signals, session.look)
@@ -189,7 +189,20 @@ def _furnish(args: argparse.Namespace) -> None:
         raise MountError(f"{error.filename}: {error.strerror}") from None
 
 
-def _environment() -> dict[str, str]:
+def _show_device(number: object) -> None:
+    """The TPM's devices by the names that everybody knows; those of the machine are covered."""
+    from imafs.sandbox import linux
+
+    if number == 0:
+        return
+    try:
+        for name in ("/dev/tpm", "/dev/tpmrm"):
+            linux.bind(f"{name}{number}", f"{name}0")
+    except OSError as error:
+        raise MountError(f"{error.filename}: {error.strerror}") from None
+
+
+def _environment(args: argparse.Namespace) -> dict[str, str]:
     """The command's: ours, and where the TPM and the control socket are."""
     from imafs.control import paths
     from imafs.control.client import ControlClient
@@ -197,6 +210,8 @@ def _environment() -> dict[str, str]:
 
     with ControlClient(CONTROL) as client:
         status = client.status()
+    if args.tpm_device:
+        _show_device(status["tpm_device"])
     found = status["environment"]
     assert isinstance(found, dict)
     environment = {**os.environ, **{str(k): str(v) for k, v in found.items()}}

@@ -129,6 +129,10 @@ class SwtpmDevice(LinkedDevice):
         ownership.check_own(os.fspath(state), "--tpm-state")
         return state
 
+    def link(self) -> Link:
+        """Another connection to this TPM, for somebody else than the daemon's own work."""
+        return SocketLink(self.process.port, self.process.verify)
+
     def _make_link(self) -> Link:
         self.process.verify()
         return SocketLink(self.process.port, self.process.verify)
