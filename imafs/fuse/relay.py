@@ -31,7 +31,8 @@ What is answered here
     dropped: a server may, and handlers here end by themselves. In the reply to INIT readahead
     is 0, and O_TRUNC does not travel inside OPEN: there Linux would set the kept size to 0.
 
-The relay knows nothing of IMA. :class:`Answers` is all that it asks.
+The relay knows nothing of IMA. :class:`Answers` is all that it asks. What pyfuse3 would need to
+make it needless is in docs/pyfuse3.md.
 """
 
 from __future__ import annotations
