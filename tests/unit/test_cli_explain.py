@@ -218,3 +218,9 @@ def test_a_hostile_list_is_looked_at_for_a_while_only(
     assert case.verify([recs], LIST)[0] == 8
     # Two runs of the command; some suppositions are under way when the effort is spent.
     assert spent < 2 * (1000 + 8 * count * 2 + 4 * count)
+
+
+def test_a_very_long_list_is_not_searched(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imafs.attest.explain.MOST_RECORDS", 7)
+    of(case.verify([LIST[::-1]], LIST), "head")  # its first record tells without a search
+    assert case.verify([[*LIST[:2], *LIST]], LIST) == (8, None)
