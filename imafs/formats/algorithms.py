@@ -160,19 +160,19 @@ def list_bank(algorithm: HashAlgorithm) -> Bank:
 def list_bank_named(name: str) -> Bank:
     """The bank of a list that a user names. Raises :class:`UsageError`."""
     known = [a.name for a in ALGORITHMS if a.available]
-    name = _TOOLS.get(name, name)
-    if name not in known:
+    found = _TOOLS.get(name, name)
+    if found not in known:
         raise UsageError(f"{name!r} is no bank of a list; there are: {', '.join(known)}")
-    return list_bank(by_name(name))
+    return list_bank(by_name(found))
 
 
 def bank_named(name: str) -> Bank:
     """The bank that a user names. Raises :class:`UsageError`, which says what there is."""
     known = [a.name for a in ALGORITHMS if a.tpm_id is not None]
-    name = _TOOLS.get(name, name)
-    if name not in known:
+    found = _TOOLS.get(name, name)
+    if found not in known:
         raise UsageError(f"{name!r} is no PCR bank; there are: {', '.join(known)}")
-    return bank_for(by_name(name))
+    return bank_for(by_name(found))
 
 
 def padded_banks_named(text: str) -> tuple[str, ...]:

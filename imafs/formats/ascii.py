@@ -42,6 +42,11 @@ _HEAD = 1 << 16
 _HEAD_LINES = 64
 #: Lines that one name may have.
 _MOST_LINES = 16
+#: Bytes that are hashed in search of readings: so many, and so many times the list. Of a list
+#: that is as kernels write them it takes its size; a hostile one has any number of readings.
+_FREE, _TIMES = 2 << 20, 10
+#: What a reading costs beside its bytes.
+_READING = 200
 
 
 @dataclass(slots=True)
@@ -139,6 +144,7 @@ class _Rebuilder:
         self._known: dict[tuple[bytes, Order], Template] = {}
         self._last = 0
         self._others = ""
+        self._budget = _FREE + _TIMES * sum(map(len, lines))
         self.out = Rebuilt(bank)
 
     def run(self) -> Rebuilt:
@@ -165,7 +171,7 @@ class _Rebuilder:
                 continue
             digest = _digest(match)
             width = width or len(digest)
-            if not any(digest) or len(digest) != width:
+            if not any(digest) or len(digest) != width or (doubt and self._budget < 0):
                 continue
             algorithms = of_width(width)
             if out.bank is not None and out.bank.algorithm is not None:
@@ -208,7 +214,7 @@ class _Rebuilder:
         text = match["text"]
         for more in range(_MOST_LINES):
             if more:
-                if text is None or at + more >= len(self._lines):
+                if text is None or at + more >= len(self._lines) or self._budget < 0:
                     break
                 text += b"\n" + self._lines[at + more]
             data = self._proven(match, text, bank.algorithm)
@@ -265,10 +271,13 @@ class _Rebuilder:
         template, digest = self._template(match), _digest(match)
         for data in _data(template, readings(template, text)):
             message = template.hash_input(data)
+            self._budget -= len(message) + _READING
             if algorithm.digest(message) == digest:
                 return data
             if algorithm is not SHA1 and SHA1.digest(message).ljust(len(digest), b"\0") == digest:
                 return data
+            if self._budget < 0:  # the likeliest alone
+                break
         return None
 
     def _template(self, match: re.Match[bytes]) -> Template:

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["imafs"]):
     from imafs.control import wire
     from imafs.control.ops import validate
     from imafs.errors import FormatError, Refused, UsageError
-    from imafs.formats import binary, kexec
+    from imafs.formats import binary, kexec, lists
     from imafs.formats.templates import TEMPLATES
     from imafs.kernel.policy import grammar
     from imafs.kernel.profiles import PROFILES
@@ -82,7 +82,20 @@ def _policy(data: bytes) -> None:
         rule.encoded()
 
 
-_TARGETS = (_lists, _verify, _templates, _requests, _pcrs, _wire, _kexec, _scenario, _policy)
+def _any_form(data: bytes) -> None:
+    found = lists.parse(data)
+    for item in found.items():
+        parsed = item.parsed if isinstance(item, lists.Fault) else item
+        if parsed is not None:
+            assert parsed.start <= parsed.end
+        if isinstance(item, lists.Fault):
+            assert str(item.error())
+
+
+_TARGETS = (
+    *(_lists, _verify, _templates, _requests, _pcrs, _wire, _kexec, _scenario, _policy),
+    _any_form,
+)
 
 
 def one_input(data: bytes) -> None:

@@ -5,8 +5,10 @@ line of a record that nothing proves."""
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ from hypothesis import strategies as st
 from imafs.errors import FormatError
 from imafs.formats.algorithms import by_name
 from imafs.formats.binary import Record
+from imafs.formats.exports import Row, json_line
 from imafs.formats.fields import Measurement
-from imafs.formats.lists import parse
+from imafs.formats.lists import Fault, parse
 from imafs.formats.templates import custom, lookup
 from imafs.kernel.layout import Layout, View
 from imafs.kernel.queue import Queue
@@ -151,6 +154,30 @@ def test_any_list_is_proven_or_refused(how: str, records: list[Rec], bank: str) 
     assert found.unproven == sum(rec.violation for rec in records)
     if not found.unproven:
         assert found.data == binary_list(records, bank)
+
+
+@given(
+    st.lists(recs(LABELS), min_size=1, max_size=4),
+    st.sampled_from(BANKS),
+    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6),
+)
+def test_what_is_damaged_is_shown_or_refused(
+    records: list[Rec], bank: str, ascii: bool, changes: list[tuple[int, int]]
+) -> None:
+    """Whatever form it has: nothing but a FormatError, and every item can be printed."""
+    data = bytearray((ascii_list if ascii else binary_list)(records, bank))
+    for at, value in changes:
+        data[at % len(data)] = value
+    with suppress(FormatError):
+        found = parse(bytes(data))
+        for number, item in enumerate(found.items()):
+            if isinstance(item, Fault):
+                assert str(item.error("list")).startswith("list: ")
+            parsed = item.parsed if isinstance(item, Fault) else item
+            if parsed is not None:
+                line = json.loads(json_line(Row(number, parsed, parsed.digest, by_name(bank))))
+                assert line["pcr"] == parsed.record.pcr
 
 
 def odd(records: list[Rec]) -> bool:

@@ -14,6 +14,7 @@ from imafs.formats import kexec
 from imafs.formats.algorithms import list_bank_named
 from imafs.formats.binary import Parsed
 from imafs.formats.lists import Fault, MeasurementList, parse
+from imafs.formats.templates import Template
 from tests.property.reference import (
     FORMATS,
     Rec,
@@ -234,6 +235,29 @@ def test_a_line_of_blanks_takes_no_time(label: str) -> None:
     line = b"10 " + b"ab" * 20 + b" " + label.encode() + b" sha256:00" + b" z" * 20000 + b" "
     found = parse(ascii_list([ng(10, b"/one")], "sha1") + line + b"\n")
     assert len(faults(found)) == 1
+
+
+@pytest.mark.parametrize("label", ["ima-sig", "evm-sig", "ima-x"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_hostile_list_is_hashed_some_times_at_most(
+    label: str, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line with all its readings, alone and with those behind it, would take minutes."""
+    hashed = 0
+    real = Template.hash_input
+
+    def counting(template: Template, data: bytes) -> bytes:
+        nonlocal hashed
+        hashed += len(data) + 200
+        return real(template, data)
+
+    monkeypatch.setattr(Template, "hash_input", counting)
+    line = b"10 " + b"ab" * 20 + b" " + label.encode() + b" sha256:00" + b" aa" * 200 + b"\n"
+    data = first * ascii_list([ng(10, b"/one")], "sha1") + line * 400
+    found = parse(data)
+    assert len(found.lines or ()) == 400 + first
+    # Half of it goes into readings of lines behind which the budget was found to be spent.
+    assert hashed < 2 * (10 * len(data) + (2 << 20))
 
 
 # Other hashes
