@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 
 from imafs.cli.main import main
 from imafs.formats import kexec
@@ -247,6 +247,7 @@ def test_json_keeps_fields_that_are_there_twice(file: Path, capsysbinary: Output
     ]
 
 
+@settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(builders.recs())
 def test_json_loses_nothing(rec: Rec) -> None:
     """Template data can be made again of the fields alone."""
