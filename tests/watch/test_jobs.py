@@ -184,6 +184,7 @@ def test_a_file_that_cannot_be_read(world: World, monkeypatch: pytest.MonkeyPatc
     assert world.allowed == [event]
     assert world.jobs.counts.errors == 1
     assert "Input/output error" in world.jobs.counts.trouble
+    assert world.jobs.missed.total == 1
 
 
 def test_a_violation_and_a_use(world: World) -> None:
