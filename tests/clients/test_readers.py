@@ -176,8 +176,11 @@ def grown(file: Path, size: int) -> bool:
 
 @pytest.mark.parametrize("command", ["tail -f", "tail -F", "busybox tail -f"])
 def test_tail_follows(start: Starter, tmp_path: Path, command: str) -> None:
-    """Records that are added while it runs appear, each once, in order."""
-    daemon = start()
+    """Records that are added while it runs appear, each once, in order.
+
+    With true sizes: GNU tail takes a file whose size stays 0 for one that does not grow.
+    """
+    daemon = start("--st-size", "actual")
     daemon.generate(30)
     got = tmp_path / "got"
     words = [*command.split(), "-c", "+1", str(daemon.path(ASCII))]
