@@ -4,6 +4,7 @@ tools that open ``/dev/tpmrm0`` by themselves. Full emulation: minutes."""
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ _NEEDED = (
     *("trio", "pyfuse3", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna"),
     *("tpm2_pytss", "cffi", "_cffi_backend", "pycparser", "cryptography", "packaging"),
 )
+_SECONDS = 1800
 _IMAGE = Path("~/.cache/imafs-tests/machine.img").expanduser()
 
 _AGENT = """
@@ -44,10 +46,12 @@ def _machine(request: pytest.FixtureRequest) -> Path:
     if directory is None:
         pytest.skip("no --oracle DIR: there is no machine whose kernel has a vTPM proxy")
     require("qemu-system-x86_64", "swtpm", "debootstrap", "mke2fs")
+    # Instead of the five minutes that end any other test: a machine beside others is slow.
+    faulthandler.dump_traceback_later(_SECONDS, exit=True)
     machine = Path(directory, "machine")
     if not _IMAGE.exists():
         _IMAGE.parent.mkdir(parents=True, exist_ok=True)
-        run([machine / "make-root", _IMAGE], deadline=1800)
+        run([machine / "make-root", _IMAGE], deadline=_SECONDS)
     return machine
 
 
@@ -86,7 +90,7 @@ def test_tools_that_know_the_kernels_device_alone(
         while [ -e /dev/tpm1 ]; do :; done
         ls /dev/tpm*
     """)
-    out = run([machine / "ask-machine", _IMAGE, tmp_path], deadline=1800).stdout
+    out = run([machine / "ask-machine", _IMAGE, tmp_path], deadline=_SECONDS).stdout
     lines = out.splitlines()
     assert [line for line in lines if line.startswith("/dev/")] == 2 * ["/dev/tpm0", "/dev/tpmrm0"]
     # Five objects in a TPM that has room for three: the resource manager's work.
