@@ -42,6 +42,8 @@ _HEAD = 1 << 16
 _HEAD_LINES = 64
 #: Lines that one name may have.
 _MOST_LINES = 16
+#: Lines that a mail makes of one: every field, and some of a name with blanks.
+_MOST_WRAPPED = 12
 #: Bytes that are hashed in search of readings: so many, and so many times the list. Of a list
 #: that is as kernels write them it takes its size; a hostile one has any number of readings.
 _FREE, _TIMES = 2 << 20, 10
@@ -221,6 +223,10 @@ class _Rebuilder:
             if data is not None:
                 self._add(match, data, at)
                 return more + 1
+        wrapped = self._wrapped(match, at, bank.algorithm)
+        if wrapped is not None:
+            self._add(match, wrapped[0], at)
+            return wrapped[1]
         if (match["text"] or b"").endswith(b"\r"):
             data = self._proven(match, match["text"].removesuffix(b"\r"), bank.algorithm)
             if data is not None:
@@ -228,6 +234,20 @@ class _Rebuilder:
                 return 1
         self._doubtful(match, at)
         return 1
+
+    def _wrapped(
+        self, match: re.Match[bytes], at: int, algorithm: HashAlgorithm
+    ) -> tuple[bytes, int] | None:
+        """The template data, and its number of lines, of a record that a mail broke at blanks."""
+        text = match["text"]
+        for end in range(at + 1, min(at + _MOST_WRAPPED, len(self._lines))):
+            if self._begins_record(end) or self._budget < 0:
+                break
+            text = self._lines[end] if text is None else text + b" " + self._lines[end]
+            data = self._proven(match, text, algorithm)
+            if data is not None:
+                return data, end + 1 - at
+        return None
 
     def _doubtful(self, match: re.Match[bytes], at: int) -> None:
         """Adds a record that no reading of its line proves, as it reads at first."""

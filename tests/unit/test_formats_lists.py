@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import textwrap
 from collections.abc import Callable
 
 import pytest
@@ -179,6 +180,20 @@ def test_a_violation_with_an_ambiguous_name_is_refused(rec: Rec, reason: str) ->
         list(parse(text).records("list"))
     assert (caught.value.line, caught.value.record) == (2, 1)
     assert str(caught.value).startswith("list: line 2, record 1: ")
+
+
+@pytest.mark.parametrize("width", [76, 100])
+def test_lines_that_a_mail_has_wrapped_are_proven(width: int) -> None:
+    """At blanks; not those of a violation, of which no digest says where it ends."""
+    recs = [rec for rec in ALL if not rec.violation and rec.label not in ("evm-sig", "ima-modsig")]
+
+    lines = ascii_list(recs, "sha1").decode().splitlines()
+    wrapped = [
+        textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in lines
+    ]
+    text = "".join(f"> {piece}\n" for pieces in wrapped for piece in pieces)
+    assert text.count("\n") > len(recs)
+    assert sound(text.encode()).data == binary_list(recs, "sha1")
 
 
 def test_violations_alone_do_not_say_their_bank() -> None:
