@@ -99,6 +99,8 @@ def _played(item: Parsed | Fault, bank: Bank, number: int) -> tuple[Record, int]
     if len(record.data) > _MOST_DATA:
         reason = f"{len(record.data)} bytes of template data: more than any kernel's"
         raise FormatError(reason, record=number, offset=parsed.start)
+    if item is parsed and record.template.order == "little":
+        return record, parsed.end  # nearly all of them
     template, data = record.template.little(record.data)
     claimed = (bank.name, parsed.digest) if isinstance(item, Fault) else None
     return Record(record.pcr, template, data, record.violation, claimed), parsed.end

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import struct
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -223,3 +224,23 @@ def test_generated_sha1() -> None:
 
 def test_generating_is_lazy() -> None:
     assert len(list(islice(generate(1 << 60, by_name("sha1")), 2))) == 2
+
+
+def test_what_a_plain_list_costs(tmp_path: Path) -> None:
+    """Calls of functions, C's too, for each record: people load lists of a million."""
+    calls = 0
+
+    def called(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    path = write(tmp_path / "list", binary_list([ng(10, b"/%d" % n) for n in range(500)], "sha1"))
+    load(path)  # what is done once
+    before = sys.getprofile()
+    sys.setprofile(called)
+    try:
+        loaded = load(path)
+    finally:
+        sys.setprofile(before)
+    assert len(loaded.records) == 500
+    assert calls / 500 < 40
