@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from imafs import disk
 from imafs.control import locks, paths
 from imafs.errors import ControlError, MountError
 from imafs.fuse import mountinfo
@@ -158,15 +159,37 @@ def _open_somewhere(path: Path) -> bool:
 def remove_dead_states() -> Iterator[Path]:
     """Removes temporary swtpm states of this user whose lock nobody holds; yields each."""
     for path in sorted(Path(tempfile.gettempdir()).glob(f"{_STATES}*")):
-        with suppress(FileNotFoundError):  # its own daemon or another cleaner was first
-            if _remove_state(path):
-                yield path
+        try:
+            removed = _is_state(path) and _remove_state(path)
+        except FileNotFoundError:  # its own daemon or another cleaner was first
+            continue
+        except OSError as error:
+            print(f"imafs: {quoted(path)} stays: {error.strerror}", file=sys.stderr)
+            continue
+        if removed:
+            yield path
+
+
+def _is_state(path: Path) -> bool:
+    """Whether it is a directory of this user's. A file system that is mounted there is asked
+    nothing: it may never answer."""
+    look = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    outer = os.open(path.parent, look)
+    try:
+        inner = os.open(path.name, look, dir_fd=outer)
+        try:
+            if disk.mount_number(outer) != disk.mount_number(inner):
+                return False
+            info = os.fstat(inner)
+            return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
+        finally:
+            os.close(inner)
+    finally:
+        os.close(outer)
 
 
 def _remove_state(path: Path) -> bool:
     info = path.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
-        return False
     if not (path / _STATE_USED).exists():
         # Perhaps of a daemon that starts this moment and has not locked it yet.
         if time.time() - info.st_mtime < _NEVER_USED:

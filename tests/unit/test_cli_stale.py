@@ -6,6 +6,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,3 +82,48 @@ def test_the_others_are_cleared(
         removed = set(stale.remove_dead_sockets())
     assert removed == {one, *(paths.beside(os.fspath(point)) for point in points[2:])}
     assert capsys.readouterr().err.count("locked by another process") == 1
+
+
+def state(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state that no swtpm ever used, old enough to be nobody's."""
+    monkeypatch.setattr(tempfile, "tempdir", os.fspath(place))
+    found = place / "imafs-tpm-x"
+    found.mkdir()
+    os.utime(found, (1, 1))
+    return found
+
+
+def test_a_state_that_cannot_be_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other ones are removed all the same, and a mount begins."""
+    broken = state(tmp_path, monkeypatch)
+    (broken / "imafs.lock").mkdir()
+    (broken / "swtpm.log").touch()
+    other = tmp_path / "imafs-tpm-y"
+    other.mkdir()
+    os.utime(other, (1, 1))
+    assert list(stale.remove_dead_states()) == [other]
+    assert capsys.readouterr() == ("", f"imafs: {broken} stays: Is a directory\n")
+
+
+@pytest.mark.root
+def test_a_file_system_with_the_name_of_a_state_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Anybody can mount a FUSE of his own in /tmp; it refuses root, or never answers."""
+    place = state(tmp_path, monkeypatch)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    try:
+        os.utime(place, (1, 1))
+        lstat = Path.lstat
+
+        def asked(path: Path) -> os.stat_result:
+            assert path != place, "the file system was asked"
+            return lstat(path)
+
+        monkeypatch.setattr(Path, "lstat", asked)
+        assert list(stale.remove_dead_states()) == []
+        assert capsys.readouterr() == ("", "")
+    finally:
+        subprocess.run(["umount", place], check=True)

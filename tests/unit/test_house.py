@@ -55,7 +55,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "cli": frozenset(
         {
             *("attest", "control", "engine", "formats", "fuse", "kernel", "scenarios"),
-            *("ownership", "programs", "sandbox", "sources", "tpm"),
+            *("disk", "ownership", "programs", "sandbox", "sources", "tpm"),
         }
     ),
     # Tests of agents read lists and replay them as a verifier does, and name scenarios.
