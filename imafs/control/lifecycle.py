@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import trio
 
-from imafs import disk
+from imafs import disk, ownership
 from imafs.control.server import Handler, ProgressCallback
 from imafs.control.values import Answer, Options, raw, text
 from imafs.engine import threads
@@ -124,13 +126,22 @@ def _profile(options: Options) -> Profile | None:
 
 
 def _write(path: str, data: bytes) -> None:
-    target = Path(path)
     try:
-        if target.exists() and not target.is_file():
-            # Renaming would take the place of a device or a directory.
-            raise UsageError(f"{path}: is no regular file")
-        with disk.replacing(path, 0o600) as descriptor:
-            disk.fill(descriptor, (data,))
-            threads.going_on()  # nothing is replaced once nobody waits
+        with ownership.parent(path) as (directory, name):
+            _check_replaceable(directory, name, path)
+            with disk.replacing(name, 0o600, directory=directory) as descriptor:
+                disk.fill(descriptor, (data,))
+                threads.going_on()  # nothing is replaced once nobody waits
+    except ownership.ForeignError as error:
+        raise ownership.ForeignError(f"{path}: {error}") from None
     except OSError as error:
         raise FileError(path, error) from None
+
+
+def _check_replaceable(directory: int, name: bytes, path: str) -> None:
+    """Raises :class:`UsageError` where renaming would take the place of a device or a directory,
+    or of another user's file."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            raise UsageError(f"{path}: is no regular file")
+    ownership.check_replaceable(directory, name)

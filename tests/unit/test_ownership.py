@@ -16,6 +16,7 @@ import pytest
 from imafs import ownership
 from imafs.cli import logs
 from imafs.control import paths
+from imafs.control.lifecycle import _write
 from imafs.engine.audit import open_log
 from imafs.engine.export import _parent
 from imafs.errors import ControlError, FileError, ImafsError, Refused, UsageError
@@ -123,6 +124,14 @@ def test_planted_log_files(places: Places, kind: str) -> None:
     assert places.secret.read_text() == "root's"
 
 
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "file"])
+def test_planted_kexec_buffers(places: Places, kind: str) -> None:
+    name = plant(places.base / "sticky", places.secret, kind)
+    with pytest.raises(UsageError, match=r"is no regular file|it belongs to uid"):
+        _write(str(name), b"buffer")
+    assert places.secret.read_text() == "root's"
+
+
 @pytest.mark.parametrize("kind", ["symlink", "hardlink", "file"])
 def test_planted_recordings(places: Places, kind: str) -> None:
     """Of another user: refused. A link of our own file's is replaced, not followed."""
@@ -155,6 +164,9 @@ class TestUses:
 
         self.refused(places, where, write)
         self.refused(places, where, lambda path: recording.check_place(f"{path}.tar"))
+
+    def test_kexec_buffer(self, places: Places, where: str) -> None:
+        self.refused(places, where, lambda path: _write(str(path), b"buffer"))
 
     def test_control_socket(self, places: Places, where: str) -> None:
         self.refused(places, where, paths.check_socket)
