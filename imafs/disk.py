@@ -46,8 +46,12 @@ def content(descriptor: int, most: int, going_on: Callable[[], object] = lambda:
         pieces.append(piece)
         size += len(piece)
         if size > most:
-            raise OSError(errno.EFBIG, f"is larger than {most >> 20} MiB")
+            raise OSError(errno.EFBIG, f"is larger than {_size(most)}")
     return b"".join(pieces)
+
+
+def _size(most: int) -> str:
+    return f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
 
 
 def read_whole(path: str, most: int, going_on: Callable[[], object] = lambda: None) -> bytes:

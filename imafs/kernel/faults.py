@@ -18,6 +18,8 @@ from imafs.errors import NotThereError, Refused, UsageError
 
 #: Calls that may fail.
 OPERATIONS = ("open", "read", "write")
+#: Rules at a time: each call looks at all of them.
+MOST = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,8 @@ class Faults:
         ):
             if value is not None and (value < 1 or (most is not None and value > most)):
                 raise UsageError(f"{what} {value}: from 1{f' to {most}' if most else ''}")
+        if len(self._rules) >= MOST:
+            raise Refused(errno.ENOSPC, f"there are {MOST} faults: clear some first")
         self._last += 1
         self._rules.append(_Armed(self._last, rule))
         return self._last

@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from imafs.errors import NotThereError, Refused, UsageError
-from imafs.kernel.faults import Faults, Rule, name_of, number_of
+from imafs.kernel.faults import MOST, Faults, Rule, name_of, number_of
 from imafs.kernel.triggers import EVENTS, Condition, Triggers, requested
 
 STAGED = ["binary_runtime_measurements_sha1_staged", "binary_runtime_measurements_staged"]
@@ -210,3 +210,15 @@ def test_requests_by_their_bytes(data: bytes, request_: str | None) -> None:
 
 def test_events_are_told_once() -> None:
     assert len(set(EVENTS)) == len(EVENTS)
+
+
+def test_so_many_rules_at_a_time() -> None:
+    """A step of a scenario may add one at every open."""
+    faults = Faults()
+    for _ in range(MOST):
+        faults.add(Rule("open", errno.EIO, next=1))
+    with pytest.raises(Refused, match="clear some first") as caught:
+        faults.add(Rule("open", errno.EIO))
+    assert caught.value.errno == errno.ENOSPC
+    faults.clear(1)
+    faults.add(Rule("open", errno.EIO))

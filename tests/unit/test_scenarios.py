@@ -201,3 +201,26 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     file.write_text(STEP + "x = 1\n")
     assert main(["scenarios", "--check", str(file)]) == FormatError.exit_code
     assert capsys.readouterr().err == f"imafs: {file}: line 4: unknown key 'x'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a." * 600 + "a = 1\n", "line 1: longer than 1024 characters"),
+        ("\n[" + "a." * 600 + "a]\n", "line 2: longer than 1024 characters"),
+        ("# padding\n" * 7000, "is larger than 64 KiB"),
+    ],
+)
+def test_a_file_that_the_parser_would_choke_on(tmp_path: Path, text: str, said: str) -> None:
+    """Of a key with 40,000 dots it makes 1.5 GB."""
+    file = tmp_path / "s.toml"
+    file.write_text(text)
+    with pytest.raises((FormatError, UsageError), match=said):
+        library.from_file(str(file), validate)
+
+
+def test_a_pattern_is_no_longer_than_a_name() -> None:
+    """Each is compiled once, on the event loop."""
+    with pytest.raises(FormatError, match="matches no file of any profile") as caught:
+        read(WHOLE.replace("*_staged", "*" * 300))
+    assert len(str(caught.value)) < 500

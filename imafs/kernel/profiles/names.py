@@ -14,6 +14,10 @@ from functools import cache
 from imafs.formats.algorithms import ALGORITHMS, Bank, bank_for
 from imafs.kernel.profiles.model import directory
 from imafs.kernel.profiles.table import PROFILES
+from imafs.text import shown
+
+#: Characters of a pattern: as many as a name has bytes (NAME_MAX).
+_LONGEST = 255
 
 #: Files of the layout securityfs that are beside the IMA directory (imafs.fuse.extras): the
 #: boot log, and the class of TPMs with a file per PCR.
@@ -43,9 +47,9 @@ def of_any_tpm() -> frozenset[str]:
 
 def unmatched(pattern: str, known: Iterable[str]) -> str | None:
     """What to say of a shell pattern that matches none of the names; None where one does."""
-    if any(fnmatchcase(name, pattern) for name in known):
+    if len(pattern) <= _LONGEST and any(fnmatchcase(name, pattern) for name in known):
         return None
     return (
-        f"{pattern!r} matches no file of any profile: it is a pattern of names in the IMA "
-        "directory, such as '*_staged'"
+        f"{shown(pattern, _LONGEST)!r} matches no file of any profile: it is a pattern of names "
+        "in the IMA directory, such as '*_staged'"
     )
