@@ -347,7 +347,8 @@ def _result(answer: Answer) -> Answer:
         number if isinstance(number, int) else errno.EIO,
         text if isinstance(text, str) else "refused without a reason",
     )
-    if isinstance(code, int):
+    # 0 would say that it was done, and a process has no code above 255.
+    if isinstance(code, int) and 0 < code < 256:
         refused.exit_code = code
     raise refused
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -32,6 +34,11 @@ DIRECTORY_VARIABLE = "IMAFS_SOCKET_DIR"
 _SUFFIX = ".sock"
 #: __SO_ACCEPTCON (include/linux/net.h): in /proc/net/unix, who has called listen().
 _ACCEPTS = 1 << 16
+#: A row of /proc/net/unix: flags, inode and name.
+_ROW = re.compile(
+    rb"^[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +(\d+) (/.*)$",
+    re.MULTILINE,
+)
 _ROOTS = Path("/run/imafs")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._")
 
@@ -233,20 +240,33 @@ def listener(path: Path) -> Peer | None:
         return peer_of(probe)
 
 
+def _sockets(pid: int) -> set[int]:
+    """The inodes of the sockets that a process has open. Raises OSError."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            link = os.readlink(entry)
+            if link.startswith("socket:["):
+                found.add(int(link[8:-1]))
+    return found
+
+
 def of_process(pid: int) -> list[Path]:
-    """Named sockets on which a process listens (proc(5)): none where this user may not look."""
+    """Named sockets on which a process listens (proc(5)): none where this user may not look.
+
+    Anybody's socket may have line ends in its name, and so forge a row: who connects looks at
+    who listens there.
+    """
     try:
-        links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-        rows = Path(f"/proc/{pid}/net/unix").read_text(errors="surrogateescape").splitlines()
+        held = _sockets(pid)
+        table = Path(f"/proc/{pid}/net/unix").read_bytes()
     except OSError:
         return []
-    found = []
-    for row in rows[1:]:
-        # Num RefCount Protocol Flags Type St Inode Path
-        parts = row.split(None, 7)
-        if len(parts) == 8 and int(parts[3], 16) & _ACCEPTS and f"socket:[{parts[6]}]" in links:
-            found.append(Path(parts[7]))
-    return [path for path in found if path.is_absolute()]
+    return [
+        Path(os.fsdecode(name))
+        for flags, inode, name in _ROW.findall(table)
+        if int(flags, 16) & _ACCEPTS and int(inode) in held
+    ]
 
 
 def find_sockets(directory: Path | None = None) -> list[FoundSocket]:

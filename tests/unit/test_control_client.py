@@ -275,6 +275,18 @@ def test_odd_refusals(tmp_path: Path, answer: bytes, number: int, text: str) -> 
     assert caught.value.exit_code == Refused.exit_code
 
 
+@pytest.mark.parametrize("code", [0, -1, 256, 2**70])
+def test_a_refusal_never_ends_with_status_0(tmp_path: Path, code: int) -> None:
+    answer = b'{"ok":false,"errno":"EIO","error":"no","exit_code":%d}\n' % code
+    with (
+        listener(tmp_path / "s", answer),
+        ControlClient(tmp_path / "s") as client,
+        pytest.raises(Refused) as caught,
+    ):
+        client.status()
+    assert caught.value.exit_code == Refused.exit_code
+
+
 def test_answers_in_pieces_with_strange_progress(tmp_path: Path) -> None:
     pieces = [
         b'{"progress":{"done":1}}\n{"progress":',

@@ -245,3 +245,15 @@ def test_sockets_that_are_another_users_do_not_count(
         found = paths.find_beside([str(tmp_path / "theirs"), str(tmp_path / "ours")])
         assert [one.path.stem for one in found] == ["ours"]
         assert stale.remove_dead_socket(tmp_path / "theirs.sock") == []
+
+
+def test_names_with_line_ends_forge_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody's socket stands in /proc/net/unix, by the name that he gave it."""
+    monkeypatch.chdir(tmp_path)
+    real = tmp_path / "real.sock"
+    with socket.socket(socket.AF_UNIX) as theirs, socket.socket(socket.AF_UNIX) as ours:
+        theirs.bind("x\na: b c no-number d e f g")
+        theirs.listen()
+        ours.bind(str(real))
+        ours.listen()
+        assert real in paths.of_process(os.getpid())
