@@ -101,7 +101,8 @@ def test_holders(tmp_path: Path) -> None:
     tids = [me, other, 2**22 + 1]
 
     def holders(writing: bool) -> set[int]:
-        return opener.holders(tids, info.st_dev, info.st_ino, writing=writing)
+        device, inode = info.st_dev, info.st_ino
+        return {tid for tid in tids if opener.holds(tid, device, inode, writing=writing)}
 
     assert holders(False) == holders(True) == set()
     with file.open("rb"):

@@ -157,16 +157,17 @@ class Permissions:
             # until its last mount goes: its events are known to be nobody's by their names.
             return
 
-    def ignore(self, directory: bytes) -> bool:
-        """Asks for no more events of files in ``directory``; False: this kernel cannot.
+    def ignore(self, directory: int) -> bool:
+        """Asks for no more events of files in an open directory; False: this kernel cannot.
 
         The mark does not keep the directory in memory; when it goes, events come again.
-        Raises OSError where the directory is gone. Needs Linux 6.0.
+        Raises OSError. Needs Linux 6.0.
         """
         flags = _MARK_ADD | _MARK_ONLYDIR | _MARK_EVICTABLE
         flags |= _MARK_IGNORE | _MARK_IGNORED_SURV_MODIFY
         try:
-            _mark(self.descriptor, flags, _PERMISSION | _EVENT_ON_CHILD, directory)
+            path = b"/proc/self/fd/%d" % directory
+            _mark(self.descriptor, flags, _PERMISSION | _EVENT_ON_CHILD, path)
         except OSError as error:
             if error.errno == errno.EINVAL:
                 return False

@@ -9,15 +9,16 @@ close; here that is found out at the next open of the file.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from imafs.sources.watch.attributes import Info
 
 #: Files that are remembered; one that is forgotten is hashed again, to no effect.
 MOST = 1 << 16
-#: Processes that are remembered per file before those that ended are looked for.
-_PROCESSES = 64
+#: Processes that are remembered per file before those that have closed it are looked for, and
+#: how many are looked at for each that comes.
+_PROCESSES, _LOOKS = 64, 2
 
 Key = tuple[int, int]
 """Device and inode."""
@@ -47,8 +48,8 @@ class Identity:
         return (self.mtime, self.size) == (other.mtime, other.size)
 
 
-Live = Callable[[Iterable[int], bool], Set[int]]
-"""``live(processes, writing)``: those which still have the file open that way."""
+Live = Callable[[int, bool], bool]
+"""``live(process, writing)``: whether it still has the file open that way."""
 
 
 @dataclass(slots=True)
@@ -119,8 +120,8 @@ class Inode:
         if not must_measure:
             return False
         self.may_emit_tomtou = True
-        if len(self.readers) >= _PROCESSES:
-            self.readers = dict.fromkeys(live(self.readers, False))
+        if process not in self.readers and len(self.readers) >= _PROCESSES:
+            _forget_some(self.readers, live)
         self.readers[process] = None
         if not written or self.emitted_open_writers:
             return False
@@ -129,18 +130,35 @@ class Inode:
 
     def writing(self, process: int, identity: Identity, live: Live) -> bool:
         """An open for writing; True: a ToMToU violation."""
-        self.writers = dict.fromkeys(live(self.writers, True))
-        if not self.writers:
+        if not _any_left(self.writers, True, live):
             self._changed(identity)
         self.writers[process] = None
         self.dirty = True
         if not self.may_emit_tomtou:
             return False
-        self.readers = dict.fromkeys(live(self.readers, False))
-        if not self.readers:
+        if not _any_left(self.readers, False, live):
             return False
         self.may_emit_tomtou = False
         return True
+
+
+def _any_left(processes: dict[int, None], writing: bool, live: Live) -> bool:
+    """Whether any of them has the file open; no further one is looked at than the first that
+    has, the newest before the others."""
+    while processes:
+        if live(next(reversed(processes)), writing):
+            return True
+        processes.popitem()
+    return False
+
+
+def _forget_some(readers: dict[int, None], live: Live) -> None:
+    """Looks at the oldest ones: never at all of them, which anybody could make long."""
+    for _ in range(_LOOKS):
+        oldest = next(iter(readers))
+        del readers[oldest]
+        if live(oldest, False):
+            readers[oldest] = None
 
 
 class Inodes:

@@ -6,18 +6,19 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from imafs.kernel.policy.match import Access
 from imafs.sources import facts
 from imafs.sources.watch import attributes, fanotify, hooks, opener, wire
+from imafs.sources.watch.allowance import Allowance
 from imafs.sources.watch.attributes import Info
 from imafs.sources.watch.fanotify import Event
 from imafs.sources.watch.hashing import Work
 from imafs.sources.watch.held import FIRST, Held
-from imafs.sources.watch.inodes import Identity, Inode, Inodes, Key
+from imafs.sources.watch.inodes import Identity, Inode, Inodes, Key, Live
 from imafs.sources.watch.job import Job
 from imafs.sources.watch.jobs import SMALL, Jobs
 from imafs.sources.watch.opener import Credentials, Way
@@ -55,18 +56,20 @@ class Use:
 
 
 class Judge:
-    """Decides over each event; ``ignorable`` is a directory whose events nobody needs."""
+    """Decides over each event; ``ignorable`` is a directory whose events nobody needs, and the
+    number of the mount that it was reached through."""
 
     def __init__(self, jobs: Jobs) -> None:
         self.settings = wire.Settings("sha256", False, ())
         self.ignoring = False
         #: So many descriptors may be held, and half of them by one account.
         self.room = 2
-        self.ignorable: bytes | None = None
+        self.ignorable: tuple[bytes, int] | None = None
         self.rulebook = Rulebook()
         self._jobs = jobs
         self._held: Held[Use] = Held()
         self._inodes = Inodes()
+        self._allowance = Allowance()
         self._paths: tuple[bytes, ...] = ()
         self._files: tuple[bytes, ...] = ()
         self._places = Places()
@@ -104,7 +107,6 @@ class Judge:
 
         True: it cannot be judged yet, see :meth:`due`.
         """
-        self.ignorable = None
         counts = self._jobs.counts
         if event.mask & fanotify.Q_OVERFLOW:
             counts.overflows += 1
@@ -236,12 +238,10 @@ class Judge:
         """Whether the directory of an unwatched file can be left out from now on."""
         if not self.ignoring:
             return
-        with open(f"/proc/self/fdinfo/{event.fd}", "rb", buffering=0) as file:
-            text = file.read(4096)
-        number = int(text[text.index(b"mnt_id:") + 7 :].split(None, 1)[0])
+        number = attributes.mount_number(event.fd)
         directory = os.path.dirname(name)
         if self._places.may_ignore(directory, number):
-            self.ignorable = directory
+            self.ignorable = directory, number
 
     def _use(self, use: Use) -> None:
         event, name, info, who, way = use.event, use.name, use.info, use.who, use.way
@@ -251,9 +251,7 @@ class Judge:
         inode = self._inodes.get(use.key)
         identity = Identity.of(info)
 
-        def live(processes: Iterable[int], writing: bool) -> set[int]:
-            return opener.holders(processes, info.st_dev, info.st_ino, writing=writing)
-
+        live = self._looks(use)
         inode.look(info.st_size, info.st_blocks, partial(self._zero_at, use))
         writes = hooks.writes(way)
         if writes and inode.writing(who.process, identity, live):
@@ -277,6 +275,23 @@ class Judge:
         # Behind the check of an open, and not of a file that this very open has made.
         if (way.flags or 0) & os.O_TRUNC and not made:
             inode.truncated()
+
+    def _looks(self, use: Use) -> Live:
+        """Looks at processes, for as long as this use's account may take; the others are taken
+        to have the file still: they have opened it, and nobody has seen them close it."""
+        account = opener.account(use.event.tid, use.who.uid)
+        end = time.monotonic() + self._allowance.left(account, time.monotonic())
+
+        def live(process: int, writing: bool) -> bool:
+            began = time.monotonic()
+            if began >= end:
+                return True
+            found = opener.holds(process, use.info.st_dev, use.info.st_ino, writing=writing)
+            now = time.monotonic()
+            self._allowance.take(account, now - began, now)
+            return found
+
+        return live
 
     def _zero_at(self, use: Use, offset: int) -> bool:
         magic = self._system(use.info).magic

@@ -28,7 +28,7 @@ from typing import NoReturn
 
 from imafs.errors import FormatError
 from imafs.sandbox.linux import die_with_parent
-from imafs.sources.watch import wire
+from imafs.sources.watch import attributes, wire
 from imafs.sources.watch.channel import Channel
 from imafs.sources.watch.fanotify import Event, Moves, Permissions
 from imafs.sources.watch.jobs import Jobs
@@ -169,9 +169,9 @@ class Listener:
             self._jobs.missed.note(b"", f"an event cannot be judged: {reason(error)}")
         if not self._jobs.settle(event) and not held:
             self._allow(event)
-        directory = self._judge.ignorable
-        if directory is not None:
-            self._ignore(directory)
+        ignorable, self._judge.ignorable = self._judge.ignorable, None
+        if ignorable is not None:
+            self._ignore(*ignorable)
 
     def _allow(self, event: Event) -> None:
         if event.fd < 0:
@@ -182,10 +182,12 @@ class Listener:
         finally:
             os.close(event.fd)
 
-    def _ignore(self, directory: bytes) -> None:
+    def _ignore(self, path: bytes, mount: int) -> None:
         assert self._permissions is not None
         try:
-            self._judge.ignoring = self._permissions.ignore(directory)
+            # Its path may lead to a watched one by now: whoever owns it may have put a link there.
+            with attributes.directory(path, mount) as directory:
+                self._judge.ignoring = self._permissions.ignore(directory)
         except OSError:
             return  # gone, or renamed: its next event asks again
 
