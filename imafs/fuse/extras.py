@@ -9,11 +9,15 @@ but not listed, and whoever wants it at /sys/class/tpm binds it there.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+import trio
+
 from imafs.engine.emulator import Emulator
+from imafs.errors import Refused
 from imafs.fuse.handles import Handle
 from imafs.kernel.seqfile import Bytes
 
@@ -24,6 +28,9 @@ _BOOT_LOG = "tpm0/binary_bios_measurements"
 _BANKS = ("sha1", "sha256", "sha384", "sha512", "sm3")
 _PCRS = 24
 _SYSFS_SIZE = 4096
+#: Readers of PCRs that may wait for the TPM at once. Everybody may read these files; whoever
+#: makes more of such calls than pyfuse3 serves at once would keep all others from the lists.
+WAITING = 128
 
 Content = Callable[[], Awaitable[bytes]]
 
@@ -33,8 +40,8 @@ class Extra:
     """A file, or a directory (``read`` is None), by its path from the root.
 
     ``read`` makes the content; it may take time and raises
-    :class:`imafs.errors.ImafsError`. ``sysfs``: a file of sysfs shows a page as its size and
-    lets splice read it; one of securityfs (``size`` is its true size) neither.
+    :class:`imafs.errors.ImafsError`. ``sysfs``: a file of sysfs shows a page as its size; one
+    of securityfs (``size`` is its true size) does not.
     """
 
     path: str
@@ -51,11 +58,12 @@ def extras(emulator: Emulator, boot_log: bytes | None) -> list[Extra]:
         found.append(Extra(_BOOT_LOG, 0o440, partial(constant, boot_log), len(boot_log)))
     names = [bank.name for bank in emulator.device.banks if bank.name in _BANKS]
     if names:
+        waiting = trio.CapacityLimiter(WAITING)
         chip = f"{CLASS_TPM}/tpm0"
         version = partial(constant, b"2\n")
         found.append(_of_sysfs(f"{chip}/tpm_version_major", version))
         found += [
-            _of_sysfs(f"{chip}/pcr-{name}/{pcr}", partial(_pcr, emulator, name, pcr))
+            _of_sysfs(f"{chip}/pcr-{name}/{pcr}", partial(_pcr, emulator, waiting, name, pcr))
             for name in names
             for pcr in range(_PCRS)
         ]
@@ -71,8 +79,11 @@ async def constant(text: bytes) -> bytes:
     return text
 
 
-async def _pcr(emulator: Emulator, bank: str, pcr: int) -> bytes:
-    return (await emulator.read_pcr(bank, pcr)).hex().upper().encode() + b"\n"
+async def _pcr(emulator: Emulator, waiting: trio.CapacityLimiter, bank: str, pcr: int) -> bytes:
+    if not waiting.available_tokens:
+        raise Refused(errno.EAGAIN, f"{WAITING} readers wait for the TPM")
+    async with waiting:
+        return (await emulator.read_pcr(bank, pcr)).hex().upper().encode() + b"\n"
 
 
 class ExtraHandle(Handle):

@@ -2,7 +2,7 @@
 """FUSE handlers: a few lines each, every one inside the same error boundary.
 
 Those that refuse whatever they are asked are in :mod:`imafs.fuse.refusals`. Requests come by
-way of :mod:`imafs.fuse.relay`, which asks the four methods of its ``Answers`` here first.
+way of :mod:`imafs.fuse.relay`, which asks the three methods of its ``Answers`` here first.
 """
 
 from __future__ import annotations
@@ -86,12 +86,10 @@ class ImaOperations(Refusals):
         self._handles: dict[int, Opened] = {}
         self._next = 1
         self._hiding = not emulator.config.true_sizes
-        self._all_pages = False
 
-    def tell_sizes(self, *, pages: bool) -> None:
-        """Shows true sizes and fills reads from now on; ``pages``: of the page cache as well."""
+    def tell_sizes(self) -> None:
+        """Shows true sizes and fills reads from now on."""
         self._hiding = False
-        self._all_pages = pages
 
     def plant(self, extra: Extra) -> Node:
         """A file more, until it is uprooted."""
@@ -111,11 +109,6 @@ class ImaOperations(Refusals):
         if opened.boot is not self._emulator.boot:
             return errno.ENODEV
         return at_once(opened.handle.read, offset, size)
-
-    def fills_pages(self, fh: int) -> bool:
-        """Splice reads files of sysfs alone."""
-        opened = self._handles.get(fh)
-        return self._all_pages or (opened is not None and opened.node.is_sized)
 
     def tells_size(self, fh: int) -> bool:
         """seq_lseek knows no end."""

@@ -7,7 +7,9 @@ things that pyfuse3 does not hand on:
 
 * A READ for ``read(2)`` carries FUSE_READ_LOCKOWNER. A READ that fills the page cache, for
   splice, sendfile or a mapping, does not. Short answers are right for the first and lose data
-  with success for the second, so the second is refused.
+  with success for the second, so the second is refused. No file is an exception: a PCR of
+  sysfs, whose content is shorter than its size, came with NULs to the end of the page
+  wherever somebody asked for the size meanwhile, and once more after it had changed (6.18).
 * A GETATTR for ``lseek`` carries the handle (FUSE_GETATTR_FH), one for ``fstat`` does not.
 
 And the size that ``stat`` shows need not be the size that the kernel keeps. splice looks at the
@@ -96,9 +98,6 @@ class Answers(Protocol):
         The content is sent before anything else happens.
         """
 
-    def fills_pages(self, fh: int) -> bool:
-        """Whether the handler answers reads of the page cache too."""
-
     def tells_size(self, fh: int) -> bool:
         """Whether lseek may ask for the size; EINVAL where not."""
 
@@ -113,12 +112,17 @@ class Relay:
         #: The request whose handler starts. A handler copies it before it first waits.
         self.request = Request()
         self._answers: Answers | None = None
-        self._real = -1
         self._session = -1
         self._staged = False
         self._closing = False
         self._memfd = os.memfd_create("imafs-request")
-        os.ftruncate(self._memfd, _END)
+        try:
+            os.ftruncate(self._memfd, _END)
+            # Kept for /dev/fuse: a descriptor may not be had later.
+            self._real = os.dup(self._memfd)
+        except OSError:
+            os.close(self._memfd)
+            raise
         self._buffer = memoryview(bytearray(_MAX_WRITE + _HEADROOM))
 
     def install(self, answers: Answers, operations: pyfuse3.Operations) -> pyfuse3.Operations:
@@ -131,9 +135,8 @@ class Relay:
     def close(self) -> None:
         """Gives libfuse its descriptor back for the end of the session."""
         pyfuse3.trio = trio  # type: ignore[attr-defined]
-        if self._real >= 0:
-            self.restore()
-            os.close(self._real)
+        self.restore()
+        os.close(self._real)
         os.close(self._memfd)
 
     @property
@@ -194,10 +197,10 @@ class Relay:
 
     async def _wait(self, descriptor: int) -> None:
         """In place of pyfuse3's wait: returns when libfuse has something to read."""
-        if self._real < 0:
+        if self._session < 0:
             self._session = descriptor
             os.set_inheritable(descriptor, False)
-            self._real = os.dup(descriptor)
+            os.dup2(descriptor, self._real, inheritable=False)
             os.set_blocking(self._real, False)
         self.restore()
         while True:
@@ -228,7 +231,7 @@ class Relay:
                 if content is not None:
                     self._answer(unique, content)
                     return True
-            elif not answers.fills_pages(fh):
+            else:
                 self._answer(unique, errno.EINVAL)
                 return True
         elif opcode == _GETATTR:

@@ -23,7 +23,8 @@ FILE = Extra(NAME, 0o600, partial(constant, CONTENT), len(CONTENT))
 
 
 class Finding(NamedTuple):
-    """``failed`` says what; None: all is as it should be. ``reads``: ``read(2)`` gave all."""
+    """``failed`` says what; None: all is as it should be. ``reads``: ``read(2)`` gave all;
+    a mount where it does not is of no use."""
 
     failed: str | None = None
     reads: bool = True

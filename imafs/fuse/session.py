@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds that the first stat through a new mount may take.
 FIRST_ANSWER = 10.0
+#: Calls that may wait at once, for a TPM or a scenario; pyfuse3's own 99 are few for clients
+#: that a scenario holds, and the last one keeps everybody from everything.
+WAITING = 1000
 
 
 def _options() -> set[str]:
@@ -87,7 +90,11 @@ async def mounted(
     :class:`MountError`. Unmounts at an end in order, lazily if files are open; after any
     other one the mount stays and answers ENOTCONN, as after kill -9.
     """
-    relay = Relay()
+    try:
+        relay = Relay()
+    except OSError as error:
+        # EFBIG: the requests lie at the end of a sparse file, and ulimit -f forbids it.
+        raise MountError(f"{path}: no file in memory for requests: {error.strerror}") from None
     operations = ImaOperations(emulator, layout, extras, lambda: relay.request)
     try:
         pyfuse3.init(relay.install(operations, operations), path, _options())
@@ -109,7 +116,7 @@ async def mounted(
 
 
 async def _serve(end: End) -> None:
-    await pyfuse3.main()
+    await pyfuse3.main(max_tasks=WAITING)
     end()
 
 
@@ -122,7 +129,10 @@ async def _first_answer(path: str) -> None:
 
 
 async def _tried(path: str, operations: ImaOperations, *, hidden: bool) -> Mount:
-    """What became of the self-test: true sizes where a hidden one would lose records."""
+    """What became of the self-test: true sizes where a hidden one would lose records.
+
+    Raises :class:`MountError` where not even ``read(2)`` gives what there is.
+    """
     finding = selftest.Finding(f"no answer within {FIRST_ANSWER:g} s", reads=False)
     node = operations.plant(selftest.FILE)
     with trio.move_on_after(FIRST_ANSWER):
@@ -130,8 +140,10 @@ async def _tried(path: str, operations: ImaOperations, *, hidden: bool) -> Mount
             partial(selftest.run, path, hidden=hidden), abandon_on_cancel=True
         )
     operations.uproot(node)
+    if not finding.reads:
+        raise MountError(f"{path}: the self-test of the new mount failed: {finding.failed}")
     if finding.failed is not None:
-        operations.tell_sizes(pages=not finding.reads)
+        operations.tell_sizes()
         log.warning(
             "%s: the self-test failed (%s): sizes are true and every read is filled, unlike a "
             "kernel's",

@@ -47,7 +47,7 @@ class Node:
 
     @property
     def is_sized(self) -> bool:
-        """Whether a kernel shows a size that is not 0 by itself, and splice reads: sysfs."""
+        """Whether a kernel shows a size that is not 0 by itself: sysfs."""
         return self.extra is not None and self.extra.sysfs
 
     @property

@@ -6,11 +6,20 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
+from imafs.engine.config import EmulatorConfig
+from imafs.engine.emulator import Emulator
+from imafs.errors import Refused
+from imafs.fuse import extras, session
+from imafs.tpm import open_device
 from tests.mount.fixtures import Starter
+from tests.unit.engine_fake import FakeDevice
 
 pytestmark = [pytest.mark.mount, pytest.mark.swtpm]
 
@@ -86,3 +95,79 @@ def test_a_hanging_tpm_fails_the_read(start: Starter) -> None:
         assert os.pread(descriptor, 100, 0).decode() == before
     finally:
         os.close(descriptor)
+
+
+def test_splice_of_a_pcr_is_refused(start: Starter) -> None:
+    """Not its page with NULs to the end, nor the value of an hour ago (both were seen)."""
+    daemon = start("--layout", "securityfs")
+    out, into = os.pipe()
+    with (daemon.dir / CLASS / "tpm0/pcr-sha256/10").open("rb", buffering=0) as reader:
+        with pytest.raises(OSError, match=r"Invalid argument|Input/output error"):
+            os.splice(reader.fileno(), into, 1 << 16, offset_src=0)
+        assert len(reader.read(4096)) == 65
+    os.close(out)
+    os.close(into)
+
+
+class Busy(Emulator):
+    """Its TPM answers when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(EmulatorConfig(), FakeDevice())
+        self.answer = trio.Event()
+
+    async def read_pcr(self, bank: str, pcr: int) -> bytes:
+        await self.answer.wait()
+        return bytes(32)
+
+
+async def test_one_reader_too_many_waits_for_the_tpm() -> None:
+    """Everybody may read PCRs: there is an end before nobody else is served."""
+    emulator = Busy()
+    read = next(e.read for e in extras.extras(emulator, None) if e.path.endswith("sha256/10"))
+    assert read is not None
+    async with trio.open_nursery() as nursery:
+        for _ in range(extras.WAITING):
+            nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Refused, match="128 readers wait for the TPM"):
+            await read()
+        emulator.answer.set()
+    assert await read() == b"0" * 64 + b"\n"
+
+
+async def test_calls_that_wait_keep_nobody_else_waiting(tmp_path: Path) -> None:
+    """As many as readers of PCRs may wait: more than pyfuse3 serves at once by itself."""
+    answer, waiting = trio.Event(), 0
+
+    async def content() -> bytes:
+        nonlocal waiting
+        waiting += 1
+        await answer.wait()
+        return b"x"
+
+    def read() -> None:
+        with (tmp_path / "waits").open("rb") as file:
+            assert file.read() == b"x"
+
+    def look() -> None:
+        assert (tmp_path / "runtime_measurements_count").read_text() == "1\n"
+
+    emulator = Emulator(EmulatorConfig(), open_device("none"))
+    await emulator.start()
+    extra = extras.Extra("waits", 0o444, content, 1)
+    limiter = trio.CapacityLimiter(extras.WAITING)
+    end = session.End(lambda: None)
+    async with (
+        session.mounted(emulator, str(tmp_path), "ima", end, [extra]),
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(extras.WAITING):
+            nursery.start_soon(partial(trio.to_thread.run_sync, read, limiter=limiter))
+        try:
+            with trio.fail_after(20):
+                while waiting < extras.WAITING:
+                    await trio.sleep(0.01)
+            await trio.to_thread.run_sync(look)
+        finally:
+            answer.set()

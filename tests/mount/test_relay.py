@@ -19,11 +19,12 @@ import trio
 
 from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
+from imafs.errors import MountError
 from imafs.fuse import relay, selftest, session
 from imafs.tpm import open_device
 from tests.conformance import rawcalls
 from tests.mount.callers import NO_SYS_ADMIN
-from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon
+from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon, layers
 from tests.mount.fixtures import Starter
 from tests.support import ExpectedLogs, run, wait_for
 
@@ -149,27 +150,23 @@ async def test_true_sizes_where_the_self_test_fails(
     }
 
 
-async def test_pages_too_where_reads_are_not_told_apart(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, expected_logs: ExpectedLogs
+@pytest.mark.parametrize("why", ["read: Invalid argument", "open: Too many open files"])
+async def test_no_mount_where_the_self_test_reads_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, why: str
 ) -> None:
-    """Then no read may be refused: a page of the cache is better than no list."""
-    monkeypatch.setattr(
-        selftest, "run", lambda path, *, hidden: selftest.Finding("read: x", reads=False)
-    )
-    expected_logs.expect("the self-test failed .read: x.")
-    place = tmp_path / "ima"
+    """Pages of the cache in its place would give lists with NULs in them, with success."""
+    monkeypatch.setattr(selftest, "run", lambda path, *, hidden: selftest.Finding(why, reads=False))
+    with pytest.RaisesGroup(pytest.RaisesExc(MountError, match=f"self-test .* failed: {why}")):
+        async with mounted(tmp_path / "ima"):
+            pytest.fail("it was mounted")  # pragma: no cover
+    assert layers(tmp_path / "ima") == 0
 
-    def look() -> None:
-        out, into = os.pipe()
-        with (place / ASCII).open("rb", buffering=0) as reader:
-            spliced = os.splice(reader.fileno(), into, 1 << 16, offset_src=0)
-        assert spliced
-        assert os.read(out, 1 << 16) == (place / ASCII).read_bytes()
-        os.close(out)
-        os.close(into)
 
-    async with mounted(place):
-        await trio.to_thread.run_sync(look)
+def test_a_limit_of_file_sizes_is_one_line(start: Starter) -> None:
+    status, text = start.refused(prefix=["prlimit", "--fsize=1000000"])
+    assert status == 5
+    assert "no file in memory for requests: File too large" in text
+    assert "Traceback" not in text
 
 
 def test_the_file_of_the_self_test_is_gone(daemon: Daemon) -> None:
