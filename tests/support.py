@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import shutil
@@ -27,6 +28,11 @@ _SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 #: Capability numbers (include/uapi/linux/capability.h) that tests ask for.
 _CAPABILITIES = {"cap_sys_admin": 21, "cap_mknod": 27}
+
+
+def may_take(seconds: int) -> None:
+    """Lets a long test go on for so many seconds, in place of the five minutes of any other."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def find_command(name: str) -> str | None:

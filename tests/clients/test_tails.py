@@ -13,6 +13,7 @@ import pytest
 from imafs.control.client import ControlClient
 from tests.mount.daemon import ASCII, Daemon
 from tests.mount.fixtures import Starter
+from tests.support import may_take
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
@@ -89,6 +90,7 @@ def _right(program: str, lines: list[bytes], count: int) -> list[bytes]:
     "counts", [SAMPLE, pytest.param(range(1, 501), marks=pytest.mark.nightly)], ids=["some", "all"]
 )
 def test_the_last_lines(start: Starter, counts: tuple[int, ...], records: int, grows: bool) -> None:
+    may_take(300 + 3 * len(counts))
     daemon = start("--tpm", "none")
     daemon.generate(records)
     reading = Reading(daemon)

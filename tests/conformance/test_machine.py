@@ -4,7 +4,6 @@ tools that open ``/dev/tpmrm0`` by themselves. Full emulation: minutes."""
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, require, run
+from tests.support import ROOT, may_take, require, run
 
 pytestmark = [pytest.mark.nightly, pytest.mark.root]
 
@@ -46,8 +45,7 @@ def _machine(request: pytest.FixtureRequest) -> Path:
     if directory is None:
         pytest.skip("no --oracle DIR: there is no machine whose kernel has a vTPM proxy")
     require("qemu-system-x86_64", "swtpm", "debootstrap", "mke2fs")
-    # Instead of the five minutes that end any other test: a machine beside others is slow.
-    faulthandler.dump_traceback_later(_SECONDS, exit=True)
+    may_take(_SECONDS)
     machine = Path(directory, "machine")
     if not _IMAGE.exists():
         _IMAGE.parent.mkdir(parents=True, exist_ok=True)

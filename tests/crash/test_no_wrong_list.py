@@ -29,7 +29,7 @@ from tests.crash import viewer
 from tests.crash.viewed import Known
 from tests.mount.daemon import ASCII, BINARY, Daemon
 from tests.mount.fixtures import Starter
-from tests.support import find_command, run
+from tests.support import find_command, may_take, run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -191,6 +191,7 @@ def _built(place: Path) -> str:
 
 @pytest.mark.parametrize("seconds", [8, pytest.param(600, marks=pytest.mark.nightly)])
 def test_nobody_reads_a_list_that_never_was(start: Starter, tmp_path: Path, seconds: int) -> None:
+    may_take(2 * seconds + 240)
     daemon = start("--banks", "sha1,sha256")
     scenario = tmp_path / "waiting.toml"
     scenario.write_text(WAITING)
