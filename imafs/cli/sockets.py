@@ -73,7 +73,11 @@ def of_mount(mount: Mount) -> Path:
     daemon is dead, or of another namespace or user.
     """
     path = paths.of_mount(mount.path, mount.owner)
-    who = paths.listener(path)
+    who = closed = None
+    try:
+        who = paths.listener(path)
+    except ControlError as error:
+        closed = str(error)  # planted there by another user, perhaps
     if who is not None and peers.is_ours(who.uid):
         return path
     reason = _death(mount.path)
@@ -83,7 +87,8 @@ def of_mount(mount: Mount) -> Path:
             return served
         if who is not None:
             return path  # whoever asks there is told whose it is
-        reason = f"the daemon does not listen at its default socket {path}; name it with --control"
+        nobody = f"the daemon does not listen at its default socket {path}"
+        reason = f"{closed or nobody}; name it with --control"
         if (pid := _holder(mount)) is not None:
             reason += f"; where that is gone, end the daemon by: kill {pid}"
     raise ControlError(f"{mount.path}: {reason}")

@@ -11,7 +11,7 @@ an integer) is optional and echoed. File names that are not UTF-8 travel as Pyth
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -24,6 +24,8 @@ MAX_REQUEST = 9 << 20  # bytes of one request line, its end included: 4 MiB as h
 #: Bytes above which a request is one long text, and values that stand beside it: everybody
 #: else waits while it is parsed.
 LONG_REQUEST, FEW = 1 << 20, 100
+#: Rows of a list that are encoded between two turns of everybody else.
+ROWS = 512
 TEXT_MAX = 16384  # characters of an error: a path or two, and no request sent back
 
 RequestId = str | int | None
@@ -49,7 +51,25 @@ class BadRequestError(UsageError):
 
 def encode(message: Mapping[str, object]) -> bytes:
     """One line. Raises TypeError or ValueError for what JSON cannot say."""
-    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    return _dumped(message) + b"\n"
+
+
+def _dumped(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def pieces(message: Mapping[str, object]) -> Iterator[bytes]:
+    """As :func:`encode`, in pieces of some rows each: a long list takes a while."""
+    yield b"{"
+    for number, (key, value) in enumerate(message.items()):
+        yield (b"," if number else b"") + _dumped(key) + b":"
+        if isinstance(value, list) and len(value) > ROWS:
+            for start in range(0, len(value), ROWS):
+                yield (b"," if start else b"[") + _dumped(value[start : start + ROWS])[1:-1]
+            yield b"]"
+        else:
+            yield _dumped(value)
+    yield b"}\n"
 
 
 def decode(line: bytes) -> dict[str, object]:

@@ -25,8 +25,9 @@ from imafs.kernel.triggers import EVENTS, Condition
 Validate = Callable[[str, Mapping[str, object]], dict[str, object]]
 """Checks an operation's options; raises :class:`UsageError` (``imafs.control.ops.validate``)."""
 
-#: Operations that no step may ask for: a scenario in a scenario, and what only tells.
-FORBIDDEN = frozenset({"scenario", "scenario_end", "hello", "status", "fault_list"})
+#: Operations that no step may ask for: a scenario in a scenario, what only tells, and what
+#: replaces a file of whoever runs a scenario of others.
+FORBIDDEN = frozenset({"scenario", "scenario_end", "hello", "status", "fault_list", "kexec_buffer"})
 
 _LONGEST = 86400  # seconds
 _EVENTS_OF_OPENS = tuple(event for event in EVENTS if event.endswith(" open"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import select
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -391,3 +391,33 @@ def test_random_lines_never_kill_the_server(lines: list[bytes]) -> None:
                 assert (await (await connect()).ask(STATUS))["ok"] is True
 
     trio.run(play)
+
+
+async def test_others_have_turns_while_a_long_answer_is_encoded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"path": f"/{number}"} for number in range(100 * wire.ROWS)]
+    turns = 0
+    seen = set()
+    made = wire.pieces
+
+    def looked_at(message: Mapping[str, object]) -> Iterator[bytes]:
+        for piece in made(message):
+            seen.add(turns)
+            yield piece
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    monkeypatch.setattr(wire, "pieces", looked_at)
+    async with serving(path, {"status": handler({"rows": rows})}) as connect:
+        client = await connect()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_turns)
+            answer = await client.ask(STATUS)
+            nursery.cancel_scope.cancel()
+    assert answer["rows"] == rows
+    assert len(seen) > 50

@@ -137,3 +137,15 @@ def test_a_long_request_is_one_long_text() -> None:
         wire.parse_request(many)
     with pytest.raises(wire.BadRequestError, match="longer than 1048576 characters"):
         wire.parse_request(wire.encode({"op": "violation", "name": "x" * (1 << 20) + "x"}))
+
+
+@pytest.mark.parametrize("rows", [0, 1, wire.ROWS, wire.ROWS + 1, 3 * wire.ROWS])
+def test_pieces_make_the_same_line(rows: int) -> None:
+    message = wire.success({"measured": [{"path": f"/{n}"} for n in range(rows)], "a": {"b": 1}}, 7)
+    assert b"".join(wire.pieces(message)) == wire.encode(message)
+
+
+def test_pieces_are_small() -> None:
+    """Each is one turn of the event loop."""
+    message = wire.success({"measured": [{"path": "/" * 100}] * 50 * wire.ROWS}, 1)
+    assert max(map(len, wire.pieces(message))) < 120 * wire.ROWS

@@ -83,6 +83,10 @@ WRONG: list[tuple[str, int, str]] = [
     ('[[step]]\nwhen = "after open"\ndo = [{op="fly"}]\n', 3, "unknown operation 'fly'"),
     ('[[step]]\nwhen = "after open"\ndo = [{op="status"}]\n', 3, "status is not for scenarios"),
     (
+        '[[step]]\nwhen = "start"\ndo = [{op="kexec_buffer", file="/etc/passwd"}]\n',
+        *(3, "kexec_buffer is not for scenarios"),
+    ),
+    (
         '[[step]]\nwhen = "after open"\ndo = [\n {op="repeat"},\n {op="tpm", behnd=3},\n]\n',
         5,
         "tpm: unknown option 'behnd'",
