@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from functools import cache
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +25,13 @@ def has_sys_admin(tid: int) -> bool:
     """True where the thread has CAP_SYS_ADMIN in our user namespace.
 
     ``tid`` 0 is a caller outside our pid namespace: nobody can look it up, so it is
-    refused, with a line in the log that says why.
+    refused. The log says why, once: a container may ask as often as it likes.
     """
     if not _proc_is_ours():
-        log.info("/proc is of another pid namespace: nobody's capabilities can be read (EPERM)")
+        _tell("/proc is of another pid namespace: nobody's capabilities can be read (EPERM)")
         return False
     if tid == 0:
-        log.info(
+        _tell(
             "a writer outside the daemon's pid namespace was refused (EPERM): share it "
             "with --pid=host or by starting imafs in the same namespace"
         )
@@ -39,9 +40,16 @@ def has_sys_admin(tid: int) -> bool:
         effective = _effective(tid)
         same = os.stat(f"/proc/{tid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
     except OSError as error:
-        log.info("thread %d cannot be looked at (%s): refused as a writer", tid, error)
+        _tell(
+            f"a thread cannot be looked at ({os.strerror(error.errno or 0)}): refused as a writer"
+        )
         return False
     return same and bool(effective >> _CAP_SYS_ADMIN & 1)
+
+
+@cache
+def _tell(why: str) -> None:
+    log.info(why)
 
 
 class _Header(ctypes.Structure):

@@ -83,6 +83,7 @@ def test_a_caller_outside_the_pid_namespace(start: Starter, shared: Place) -> No
     wait_for(lambda: OUTSIDE in daemon.log(), 5, "the log line")
     assert daemon.log().count(OUTSIDE) == 1
     assert tries(daemon.path(ASCII)) == READ_ONLY
+    assert daemon.log().count(OUTSIDE) == 1, "whoever is outside could fill the disk"
     holders = daemon.call("status")["readers"]
     assert holders == []
 
