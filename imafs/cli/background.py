@@ -62,10 +62,15 @@ def start(directory: str, arguments: Sequence[str]) -> int:
 def remove_log(log_file: Path | None) -> None:
     """Removes a log that was chosen here, where no error stands in it."""
     try:
-        if log_file is not None and b" ERROR: " not in log_file.read_bytes():
+        if log_file is not None and not _has_errors(log_file):
             log_file.unlink()
     except FileNotFoundError:
         pass  # an `imafs umount` was first
+
+
+def _has_errors(log_file: Path) -> bool:
+    with log_file.open("rb") as lines:
+        return any(b" ERROR: " in line for line in lines)
 
 
 class Background:

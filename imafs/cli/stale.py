@@ -11,21 +11,19 @@ last holder (see ``imafs.tpm.swtpm``).
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import stat
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from imafs import disk
+from imafs import disk, ownership
 from imafs.control import locks, paths
-from imafs.errors import ControlError, MountError
+from imafs.errors import ControlError, FileError, MountError
 from imafs.fuse import mountinfo
 from imafs.text import quoted
 
@@ -112,8 +110,18 @@ def remove_dead_socket(path: Path) -> list[Path]:
 @contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
     """Inside, no daemon makes its socket there: one that is bound and does not listen yet
-    would look dead. False where there is no such directory, none of this user's, or, said in
-    a line, where the lock is somebody else's."""
+    would look dead. False where there is no such directory, or none that this user may read;
+    also, said in a line, where other users can put another in its place, and where the lock is
+    somebody else's."""
+    try:
+        ownership.check(directory / "any")
+    except ownership.ForeignError as error:
+        print(f"imafs: {quoted(directory)}: dead sockets stay there: {error}", file=sys.stderr)
+        yield False
+        return
+    except FileError:
+        yield False
+        return
     try:
         held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):
@@ -140,8 +148,11 @@ def _taken(held: int) -> bool:
 
 def _remove_if_dead(path: Path) -> Iterator[Path]:
     try:
-        dead = path.is_socket() and paths.listener(path) is None
-    except ControlError:
+        info = path.lstat()
+        # In a directory like /tmp others have theirs, and they may vanish.
+        ours = stat.S_ISSOCK(info.st_mode) and info.st_uid in ownership.trusted()
+        dead = ours and paths.listener(path) is None
+    except (ControlError, FileNotFoundError):
         return  # another user's, as a mount seen from a user namespace may be
     if dead:
         path.unlink()
@@ -157,51 +168,63 @@ def _open_somewhere(path: Path) -> bool:
 
 
 def remove_dead_states() -> Iterator[Path]:
-    """Removes temporary swtpm states of this user whose lock nobody holds; yields each."""
-    for path in sorted(Path(tempfile.gettempdir()).glob(f"{_STATES}*")):
-        try:
-            removed = _is_state(path) and _remove_state(path)
-        except FileNotFoundError:  # its own daemon or another cleaner was first
-            continue
-        except OSError as error:
-            print(f"imafs: {quoted(path)} stays: {error.strerror}", file=sys.stderr)
-            continue
-        if removed:
-            yield path
+    """Removes temporary swtpm states of this user whose lock nobody holds; yields each.
 
-
-def _is_state(path: Path) -> bool:
-    """Whether it is a directory of this user's. A file system that is mounted there is asked
-    nothing: it may never answer."""
-    look = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    outer = os.open(path.parent, look)
+    Where others can change the directory of temporary files, a line says that they stay.
+    """
     try:
-        inner = os.open(path.name, look, dir_fd=outer)
-        try:
-            if disk.mount_number(outer) != disk.mount_number(inner):
-                return False
-            info = os.fstat(inner)
-            return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
-        finally:
-            os.close(inner)
-    finally:
-        os.close(outer)
+        place = ownership.temporary()
+    except (ownership.ForeignError, FileError) as error:
+        print(f"imafs: dead TPM states stay: {error}", file=sys.stderr)
+        return
+    with disk.opened(place) as directory:
+        for name in sorted(os.listdir(directory)):
+            if not name.startswith(_STATES):
+                continue
+            path = Path(place, name)
+            try:
+                removed = _remove_state(directory, name)
+            except FileNotFoundError:  # its own daemon or another cleaner was first
+                continue
+            except OSError as error:
+                print(f"imafs: {quoted(path)} stays: {error.strerror}", file=sys.stderr)
+                continue
+            if removed:
+                yield path
 
 
-def _remove_state(path: Path) -> bool:
-    info = path.lstat()
-    if not (path / _STATE_USED).exists():
-        # Perhaps of a daemon that starts this moment and has not locked it yet.
-        if time.time() - info.st_mtime < _NEVER_USED:
+def _remove_state(directory: int, name: str) -> bool:
+    state = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        # Another user's mount says EACCES to root (fuse(4)), claims any owner, or never answers:
+        # it is not asked. O_PATH has not asked it either.
+        if disk.mount_number(state) != disk.mount_number(directory):
             return False
-        shutil.rmtree(path)
-        return True
-    lock = os.open(path / _STATE_LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        info = os.fstat(state)
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+            return False
+        if _is_in_use(state, info):
+            return False
+        with _lock_of(state) as dead:
+            if dead:
+                shutil.rmtree(name, dir_fd=directory)
+            return dead
+    finally:
+        os.close(state)
+
+
+def _is_in_use(state: int, info: os.stat_result) -> bool:
+    """Whether a daemon may be starting this moment that has not locked its state yet."""
+    used = _STATE_USED in os.listdir(f"/proc/self/fd/{state}")
+    return not used and time.time() - info.st_mtime < _NEVER_USED
+
+
+@contextmanager
+def _lock_of(state: int) -> Iterator[bool]:
+    """Whether nobody holds the lock of a state; inside nobody takes it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock = os.open(_STATE_LOCK, flags, 0o600, dir_fd=state)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(path)
-    except BlockingIOError:
-        return False
+        yield locks.taken(lock)
     finally:
         os.close(lock)
-    return True

@@ -11,13 +11,12 @@ import ctypes
 import errno
 import os
 import re
-import shutil
 import subprocess
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from imafs import disk
+from imafs import disk, programs
 from imafs.errors import MountError
 from imafs.formats import mounttable
 
@@ -123,13 +122,15 @@ def detach(mount: Mount) -> None:
     if os.geteuid() == 0:
         _detach_as_root(mount)
         return
-    command = shutil.which("fusermount3")
+    command = programs.find("fusermount3")
     if command is None:
         raise MountError(
             f"{mount.path}: cannot be unmounted: fusermount3 is missing (package fuse3)"
         )
     words = [command, "-u", "-z", mount.path]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, capture_output=True, text=True, errors="replace", check=False, cwd="/"
+    )
     if done.returncode:
         raise MountError(f"{mount.path}: cannot be unmounted: {done.stderr.strip()}")
 
@@ -256,5 +257,5 @@ def check_fuse() -> None:
         ) from None
     except OSError as error:
         raise MountError(f"/dev/fuse: {error.strerror}: not allowed to use FUSE here") from None
-    if os.geteuid() and shutil.which("fusermount3") is None:
+    if os.geteuid() and programs.find("fusermount3") is None:
         raise MountError("fusermount3 is missing (package fuse3): only root can mount without it")

@@ -147,3 +147,26 @@ def test_a_start_removes_the_states_of_dead_daemons(start: Starter, tmp_path: Pa
     assert "removed what an earlier imafs left" in third.log()
     second.generate(3)
     second.assert_replays()
+
+
+def test_mounts_of_other_users_among_the_states(
+    start: Starter, as_user: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Root may not even look at a user's mount: that was the end of each start, for everybody."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    place = start.place()
+    evil = temporary / "imafs-tpm-evil"
+    evil.mkdir()
+    os.chown(place.dir, 1000, 1000)
+    place.base.chmod(0o1777)
+    start("--tpm", "none", place=place, prefix=("env", "--unset=XDG_RUNTIME_DIR", *as_user))
+    run(["mount", "--bind", place.dir, evil])
+    try:
+        with pytest.raises(PermissionError):
+            evil.lstat()
+        daemon = start(env={"TMPDIR": str(temporary)})
+        daemon.generate(3)
+        daemon.assert_replays()
+    finally:
+        run(["umount", "--lazy", evil])

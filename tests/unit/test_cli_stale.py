@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""``imafs umount --stale`` where somebody holds the lock of a directory, as anybody may."""
+"""``imafs umount --stale`` beside other users: their locks, their sockets, their places."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 
 from imafs.cli import stale
 from imafs.control import locks, paths
+from imafs.errors import MountError
 from imafs.fuse import mountinfo
 
 
@@ -116,14 +117,78 @@ def test_a_file_system_with_the_name_of_a_state_is_left_alone(
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
     try:
         os.utime(place, (1, 1))
-        lstat = Path.lstat
+        fstat, number = os.fstat, place.lstat().st_ino
 
-        def asked(path: Path) -> os.stat_result:
-            assert path != place, "the file system was asked"
-            return lstat(path)
+        def asked(descriptor: int) -> os.stat_result:
+            info = fstat(descriptor)
+            assert info.st_ino != number, "the file system was asked"
+            return info
 
-        monkeypatch.setattr(Path, "lstat", asked)
+        monkeypatch.setattr(os, "fstat", asked)
         assert list(stale.remove_dead_states()) == []
         assert capsys.readouterr() == ("", "")
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.root
+def test_sockets_where_others_can_change_the_path_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between a look and the removal another directory may take the place of theirs."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    path = dead(theirs / "x.sock")
+    os.chown(theirs, 12345, 12345)
+    assert stale.remove_dead_socket(path) == []
+    assert path.exists()
+    assert f"imafs: {theirs}: dead sockets stay there: " in capsys.readouterr().err
+    through = tmp_path / "through"
+    through.symlink_to(theirs)
+    assert stale.remove_dead_socket(through / "x.sock") == []
+    os.chown(theirs, 0, 0)
+    assert stale.remove_dead_socket(path) == [path]
+
+
+@pytest.mark.root
+def test_sockets_of_other_users_in_a_sticky_directory_stay(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    path = dead(tmp_path / "x.sock")
+    os.chown(path, 12345, 12345)
+    assert stale.remove_dead_socket(path) == []
+    link = tmp_path / "y.sock"
+    link.symlink_to(path)
+    assert stale.remove_dead_socket(link) == []
+    os.chown(path, 0, 0)
+    assert stale.remove_dead_socket(path) == [path]
+
+
+@pytest.mark.root
+def test_states_where_others_can_change_the_path_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    state = tmp_path / "imafs-tpm-old"
+    state.mkdir()
+    os.utime(state, (1, 1))
+    os.chown(tmp_path, 12345, 12345)
+    assert list(stale.remove_dead_states()) == []
+    assert "imafs: dead TPM states stay: TMPDIR " in capsys.readouterr().err
+    os.chown(tmp_path, 0, 0)
+    assert list(stale.remove_dead_states()) == [state]
+
+
+def test_a_planted_fusermount3_is_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = tmp_path / "executed"
+    planted = tmp_path / "fusermount3"
+    planted.write_text(f"#!/bin/sh\n: >{note}\n")
+    planted.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", ".::")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    mount = mountinfo.Mount(1, "/x", f"fuse.{mountinfo.SUBTYPE}", mountinfo.FSNAME, 1, 1000)
+    with pytest.raises(MountError, match="fusermount3 is missing"):
+        mountinfo.detach(mount)
+    assert not note.exists()

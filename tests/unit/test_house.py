@@ -49,7 +49,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "control": frozenset(
         {"scenarios", "sources", "engine", "kernel", "formats", "disk", "ownership"}
     ),
-    "fuse": frozenset({"engine", "kernel", "formats", "disk"}),
+    "fuse": frozenset({"engine", "kernel", "formats", "disk", "programs"}),
     # Namespaces and processes, of any program: it knows nothing of IMA.
     "sandbox": frozenset(),
     "cli": frozenset(
