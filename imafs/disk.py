@@ -23,9 +23,9 @@ _CHUNK = 1 << 20
 
 
 @contextmanager
-def opened(path: str | bytes) -> Iterator[int]:
-    """A descriptor to read from. Raises OSError."""
-    descriptor = os.open(path, _READ)
+def opened(path: str | bytes, *, follow: bool = True) -> Iterator[int]:
+    """A descriptor to read from; not ``follow``: ELOOP for a symbolic link. Raises OSError."""
+    descriptor = os.open(path, _READ if follow else _READ | os.O_NOFOLLOW)
     try:
         yield descriptor
     finally:

@@ -34,6 +34,7 @@ from imafs.formats.algorithms import by_name
 from imafs.sources import archive, cutting
 from imafs.sources.cutting import ShorterError
 from imafs.sources.tarball import Entry
+from imafs.text import shown
 
 CURRENT = "binary_runtime_measurements"
 #: What was taken out of it: staged, and in the prototype of November 2025 a snapshot.
@@ -41,6 +42,10 @@ STAGED = ("binary_runtime_measurements_staged", "binary_runtime_measurements_sna
 COUNT = "runtime_measurements_count"
 #: Bytes of a list that is loaded.
 MOST = 1 << 30
+#: Bytes of all files of a directory that is recorded: every list is there once for each bank.
+_MOST_TOGETHER = 4 * MOST
+#: Characters of names in an error.
+_MOST_NAMES = 2000
 #: What a recording holds beside the directory's files.
 _OWN = frozenset({"pcrs.txt", "ls-la.txt", "meta.json"})
 #: Endings of a recording's name -> tarfile's mode.
@@ -85,7 +90,7 @@ def take(
     for _ in range(tries):
         pcrs = read_pcrs()
         try:
-            with open(Path(directory, CURRENT), "rb"):
+            with _open_in(directory, _target(directory, CURRENT)):
                 files, links, modes = _files(directory)
         except OSError as error:
             _look_below(directory, error)
@@ -153,6 +158,8 @@ def _cut(
         elif name.startswith("ascii_"):
             kept[name] = part.ascii(content)
     if COUNT in kept and records < verdict.records:
+        if not kept[COUNT].strip().isdigit():
+            raise FormatError(f"{COUNT} holds no number")
         # Read right after the current list, whose last records are left out.
         out = verdict.records - staged_records - (records - first)
         kept[COUNT] = b"%d\n" % (int(kept[COUNT]) - out)
@@ -164,8 +171,18 @@ def _real(name: str, links: Mapping[str, str]) -> str:
 
 
 def _target(directory: str, name: str) -> str:
-    path = Path(directory, name)
-    return os.readlink(path) if path.is_symlink() else name
+    """The file that is called so there, where it is a link the one beside it; kernels make no
+    others. Raises OSError."""
+    path = os.path.join(directory, name)
+    target = os.readlink(path) if os.path.islink(path) else name
+    if "/" in target:
+        raise OSError(errno.EINVAL, "is a link that leads out of its directory", path)
+    return target
+
+
+def _open_in(directory: str, name: str) -> AbstractContextManager[int]:
+    """Nobody who owns the directory makes it another file, or one that never answers."""
+    return disk.opened(os.path.join(directory, name), follow=False)
 
 
 def _files(directory: str) -> tuple[dict[str, bytes], dict[str, str], dict[str, int]]:
@@ -175,6 +192,7 @@ def _files(directory: str) -> tuple[dict[str, bytes], dict[str, str], dict[str, 
     # The list that the others are cut by comes first, the count right behind it.
     order = [*(_target(directory, name) for name in (*STAGED, CURRENT)), COUNT]
     first = {name: place for place, name in enumerate(order)}
+    room = _MOST_TOGETHER
     for entry in sorted(Path(directory).iterdir(), key=lambda e: (first.get(e.name, 9), e.name)):
         if entry.name in _OWN:  # of an unpacked recording: this one gets its own
             continue
@@ -183,17 +201,23 @@ def _files(directory: str) -> tuple[dict[str, bytes], dict[str, str], dict[str, 
         if stat.S_ISLNK(mode):
             links[entry.name] = str(entry.readlink())
         elif stat.S_ISREG(mode):
-            content = _content(entry)
+            content = _content(entry, min(room, MOST))
             if content is not None:
                 files[entry.name] = content
+                room -= len(content)
+    current = order[len(STAGED)]
+    if current not in files:
+        path = os.path.join(directory, current)
+        raise OSError(errno.EINVAL, "is not a regular file", path)
     return files, links, modes
 
 
-def _content(entry: Path) -> bytes | None:
+def _content(entry: Path, most: int) -> bytes | None:
     """None where a kernel lets nobody read it: what takes requests only, and its policy."""
     is_list = entry.name.startswith(("ascii_", "binary_"))
     try:
-        return entry.read_bytes()
+        with _open_in(str(entry.parent), entry.name) as descriptor:
+            return disk.content(descriptor, most)
     except PermissionError:
         if entry.name == "policy":
             return None
@@ -354,7 +378,8 @@ def _lists_of(packed: archive.Archive, moment: str | None) -> tuple[bytes, bytes
     places = [place for place in entries if place.name == CURRENT]
     if not places:
         raise FormatError(f"there is no {CURRENT} in it")
-    names = ", ".join(str(place.parent) for place in places)
+    # Whoever made the archive chose them: 4 MiB perhaps.
+    names = shown(", ".join(str(place.parent) for place in places), _MOST_NAMES)
     if moment is not None:
         places = [place for place in places if is_called(place.parent, moment)]
         if not places:

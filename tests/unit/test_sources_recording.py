@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import lzma
 import os
+import shutil
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -102,8 +104,8 @@ class Growing:
         self.ima = ima
         self.recs = [*CURRENT_RECS]
         self.moments: list[int] = []
-        self._read = Path.read_bytes
-        monkeypatch.setattr(Path, "read_bytes", lambda path: self._read_and_measure(path))
+        self._read = recording._content
+        monkeypatch.setattr(recording, "_content", self._read_and_measure)
         self.write()
 
     def write(self) -> None:
@@ -117,8 +119,8 @@ class Growing:
         self.moments.append(len(self.recs))
         return values(STAGED_RECS + self.recs)
 
-    def _read_and_measure(self, path: Path) -> bytes:
-        content = self._read(path)
+    def _read_and_measure(self, path: Path, most: int) -> bytes | None:
+        content = self._read(path, most)
         # The count is read at once behind this list.
         if path.parent == self.ima and path.name != "binary_runtime_measurements_sha1":
             self.recs.append(ng(10, b"/new\n%d" % len(self.recs)))
@@ -170,6 +172,70 @@ def test_pcrs_of_another_list_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="not of this list: no part of its 5 records"):
         take(ima, foreign)
     assert len(asked) == 2
+
+
+def refused(ima: Path) -> str:
+    with pytest.raises(FileError) as caught:
+        take(str(ima), dict)
+    return str(caught.value)
+
+
+def test_a_directory_of_somebody_who_wants_root_to_wait(tmp_path: Path) -> None:
+    ima = directory(tmp_path)
+    (ima / CURRENT).unlink()
+    os.mkfifo(ima / CURRENT)
+    assert "not a regular file" in refused(ima)
+    target = ima / "binary_runtime_measurements_sha1"
+    (ima / CURRENT).unlink()
+    (ima / CURRENT).symlink_to(target.name)
+    target.unlink()
+    os.mkfifo(target)
+    assert "not a regular file" in refused(ima)
+
+
+@pytest.mark.parametrize("where", ["/etc/passwd", "../secret", "binary_runtime_measurements"])
+def test_a_list_that_is_a_link_to_elsewhere(tmp_path: Path, where: str) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    for name in (CURRENT, "binary_runtime_measurements_staged"):
+        ima = directory(tmp_path)
+        (ima / name).unlink()
+        (ima / name).symlink_to(where)
+        if (name == CURRENT) or "/" in where:
+            assert str(ima) in refused(ima)
+        shutil.rmtree(ima)
+
+
+def test_a_file_that_becomes_a_link_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner would have what root may read in the recording."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    ima = directory(tmp_path)
+    read = recording._content
+
+    def late(entry: Path, most: int) -> bytes | None:
+        entry.unlink()
+        entry.symlink_to(tmp_path / "secret")
+        return read(entry, most)
+
+    monkeypatch.setattr(recording, "_content", late)
+    assert os.strerror(errno.ELOOP) in refused(ima)
+
+
+def test_a_directory_larger_than_any_kernels_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "MOST", 1 << 20)
+    monkeypatch.setattr(recording, "_MOST_TOGETHER", 1 << 22)
+    ima = directory(tmp_path)
+    (ima / "junk").touch()
+    os.truncate(ima / "junk", 60 << 30)
+    assert "junk: is larger than 1 MiB" in refused(ima)
+    for number in range(5):
+        (ima / f"junk{number}").touch()
+        os.truncate(ima / f"junk{number}", 1 << 20)
+    (ima / "junk").unlink()
+    assert "is larger than" in refused(ima)
 
 
 def test_unchecked(tmp_path: Path) -> None:
