@@ -18,6 +18,7 @@ MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,3 +54,8 @@ def tmpfs(target: str) -> None:
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     """The kernel sends ``number`` to this process when the thread that forked it ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0), "prctl")
+
+
+def no_new_privileges() -> None:
+    """No program that this process or a child of it executes has more rights than it."""
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0), "prctl")

@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from imafs import programs
 from imafs.errors import FormatError
@@ -82,11 +82,10 @@ class Archive:
                 return b"".join(pieces)
             if kind != unpacker.DATA:
                 raise self._failure(head)
-            piece = self._out.read(size)
             most -= size
             if most < 0:
                 raise FormatError("it holds more than can be a list")
-            pieces.append(piece)
+            pieces.append(self._out.read(size))
 
     def _failure(self, begun: bytes) -> FormatError:
         """What the process said last, or how it ended."""
@@ -123,4 +122,6 @@ def opened(descriptor: int) -> Iterator[Archive]:
         try:
             yield Archive(process, limits, seconds)
         finally:
-            process.kill()
+            # EPERM for a root without CAP_KILL, as it is nobody: it ends with its pipes.
+            with suppress(PermissionError):
+                process.kill()

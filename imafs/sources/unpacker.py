@@ -8,6 +8,7 @@ archive``, which starts it).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -15,27 +16,23 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from imafs.sandbox import linux
 from imafs.sources import tarball
 from imafs.sources.tarball import BrokenError, Limits, Stream
 
 #: Kinds of frames, each followed by the length of what it holds: a piece, the end of an entry,
 #: the reason why there is no more.
 DATA, END, FAILED = b"D", b"E", b"F"
+#: Of the overflow user and group, which own nothing.
+_NOBODY = 65534
 
 
 def main(descriptor: int, limits: Limits, memory: int, seconds: int) -> None:
     """Serves one archive on stdin and stdout."""
-    for what, most in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-    ):
-        _, hard = resource.getrlimit(what)
-        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (least, least))
     out = sys.stdout.buffer
     try:
+        tarball.prepare(descriptor)
+        _confine(memory, seconds)
         out.write(json.dumps(_contents(descriptor, limits)).encode() + b"\n")
         out.flush()
         wanted = json.loads(sys.stdin.buffer.readline(1 << 20) or b"[]")
@@ -46,6 +43,38 @@ def main(descriptor: int, limits: Limits, memory: int, seconds: int) -> None:
         why = reason(error, limits).encode()
         out.write(FAILED + len(why).to_bytes(4, "big") + why)
         out.flush()
+
+
+def _confine(memory: int, seconds: int) -> None:
+    """What a broken decompressor could do for somebody else: use what is open here, no more."""
+    _drop_privileges()
+    for what, most in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        # Opens, forks and connects no more.
+        (resource.RLIMIT_NOFILE, 0),
+        (resource.RLIMIT_NPROC, 0),
+    ):
+        _, hard = resource.getrlimit(what)
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (least, least))
+
+
+def _drop_privileges() -> None:
+    """Root becomes nobody; whoever it is, no program makes it more."""
+    linux.no_new_privileges()
+    if os.geteuid() != 0:
+        return
+    try:
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    except OSError as error:
+        # EPERM: a root without CAP_SETUID; EINVAL: of a user namespace that has no nobody.
+        if error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
 
 
 def reason(error: BaseException, limits: Limits) -> str:
