@@ -151,7 +151,7 @@ async def test_open_and_release_count_before_their_first_await() -> None:
     releasing: Any = ops.release(opened.value.value.fh)
     with pytest.raises(StopIteration):
         releasing.send(None)
-    assert accounting.readers == []
+    assert not accounting.readers
 
 
 def test_no_poll_handler() -> None:
