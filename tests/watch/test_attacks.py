@@ -4,22 +4,25 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.emulator import Emulator, StartEmulator
-from tests.support import run
+from tests.support import run, wait_for
 from tests.watch.disk import Disk
 from tests.watch.looking import names, status
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 
-USER = 12345
+#: Who mounts needs a name.
+USER = pwd.getpwnam("nobody").pw_uid
 
 #: Opens a file by its descriptor when it and its directory have gone, and a link is there.
 _REPLACE = """
@@ -51,6 +54,26 @@ for _ in range(number):
         os._exit(0)
 sys.stdin.read()
 """
+#: Opens a file in so many processes at once, says so, and waits.
+_OPEN = """
+import os, sys
+path, number = sys.argv[1], int(sys.argv[2])
+for _ in range(number):
+    if not os.fork():
+        os.open(path, os.O_RDONLY)
+        os._exit(0)
+os.write(1, b"\\n")
+sys.stdin.read()
+"""
+#: Takes a lease for writing, and never gives it back.
+_LEASE = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fcntl.fcntl(os.open(sys.argv[1], os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+os.write(1, b"\\n")
+sys.stdin.read()
+"""
+_HANGING = (Path(__file__).parent / "hanging.py").read_text()
 
 
 @contextmanager
@@ -118,3 +141,67 @@ def busy(emulator: Emulator) -> float:
     listener = status(emulator)["listener"]
     words = Path(f"/proc/{listener}/stat").read_text().rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def threads(emulator: Emulator) -> int:
+    """How many the listener has."""
+    return len(list(Path(f"/proc/{status(emulator)['listener']}/task").iterdir()))
+
+
+def mount_points(disk: Disk, number: int) -> list[Path]:
+    """Directories of his own below the watched one."""
+    assert shutil.which("fusermount3") is not None
+    points = [disk.root / f"in/his/point{i}" for i in range(number)]
+    for point in points:
+        point.mkdir()
+        os.chown(point, USER, USER)
+    return points
+
+
+def test_a_file_system_of_his_own_that_hangs(emulator: Emulator, disk: Disk) -> None:
+    """An open of the listener would wait for him, for ever: nothing is asked of it."""
+    [point] = mount_points(disk, 1)
+    with playing(_HANGING, point, "open") as server:
+        heard(server)
+        why = f"not watched: {point} is on a file system of uid {USER}"
+        wait_for(lambda: why in emulator.log(), 10, "it is told")
+        before = threads(emulator)
+        with playing(_OPEN, point / "file", 100) as process:
+            heard(process)
+            path = disk.file("in/other", b"other")
+            run(["cat", path])
+            assert names(emulator)[-1] == str(path)
+            assert threads(emulator) <= before + 1
+            server.kill()
+
+
+def test_many_file_systems_that_do_not_answer(emulator: Emulator, disk: Disk) -> None:
+    """So many that nobody would look at others' any more."""
+    with ExitStack() as stack:
+        for point in mount_points(disk, 9):
+            server = stack.enter_context(playing(_HANGING, point, "getattr"))
+            stack.callback(server.kill)
+            heard(server)
+        emulator.call("watch", paths=[str(disk.root / "out")])
+        path = disk.file("out/file", b"out")
+        run(["cat", path])
+        assert names(emulator)[-1] == str(path)
+    assert status(emulator)["left_out"] == []
+
+
+def test_many_opens_of_a_leased_file(emulator: Emulator, disk: Disk) -> None:
+    """Each of them has a thread of the listener wait; the next one is there soon."""
+    path = disk.file("in/his/leased", b"his")
+    os.chown(path, USER, USER)
+    with playing(_LEASE, path) as holder:
+        heard(holder)
+        with playing(_OPEN, path, 400) as process:
+            heard(process)
+            for i in range(5):
+                other = disk.file(f"in/other{i}", b"%d" % i)
+                run(["cat", other], deadline=10)
+                assert names(emulator)[-1] == str(other)
+            holder.kill()
+            process.kill()
+    part = status(emulator)
+    assert (part["restarts"], part["unmeasured"], part["late"]) == (0, 0, 0)

@@ -13,16 +13,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, NoReturn, TypeVar
 
 T = TypeVar("T")
 
-#: Seconds in a call after which another thread goes on.
-STUCK = 0.02
+#: Seconds in a call after which another thread goes on; and while others are stuck already: who
+#: has one lease has a thousand opens wait for it, and the next opener waits for each of those.
+STUCK, STUCK_ON = 0.02, 0.002
+#: Threads that may be stuck; with more the loop stands still, and whoever watches over it ends it.
+MOST = 1 << 12
 #: Seconds between two looks while nobody is away.
 _LOOK = 0.1
 #: Threads that are stuck need little memory.
-_STACK = 1 << 20
+_STACK = 256 << 10
 
 
 class Late(Exception):
@@ -39,6 +43,7 @@ class Relay(Generic[T]):
         self._lock = threading.Lock()
         self._turn = 0
         self._since: float | None = None
+        self._stuck = 0
         #: What those brought who were late.
         self.late: deque[T] = deque()
 
@@ -46,9 +51,12 @@ class Relay(Generic[T]):
         """Runs the loop, and sees that it goes on."""
         self._start()
         while True:
-            time.sleep(STUCK if self._since is not None else _LOOK)
-            if self._take_over():
-                self._start()
+            patience = STUCK_ON if self._stuck else STUCK
+            time.sleep(patience if self._stuck or self._since is not None else _LOOK)
+            if self._take_over(patience):
+                # Where no thread is to be had the loop stands still, as above.
+                with suppress(RuntimeError):
+                    self._start()
 
     def _start(self) -> None:
         threading.stack_size(_STACK)
@@ -60,11 +68,14 @@ class Relay(Generic[T]):
         except Late:
             return
 
-    def _take_over(self) -> bool:
+    def _take_over(self, patience: float) -> bool:
         with self._lock:
-            if self._since is None or time.monotonic() < self._since + STUCK:
+            if self._since is None or time.monotonic() < self._since + patience:
+                return False
+            if self._stuck >= MOST:
                 return False
             self._turn += 1
+            self._stuck += 1
             self._since = None
             return True
 
@@ -89,6 +100,7 @@ class Relay(Generic[T]):
     def _is_late(self, turn: int) -> bool:
         with self._lock:
             if turn != self._turn:
+                self._stuck -= 1
                 return True
             self._since = None
             return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,21 @@ class Mounts:
             raise Refused(errno.EINVAL, f"{name} is on {on.kind}, which cannot be watched")
         if on is not None and on.device in self.own:
             raise Refused(errno.EINVAL, f"{name} is on the emulator's own mount")
+        if on is not None and (server := _server(on)) not in (0, os.geteuid()):
+            raise Foreign(errno.EACCES, f"{name} is on a file system of uid {server}")
+
+
+class Foreign(Refused):
+    """Another user serves this file system: each open by the listener would wait for him, for as
+    long as he likes, and what he shows is another content at each look."""
+
+
+def _server(mount: Row) -> int:
+    """Who answers for it: of FUSE the user who has mounted it."""
+    if mount.kind.partition(".")[0] not in ("fuse", "fuseblk"):
+        return 0
+    found = re.search(rb"(?:^|,)user_id=(\d+)(?:,|$)", mount.options)
+    return int(found[1]) if found else 0
 
 
 def resolve(path: str, leave: bytes) -> bytes:

@@ -19,7 +19,7 @@ import trio
 
 from imafs.errors import Refused
 from imafs.sources.watch import survey, wire
-from imafs.sources.watch.survey import Mounts
+from imafs.sources.watch.survey import Foreign, Mounts
 
 T = TypeVar("T")
 
@@ -89,14 +89,13 @@ class Surveyor:
         marked = (*before.points, *before.silent) if before is not None else ()
         for point in concerned | dict.fromkeys(marked):
             try:
-                if point in wanted:
-                    mounts.check(point, os.fsdecode(point))
+                mounts.check(point, os.fsdecode(point))
                 look = partial(survey.look, point)
                 about = await self._look(point, look, LOOK_ON if silent else LOOK)
             except Refused as refused:
                 if point in concerned:
                     left_out[point] = refused
-                if isinstance(refused, Silent):
+                if isinstance(refused, Silent | Foreign):
                     silent.append(point)
                     # It may well be marked: then this is still true.
                     if point in self._known:
