@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from imafs import disk
 from imafs.errors import FileError, UsageError
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -28,6 +29,7 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS = 40
 #: What this process has open already has no place.
 _OPEN_ALREADY = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
+_USER_ID = re.compile(rb"(?:^|,)user_id=(\d+)")
 ADVICE = "choose a directory of your own, or /tmp"
 
 
@@ -112,6 +114,7 @@ def appending(path: str) -> int:
             except FileExistsError:
                 pass
             try:
+                os.close(_looked_at(directory, name))
                 found = os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory)
             except FileNotFoundError:
                 continue  # gone meanwhile
@@ -140,7 +143,7 @@ def check_file(info: os.stat_result) -> None:
 def check_replaceable(directory: int, name: bytes) -> None:
     """Whether a file of that name there, if any, is ours to replace. Raises as above."""
     try:
-        info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        info = _information(directory, name)
     except FileNotFoundError:
         return
     if stat.S_ISDIR(info.st_mode):
@@ -220,7 +223,7 @@ def _walk(path: bytes, *, follow: bool) -> tuple[int, bytes]:
                 return here, part
             if part == b".":
                 continue
-            inner = os.open(part, _LOOK, dir_fd=here)
+            inner = _looked_at(here, part)
             info = os.fstat(inner)
             if stat.S_ISLNK(info.st_mode):
                 target = _target(inner, info, part)
@@ -245,13 +248,52 @@ def _walk(path: bytes, *, follow: bool) -> tuple[int, bytes]:
         raise
 
 
+def _looked_at(directory: int, name: bytes) -> int:
+    """An O_PATH descriptor of ``name``; if a file system is mounted there, nobody else serves it.
+
+    A FUSE with allow_other says of its files, and of whose they are, what its user likes. It is
+    asked nothing. Raises :class:`ForeignError` and OSError.
+    """
+    found = os.open(name, _LOOK, dir_fd=directory)
+    try:
+        number = disk.mount_number(found)
+        if number != disk.mount_number(directory):
+            user = _server(number)
+            if user is not None and user not in trusted():
+                what = f"uid {user} serves the file system at {os.fsdecode(name)}"
+                raise ForeignError(f"{what}; {ADVICE}")
+    except BaseException:
+        os.close(found)
+        raise
+    return found
+
+
+def _server(number: int | None) -> int | None:
+    """Whose process serves the file system of a mount, if any (proc(5), mountinfo)."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        for row in table:
+            if row.split(b" ", 1)[0] == b"%d" % (number or 0):
+                found = _USER_ID.search(row.rstrip(b"\n").rpartition(b" ")[2])
+                return int(found[1]) if found else None
+    return None
+
+
 def _root() -> int:
     return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
+def _information(directory: int, name: bytes) -> os.stat_result:
+    """Of what is there itself, and not behind a link. Raises as :func:`_looked_at`."""
+    found = _looked_at(directory, name)
+    try:
+        return os.fstat(found)
+    finally:
+        os.close(found)
+
+
 def _is_link(directory: int, name: bytes) -> bool:
     try:
-        return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+        return stat.S_ISLNK(_information(directory, name).st_mode)
     except FileNotFoundError:
         return False
 

@@ -141,7 +141,7 @@ def _write(path: str, data: bytes) -> None:
 def _check_replaceable(directory: int, name: bytes, path: str) -> None:
     """Raises :class:`UsageError` where renaming would take the place of a device or a directory,
     or of another user's file."""
+    ownership.check_replaceable(directory, name)
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
             raise UsageError(f"{path}: is no regular file")
-    ownership.check_replaceable(directory, name)

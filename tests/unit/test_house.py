@@ -29,7 +29,7 @@ ARROWS: dict[str, frozenset[str]] = {
     # Whole files by paths of others' choice: whoever does I/O may need it.
     "disk": frozenset(),
     # Whoever makes or opens a file asks whose place it is.
-    "ownership": frozenset(),
+    "ownership": frozenset({"disk"}),
     # Whoever starts programs, and interpreters of Python, has their names from it.
     "programs": frozenset(),
     "formats": frozenset(),

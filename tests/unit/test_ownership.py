@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -273,3 +276,50 @@ class TestLogFile:
         os.close(kept)
         os.close(full)
         handler.close()
+
+
+@contextmanager
+def served(place: Path, user: int, kind: int = stat.S_IFDIR) -> Iterator[None]:
+    """A FUSE of ``user``'s at ``place`` that answers nobody; what asks it gets ENOTCONN."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={device},rootmode={kind:o},user_id={user},group_id={user},allow_other".encode()
+    assert libc.mount(b"x", os.fsencode(place), b"fuse", 6, options) == 0, ctypes.get_errno()
+    timer = threading.Timer(5, os.close, [device])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        assert libc.umount2(os.fsencode(place), 2) == 0
+        with suppress(OSError):  # the timer has closed it
+            os.close(device)
+
+
+@pytest.mark.mount
+def test_a_file_system_that_another_user_serves(places: Places) -> None:
+    """It would say that all in it is root's, and show a link to any file of root's."""
+    for place in (places.base / "own", places.base / "sticky" / "below"):
+        with (
+            served(place, OTHER),
+            pytest.raises(ForeignError, match=f"uid {OTHER} serves the file system at "),
+        ):
+            ownership.check(place / "x")
+
+
+@pytest.mark.mount
+def test_a_file_that_another_user_serves(places: Places) -> None:
+    place = places.base / "sticky" / "log"
+    place.touch()
+    with served(place, OTHER, stat.S_IFREG), pytest.raises(ForeignError, match="serves the file"):
+        ownership.appending(str(place))
+    with served(place, OTHER, stat.S_IFREG), pytest.raises(ForeignError, match="serves the file"):
+        _write(str(place), b"buffer")
+
+
+@pytest.mark.mount
+def test_a_file_system_that_root_serves_is_asked(places: Places) -> None:
+    with served(places.base / "own", 0), pytest.raises(FileError) as caught:
+        ownership.check(places.base / "own" / "x")
+    assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
