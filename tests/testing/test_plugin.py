@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from imafs import programs
 from imafs.testing import mounted
 from tests.mount.fixtures import Starter
 from tests.mount.fixtures import start as start
@@ -99,7 +100,7 @@ def test_what_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert mounted.missing(tpm=True) == "/dev/fuse: Operation not permitted"
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return
-    monkeypatch.setattr("shutil.which", lambda name: None if name == "swtpm" else name)
+    monkeypatch.setattr(programs, "find", lambda name: None if name == "swtpm" else name)
     assert mounted.missing(tpm=True) == "swtpm not installed (Debian: fuse3, swtpm-tools)"
     assert mounted.missing(tpm=False) is None
 
