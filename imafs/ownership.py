@@ -97,7 +97,17 @@ def _check_alone(directory: int, path: str) -> None:
             raise ForeignError(f"{name} in it has another name elsewhere (a hard link)")
 
 
-def appending(path: str) -> int:
+def log_file(path: str, option: str, mode: int = 0o666) -> int:
+    """A descriptor that appends to a log. Raises :class:`UsageError`, which names ``option``."""
+    try:
+        return appending(path, mode)
+    except ForeignError as error:
+        raise ForeignError(f"{option} {path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror}") from None
+
+
+def appending(path: str, mode: int = 0o666) -> int:
     """A descriptor that appends to a file of ours, or to a new one; devices are taken too.
 
     Raises :class:`ForeignError` and OSError.
@@ -110,7 +120,7 @@ def appending(path: str) -> int:
         while True:
             try:
                 new = flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-                return os.open(name, new, 0o666, dir_fd=directory)
+                return os.open(name, new, mode, dir_fd=directory)
             except FileExistsError:
                 pass
             try:

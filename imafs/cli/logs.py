@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from imafs import ownership
-from imafs.errors import UsageError
 from imafs.text import lines_shown, shown
 
 #: Characters of a message; a journal cuts a line at some 48,000 bytes, and not in its middle.
@@ -96,12 +95,8 @@ def configure(log_file: str | None) -> TextIO:
     Raises :class:`imafs.errors.UsageError` where the file cannot be written.
     """
     if log_file is not None:
-        try:
-            handler: logging.StreamHandler[Any] = LogFile(ownership.appending(log_file))
-        except ownership.ForeignError as error:
-            raise UsageError(f"--log-file {log_file}: {error}") from None
-        except OSError as error:
-            raise UsageError(f"--log-file {log_file}: {error.strerror}") from None
+        descriptor = ownership.log_file(log_file, "--log-file")
+        handler: logging.StreamHandler[Any] = LogFile(descriptor)
         handler.setFormatter(OneLine("%(asctime)s imafs: %(levelname)s: %(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -19,8 +18,8 @@ from contextlib import suppress
 import trio
 
 from imafs import ownership
-from imafs.engine import threads
-from imafs.errors import Refused, UsageError
+from imafs.engine import tasks, threads
+from imafs.errors import Refused
 from imafs.kernel import audit
 from imafs.kernel.audit import File, Kind, Task
 from imafs.text import shown
@@ -29,36 +28,14 @@ log = logging.getLogger(__name__)
 
 #: Lines that wait to be written.
 BACKLOG = 8192
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-#: TASK_COMM_LEN without its NUL.
-_COMM = 15
 
 
 def open_log(path: str, option: str) -> int:
-    """A descriptor to append to ``path``, made for its owner alone.
+    """A descriptor to append to ``path``, as logs have it; a new one is its owner's alone.
 
-    Raises :class:`UsageError` for what is no regular file, or another user's: who may write to
-    the directory could have put it there.
+    Raises :class:`UsageError`.
     """
-    try:
-        with ownership.parent(path) as (directory, name):
-            descriptor = os.open(name, _FLAGS, 0o600, dir_fd=directory)
-    except ownership.ForeignError as error:
-        raise UsageError(f"{option} {path}: {error}") from None
-    except OSError as error:
-        why = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise UsageError(f"{option} {path}: {why}") from None
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        why = "is not a regular file"
-    elif found.st_uid not in (0, os.geteuid()):
-        why = f"belongs to uid {found.st_uid}"
-    elif found.st_nlink > 1:
-        why = "has another name too (a hard link)"
-    else:
-        return descriptor
-    os.close(descriptor)
-    raise UsageError(f"{option} {path}: {why}")
+    return ownership.log_file(path, option, 0o600)
 
 
 def current() -> Task:
@@ -81,6 +58,10 @@ class Audit:
     def begin(self, descriptor: int) -> None:
         """From now on records are kept for this file."""
         self._descriptor = descriptor
+
+    def task(self, tid: int) -> Task | None:
+        """Thread ``tid``, for a record; looked up only where there will be one."""
+        return None if self._descriptor is None else tasks.of(tid)
 
     def violation(self, cause: str, file: File, task: Task | None = None) -> None:
         """``ima_add_violation``: ToMToU or open_writers."""

@@ -16,6 +16,7 @@ import trio
 from imafs.engine import threads
 from imafs.engine.emulator import Emulator
 from imafs.errors import Refused
+from imafs.kernel.audit import Task
 from imafs.kernel.policy.match import Access
 from imafs.kernel.policy.rules import Rule
 from imafs.kernel.policy.session import Audited, Closed, PolicyFile, file_rules
@@ -38,16 +39,19 @@ class PolicyWriter:
         self._emulator = emulator
         self._file = emulator.policy_file
         self._mutex = trio.Lock()  # ima_write_mutex
+        #: Who has written last.
+        self._task: Task | None = None
         self._file.open_write()
 
-    async def write(self, data: bytes, position: int) -> int:
-        """One write: a rule, or the path of a file of rules.
+    async def write(self, data: bytes, position: int, task: Task | None = None) -> int:
+        """One write of ``task``: a rule, or the path of a file of rules.
 
         Returns what the kernel does: at most one more than the length of ``data``.
         """
         async with self._mutex:
             try:
                 self._check_alive()  # after the wait for another write
+                self._task = task
                 return await self._write(data, position)
             except Refused as refused:
                 log.info("policy: %s: %s", refused.errno_name, shown(refused))
@@ -64,8 +68,13 @@ class PolicyWriter:
             audited: Audited = []
             try:
                 return file.write(data, audited)
+            except Refused as refused:
+                if refused.errno == errno.EACCES:
+                    cause = "signed policy required"
+                    self._emulator.audit.policy("policy_update", cause, ok=False, task=self._task)
+                raise
             finally:
-                self._emulator.audit.rules(audited)
+                self._emulator.audit.rules(audited, self._task)
         try:
             content = await self._emulator.read_policy(path)
         except Refused as refused:
@@ -81,7 +90,7 @@ class PolicyWriter:
         except Refused as refused:
             raise file.refuse(refused.errno, str(refused)) from None
         finally:
-            self._emulator.audit.rules(lines)
+            self._emulator.audit.rules(lines, self._task)
         self._check_alive()  # after the wait for the thread
         return file.take(data, rules)
 
@@ -94,14 +103,15 @@ class PolicyWriter:
         """A write that failed before anything looked at it."""
         self._file.refuse(refused.errno, str(refused))
 
-    def close(self) -> None:
-        """The end of the open file: the rules become active, or are gone."""
+    def close(self, task: Task | None = None) -> None:
+        """The end of the open file, by ``task``: the rules become active, or are gone."""
         appended = self._file.custom
         before = len(self._file.active.rules) if appended and self._file.active else 0
         result = self._file.close_write()
         log.info("policy update %s", result.value)
         emulator = self._emulator
-        emulator.audit.policy("policy_update", result.value, ok=result is Closed.COMPLETED)
+        ok = result is Closed.COMPLETED
+        emulator.audit.policy("policy_update", result.value, ok=ok, task=task or self._task)
         if result is Closed.COMPLETED:
             _explain(self._file, before)
             known = emulator.policy_source

@@ -14,6 +14,8 @@ import logging
 import os
 from functools import cache
 
+from imafs.engine import tasks
+
 log = logging.getLogger(__name__)
 
 _CAP_SYS_ADMIN = 21
@@ -27,7 +29,7 @@ def has_sys_admin(tid: int) -> bool:
     ``tid`` 0 is a caller outside our pid namespace: nobody can look it up, so it is
     refused. The log says why, once: a container may ask as often as it likes.
     """
-    if not _proc_is_ours():
+    if not tasks.proc_is_ours():
         _tell("/proc is of another pid namespace: nobody's capabilities can be read (EPERM)")
         return False
     if tid == 0:
@@ -67,8 +69,3 @@ def _effective(tid: int) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int(data[0].effective) | int(data[1].effective) << 32
-
-
-def _proc_is_ours() -> bool:
-    """Whether /proc numbers tasks as we do: in another's, the number is somebody else's."""
-    return os.readlink("/proc/self") == str(os.getpid())

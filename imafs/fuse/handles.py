@@ -13,6 +13,7 @@ from imafs.engine.policy import PolicyWriter
 from imafs.errors import Refused
 from imafs.fuse.caller import has_sys_admin
 from imafs.kernel.access import Holder
+from imafs.kernel.audit import Task
 from imafs.kernel.packed import PackedList
 from imafs.kernel.profiles import Entry, RequestFile
 from imafs.kernel.seqfile import Bytes, Position, SeqFile
@@ -45,6 +46,9 @@ class Handle:
     def write(self, offset: int, data: bytes, writer: int) -> int:
         """Number of bytes accepted."""
         raise Refused(errno.EINVAL, "the file has no write method")
+
+    def flush(self, closer: int) -> None:
+        """A close() of one of its descriptors, by the thread ``closer``."""
 
     def release(self) -> None:
         """The last reference is gone."""
@@ -169,9 +173,11 @@ class TextHandle(Handle):
 class PolicyHandle(Handle):
     """The policy file, open for writing. Raises :class:`Refused` (EBUSY)."""
 
-    __slots__ = ("_append", "_position", "_writer")
+    __slots__ = ("_append", "_audit", "_closer", "_position", "_writer")
 
     def __init__(self, emulator: Emulator, flags: int) -> None:
+        self._audit = emulator.audit
+        self._closer: Task | None = None
         self._append = bool(flags & os.O_APPEND)
         self._position = Position()
         self._writer = PolicyWriter(emulator)
@@ -183,7 +189,8 @@ class PolicyHandle(Handle):
         that, so here it is what was given.
         """
         real = self._position.at_write(offset, append=self._append)
-        size = min(await self._writer.write(bytes(data), real), len(data))
+        task = self._audit.task(writer)  # while it waits for us
+        size = min(await self._writer.write(bytes(data), real, task), len(data))
         self._position.after_write(offset, real, size)
         return size
 
@@ -196,5 +203,9 @@ class PolicyHandle(Handle):
             self._writer.spoil(refused)
             raise
 
+    def flush(self, closer: int) -> None:
+        # A RELEASE comes from nobody: a kernel's own is in the task of the last close.
+        self._closer = self._audit.task(closer)
+
     def release(self) -> None:
-        self._writer.close()
+        self._writer.close(self._closer)

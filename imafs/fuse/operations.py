@@ -369,7 +369,8 @@ class ImaOperations(Refusals):
     @boundary
     async def flush(self, fh: FileHandleT) -> None:
         # One per close() of any duplicate: not the end of the open file.
-        return None
+        if (opened := self._handles.get(fh)) is not None:
+            opened.handle.flush(self._asked().pid)
 
 
 def _is_policy(node: Node) -> bool:

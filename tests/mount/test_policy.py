@@ -6,7 +6,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from imafs.errors import Refused
 from tests.conformance import recordings
 from tests.mount.daemon import ASCII, COUNT, Daemon, imafs, replay
 from tests.mount.fixtures import Starter
-from tests.support import run
+from tests.support import run, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -245,6 +247,39 @@ def test_reset_is_a_boot(start: Starter, tmp_path: Path) -> None:
     assert daemon.group("policy")["without_effect"] == 1
     assert daemon.read(ASCII).startswith(before.splitlines(keepends=True)[0])
     assert "policy rule 2 (hash) has no effect: hash is not emulated" in daemon.log()
+
+
+def test_a_policy_is_audited_in_the_name_of_its_writer(start: Starter, tmp_path: Path) -> None:
+    """By a rule, by a path, by a thread, and by who closes what another one has written."""
+    log, rules = tmp_path / "audit.log", tmp_path / "rules"
+    rules.write_text("measure fowner=1\n")
+    daemon = start("--audit-log", str(log))
+    policy = daemon.path("policy")
+
+    def written(command: str, *arguments: object) -> tuple[str, list[str]]:
+        """The writer's pid, and pid, uid and comm of the new records that name a task."""
+        before = len(log.read_text().splitlines())
+        with subprocess.Popen([*command.split(), *map(str, arguments)]) as process:
+            process.wait(20)
+        wait_for(
+            lambda: "op=policy_update" in "".join(log.read_text().splitlines()[before:]),
+            *(20, "what became of the policy is audited"),
+        )
+        task = r"pid=(\d+) uid=(\d+) auid=\d+ ses=\d+ op=\S+ cause=\S+ comm=(\S+) "
+        new = "\n".join(log.read_text().splitlines()[before:])
+        return str(process.pid), [" ".join(found) for found in re.findall(task, new)]
+
+    pid, tasks = written("/bin/sh -c", f"echo 'measure fowner=2' >{policy}")
+    assert tasks == [f'{pid} 0 "sh"']
+    pid, tasks = written("/bin/sh -c", f"echo 'nonsense' >{policy} 2>&-")
+    assert tasks == [f'{pid} 0 "sh"'] * 2
+    pid, tasks = written("/bin/sh -c", f"printf {rules} >{policy}")
+    assert tasks == [f'{pid} 0 "sh"']
+    # A child writes, its parent is the last to close.
+    pid, tasks = written("/bin/bash -c", f"exec 5>{policy}; (echo nonsense >&5) 2>&-; exec 5>&-")
+    (writer, *first), (closer, *last) = (task.split() for task in tasks)
+    assert first == last == ["0", '"bash"']
+    assert writer != closer == pid
 
 
 def test_writing_while_measurements_are_suspended(start: Starter) -> None:

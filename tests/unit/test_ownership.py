@@ -127,6 +127,14 @@ def test_planted_log_files(places: Places, kind: str) -> None:
     assert places.secret.read_text() == "root's"
 
 
+@pytest.mark.parametrize("kind", ["symlink", "hardlink", "fifo", "file"])
+def test_planted_audit_logs(places: Places, kind: str) -> None:
+    name = plant(places.base / "sticky", places.secret, kind)
+    with pytest.raises(UsageError, match=f"--audit-log {name}: "):
+        open_log(str(name), "--audit-log")
+    assert places.secret.read_text() == "root's"
+
+
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "file"])
 def test_planted_kexec_buffers(places: Places, kind: str) -> None:
     name = plant(places.base / "sticky", places.secret, kind)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from imafs.engine import tasks
 from imafs.sources.watch import opener
 from tests.support import ROOT, run, wait_for
 
@@ -147,15 +148,31 @@ def test_the_listener_is_light() -> None:
 
 def test_a_task_as_an_audit_log_names_it() -> None:
     me = Path(f"/proc/{os.getpid()}")
-    found = opener.task(os.getpid(), 7)
-    assert (found.pid, found.uid) == (os.getpid(), 7)
+    found = tasks.of(os.getpid())
+    assert (found.pid, found.uid) == (os.getpid(), os.getuid())
     assert found.comm == (me / "comm").read_bytes()[:-1]
     loginuid = me / "loginuid"
     if loginuid.exists():
         assert found.auid == int(loginuid.read_text())
         assert found.ses == int((me / "sessionid").read_text())
-    gone = opener.task(2**22 + 1, 7)
-    assert (gone.comm, gone.auid, gone.ses) == (b"", 2**32 - 1, 2**32 - 1)
+    for unknown in (2**22 + 1, 0):  # ended; outside of our pid namespace
+        gone = tasks.of(unknown)
+        assert (gone.pid, gone.comm) == (unknown, b"")
+        assert (gone.uid, gone.auid, gone.ses) == (2**32 - 1,) * 3
+
+
+def test_a_thread_is_audited_as_its_process() -> None:
+    """``task_tgid_nr``; its name is its own."""
+    found = []
+
+    def look() -> None:
+        Path("/proc/thread-self/comm").write_text("thread")
+        found.append(tasks.of(threading.get_native_id()))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert (found[0].pid, found[0].comm) == (os.getpid(), b"thread")
 
 
 @pytest.mark.root

@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
+from imafs.engine import tasks
 from imafs.errors import Refused
 from imafs.formats.algorithms import by_name
 from imafs.formats.fields import Measurement
@@ -127,7 +128,7 @@ class Jobs:
         the name of the super block, and the inode."""
         number = self._number()
         self._wait_for(event, number, who, deadline)
-        task = opener.task(event.tid, who.uid)
+        task = tasks.of(event.tid)
         self._send(wire.Violation(number, name, cause, task, *place), number)
 
     def settle(self, event: Event) -> bool:

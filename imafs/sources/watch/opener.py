@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """The task that waits in an open: its credentials, and how it opens.
 
-Only ``status``, ``stat``, ``syscall``, ``comm``, ids and ``fd`` of /proc are looked at:
+Only ``status``, ``stat``, ``syscall`` and ``fd`` of /proc are looked at:
 ``cmdline``, ``exe`` or ``maps`` of a blocked task can wait for its memory lock.
 """
 
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
-from imafs.kernel.audit import UNSET, Task
 from imafs.sources.facts import User
 from imafs.sources.watch import attributes
 
@@ -76,24 +75,6 @@ def credentials(tid: int) -> Credentials:
         bool(capabilities >> _CAP_SETGID & 1),
         process=int(_line(text, b"\nTgid:")),
     )
-
-
-def task(tid: int, uid: int) -> Task:
-    """Thread ``tid`` as an audit log names it; what cannot be looked up is not known."""
-    return Task(
-        tid,
-        uid,
-        _text(tid, "comm").removesuffix(b"\n"),
-        int(_text(tid, "loginuid") or UNSET),
-        int(_text(tid, "sessionid") or UNSET),
-    )
-
-
-def _text(tid: int, name: str) -> bytes:
-    try:
-        return _read(f"/proc/{tid}/{name}")
-    except OSError:
-        return b""  # ended, or a kernel without CONFIG_AUDIT
 
 
 def began(tid: int) -> int | None:
