@@ -48,7 +48,7 @@ def show_file(source: str, paths: Sequence[str], aside: str) -> None:
     The uppermost directory that must be changed is covered by one of links to what is in it: by
     binds each entry of /var/log would be a line of /proc/mounts. It stays reachable in ``aside``.
     """
-    missing = [path for path in paths if not os.path.lexists(path)]
+    missing = [path for path in paths if _is_missing(path)]
     while missing:
         below = min((_nearest(path) for path in missing), key=len)
         covered = os.path.join(aside, below.strip("/").replace("/", "-"))
@@ -62,6 +62,19 @@ def show_file(source: str, paths: Sequence[str], aside: str) -> None:
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
             linux.bind(source, path)
             missing.remove(path)
+
+
+def _is_missing(path: str) -> bool:
+    """Whether nothing is there. Where this user may not look there may be something, and a
+    directory whose entries nobody can list cannot be covered by links to them (auditd's, which
+    is root's alone)."""
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return False
+    except (FileNotFoundError, NotADirectoryError):
+        return os.access(_nearest(path), os.R_OK | os.X_OK)
+    return False
 
 
 def _nearest(path: str) -> str:

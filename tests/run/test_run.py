@@ -257,6 +257,26 @@ def test_the_tpm_is_where_clients_look_by_default() -> None:
     assert re.fullmatch(r"imafs: the TPM is at port \d+: 2321 or 2322 is taken, and .*", line)
 
 
+def test_audit_logs_where_a_user_may_not_look(tmp_path: Path) -> None:
+    """auditd's directory is root's alone: it is left as it is, and the session starts."""
+    words, environment = words_for("user")
+    (tmp_path / "audit").mkdir(mode=0o700)
+    (tmp_path / "audit" / "audit.log").touch()
+    tmp_path.chmod(0o755)
+    inner = "ls /var/log; ls /var/log/audit/; cat /var/log/messages"
+    command = shlex.join([*words, "run", "--tpm", "none", "--", "sh", "-c", inner])
+    script = f"mount --bind {tmp_path} /var/log && cd / && exec {command}"
+    done = run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        check=False,
+        env=environment,
+    )
+    assert done.stdout.splitlines() == ["audit", "messages"], done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "/var/log/audit/" in done.stderr
+    assert "Permission denied" in done.stderr
+
+
 def test_audit_records_that_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "audit"
     script = f"imafs ctl violation '/a b'; until grep -c ToMToU {file}; do :; done"
