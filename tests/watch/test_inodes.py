@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imafs.sources.watch.inodes import Identity, Inode, Inodes
+from imafs.sources.watch.inodes import Identity, Inode, Inodes, Key
+from imafs.sources.watch.opener import Account
 
 OLD = Identity(1, 1, 10)
 NEW = Identity(2, 2, 10)
@@ -185,14 +186,27 @@ def test_many_that_have_it_open_cost_a_look_or_two(world: World) -> None:
 
 def test_inodes_are_bounded() -> None:
     known = Inodes(most=2)
-    first = known.get((1, 1))
-    known.get((1, 2))
-    assert known.get((1, 1)) is first
-    known.get((1, 3))
+    first = known.get((1, 1), 0)
+    known.get((1, 2), 0)
+    assert known.get((1, 1), 0) is first
+    known.get((1, 3), 0)
     assert known.find((1, 2)) is None
     assert known.find((1, 1)) is first
     known.clear()
     assert len(known) == 0
+
+
+def test_who_uses_many_files_forgets_his_own() -> None:
+    """Also where he has used the others' as well, before them or after them."""
+    forgotten: list[tuple[Key, Account]] = []
+    known = Inodes(10, lambda key, inode, account: forgotten.append((key, account)))
+    known.get((1, 1), 1000)
+    others = [known.get((1, n), 0) for n in (1, 2, 3)]
+    for n in range(100, 200):
+        known.get((1, n), 1000)
+        known.get((1, n % 3 + 1), 1000)
+    assert [known.find((1, n)) for n in (1, 2, 3)] == others
+    assert forgotten == [((1, n), 1000) for n in range(100, 193)]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,10 @@ class World:
     def counts(self) -> wire.Counters:
         return self._jobs.counts
 
+    @property
+    def missed(self) -> int:
+        return self._jobs.missed.total
+
     def seconds(self, seconds: float) -> None:
         """Until an opener goes on."""
         self._jobs.seconds = seconds
@@ -188,3 +192,19 @@ def test_uses_wait_for_the_policy(world: World, monkeypatch: pytest.MonkeyPatch)
             pass
         [(use, pause)] = due
         assert not world.judge.again(use, pause)
+
+
+def test_a_file_that_is_forgotten_while_it_is_read_is_told(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more than there is room for: a ToMToU of it could not be seen any more."""
+    held = world.judge._inodes
+    monkeypatch.setattr(held, "_most", 1)
+    inode = held.get((1, 7), 1000)
+    inode.may_emit_tomtou = True
+    inode.readers[os.getpid()] = None
+    monkeypatch.setattr(opener, "holds", lambda *_, writing: not writing)
+    held.get((1, 8), 1000)
+    assert world.missed == 1
+    held.get((1, 9), 1000)
+    assert world.missed == 1

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from imafs.sources.watch.attributes import Info
+from imafs.sources.watch.opener import Account
 
 #: Files that are remembered; one that is forgotten is hashed again, to no effect.
 MOST = 1 << 16
@@ -128,15 +129,17 @@ class Inode:
         self.emitted_open_writers = True
         return True
 
+    def is_read(self, live: Live) -> bool:
+        """Whether a writer would make a ToMToU now."""
+        return self.may_emit_tomtou and _any_left(self.readers, False, live)
+
     def writing(self, process: int, identity: Identity, live: Live) -> bool:
         """An open for writing; True: a ToMToU violation."""
         if not _any_left(self.writers, True, live):
             self._changed(identity)
         self.writers[process] = None
         self.dirty = True
-        if not self.may_emit_tomtou:
-            return False
-        if not _any_left(self.readers, False, live):
+        if not self.is_read(live):
             return False
         self.may_emit_tomtou = False
         return True
@@ -162,30 +165,62 @@ def _forget_some(readers: dict[int, None], live: Live) -> None:
 
 
 class Inodes:
-    """The files that were used last, at most ``most``."""
+    """The files that were used last, at most ``most``.
 
-    def __init__(self, most: int = MOST) -> None:
+    Each is on the account with the fewest of all that have used it, and the account with the
+    most forgets its own first: one that uses very many files does not have others' forgotten.
+    ``forgotten`` is told of each.
+    """
+
+    def __init__(
+        self,
+        most: int = MOST,
+        forgotten: Callable[[Key, Inode, Account], None] = lambda *_: None,
+    ) -> None:
         self._most = most
-        self._known: OrderedDict[Key, Inode] = OrderedDict()
+        self._forgotten = forgotten
+        self._accounts: dict[Key, Account] = {}
+        self._known: dict[Account, OrderedDict[Key, Inode]] = {}
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._accounts)
 
-    def get(self, key: Key) -> Inode:
-        """The file ``key``, new if need be."""
-        inode = self._known.get(key)
-        if inode is None:
-            inode = self._known[key] = Inode()
-            if len(self._known) > self._most:
-                self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(key)
+    def get(self, key: Key, account: Account) -> Inode:
+        """The file ``key``, new if need be, that this account uses."""
+        before = self._accounts.get(key)
+        if before is None:
+            inode = Inode()
+            self._put(key, inode, account)
+            if len(self._accounts) > self._most:
+                self._forget()
+            return inode
+        fewer = len(self._known.get(account, ())) < len(self._known[before])
+        inode = self._take(key)
+        self._put(key, inode, account if fewer else before)
         return inode
+
+    def _put(self, key: Key, inode: Inode, account: Account) -> None:
+        self._accounts[key] = account
+        self._known.setdefault(account, OrderedDict())[key] = inode
+
+    def _take(self, key: Key) -> Inode:
+        account = self._accounts.pop(key)
+        inode = self._known[account].pop(key)
+        if not self._known[account]:
+            del self._known[account]
+        return inode
+
+    def _forget(self) -> None:
+        account = max(self._known, key=lambda account: len(self._known[account]))
+        key = next(iter(self._known[account]))
+        self._forgotten(key, self._take(key), account)
 
     def find(self, key: Key) -> Inode | None:
         """The file ``key`` where it is known."""
-        return self._known.get(key)
+        account = self._accounts.get(key)
+        return None if account is None else self._known[account][key]
 
     def clear(self) -> None:
         """After a boot nothing is known."""
+        self._accounts.clear()
         self._known.clear()

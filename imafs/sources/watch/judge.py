@@ -21,7 +21,7 @@ from imafs.sources.watch.held import FIRST, Held
 from imafs.sources.watch.inodes import Identity, Inode, Inodes, Key, Live
 from imafs.sources.watch.job import Job
 from imafs.sources.watch.jobs import SMALL, Jobs
-from imafs.sources.watch.opener import Credentials, Way
+from imafs.sources.watch.opener import Account, Credentials, Way
 from imafs.sources.watch.places import Places
 from imafs.sources.watch.rulebook import Rulebook
 
@@ -45,6 +45,7 @@ class Use:
     name: bytes
     info: Info
     who: Credentials
+    account: Account
     deadline: float
     way: Way | None
     elf: bool | None = None
@@ -68,7 +69,7 @@ class Judge:
         self.rulebook = Rulebook()
         self._jobs = jobs
         self._held: Held[Use] = Held()
-        self._inodes = Inodes()
+        self._inodes = Inodes(forgotten=self._forgotten)
         self._allowance = Allowance()
         self._paths: tuple[bytes, ...] = ()
         self._files: tuple[bytes, ...] = ()
@@ -131,7 +132,8 @@ class Judge:
         counts.watched += 1
         now = time.monotonic()
         way = Way(os.O_RDONLY, True) if executes else None
-        use = Use(event, name, info, who, now + self._jobs.seconds, way)
+        account = opener.account(event.tid, who.uid)
+        use = Use(event, name, info, who, account, now + self._jobs.seconds, way)
         if not self._has_room(use):
             counts.lost += 1
             self._jobs.missed.note(name, "too many files are being opened", who.uid)
@@ -142,8 +144,7 @@ class Judge:
         held = self._jobs.descriptors + len(self._held)
         if held < self.room // 2:
             return True
-        account = opener.account(use.event.tid, use.who.uid)
-        return held < self.room and self._jobs.share(account) < self.room // 2
+        return held < self.room and self._jobs.share(use.account) < self.room // 2
 
     # Uses that cannot be judged yet
 
@@ -188,7 +189,7 @@ class Judge:
         return last or (self.rulebook.ready and use.way is not None and use.elf is not None)
 
     def _is_elf(self, use: Use) -> bool | None:
-        inode = self._inodes.get(use.key)
+        inode = self._inodes.get(use.key, use.account)
         identity = Identity.of(use.info)
         if inode.elf is not None and inode.elf[0] == identity:
             return inode.elf[1]
@@ -248,10 +249,10 @@ class Judge:
         assert way is not None
         assert use.elf is not None
         self._jobs.counts.hidden += way.flags is None
-        inode = self._inodes.get(use.key)
+        inode = self._inodes.get(use.key, use.account)
         identity = Identity.of(info)
 
-        live = self._looks(use)
+        live = self._looks(use.key, use.account)
         inode.look(info.st_size, info.st_blocks, partial(self._zero_at, use))
         writes = hooks.writes(way)
         if writes and inode.writing(who.process, identity, live):
@@ -276,22 +277,28 @@ class Judge:
         if (way.flags or 0) & os.O_TRUNC and not made:
             inode.truncated()
 
-    def _looks(self, use: Use) -> Live:
-        """Looks at processes, for as long as this use's account may take; the others are taken
-        to have the file still: they have opened it, and nobody has seen them close it."""
-        account = opener.account(use.event.tid, use.who.uid)
+    def _looks(self, key: Key, account: Account) -> Live:
+        """Looks at processes, for as long as the account may take; the others are taken to have
+        the file still: they have opened it, and nobody has seen them close it."""
         end = time.monotonic() + self._allowance.left(account, time.monotonic())
 
         def live(process: int, writing: bool) -> bool:
             began = time.monotonic()
             if began >= end:
                 return True
-            found = opener.holds(process, use.info.st_dev, use.info.st_ino, writing=writing)
+            found = opener.holds(process, *key, writing=writing)
             now = time.monotonic()
             self._allowance.take(account, now - began, now)
             return found
 
         return live
+
+    def _forgotten(self, key: Key, inode: Inode, account: Account) -> None:
+        """Of a file that nobody reads nothing is lost: it is hashed again, to no effect."""
+        if inode.is_read(self._looks(key, account)):
+            why = "it is forgotten while it is open, one of too many: no ToMToU will be seen"
+            uid = account if isinstance(account, int) else -1
+            self._jobs.missed.note(b"inode %d" % key[1], why, uid)
 
     def _zero_at(self, use: Use, offset: int) -> bool:
         magic = self._system(use.info).magic
