@@ -170,7 +170,7 @@ def served(point: Path, what: str) -> Iterator[None]:
 
 
 def test_a_file_system_of_his_own_that_hangs(emulator: Emulator, disk: Disk) -> None:
-    """An open of the listener would wait for him, for ever: nothing is asked of it."""
+    """Nothing is asked of it, and the log says whose it is."""
     point = disk.root / "in/his/point"
     with served(point, "open"):
         # Whatever is going to be marked is marked.
