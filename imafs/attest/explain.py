@@ -119,6 +119,9 @@ def explain(
     differs = any(f.value is Value.DIFFERS and f.pcr == choice.pcr for f in verdict.findings)
     if not differs or not verdict.records:
         return None
+    alone = _other_banks(verdict, choice)
+    if alone is not None:
+        return alone
     if verdict.records > MOST_RECORDS:
         return of_the_first(parts, own, actual)
     search = _Search(parts, names, own, verdict, choice)
@@ -127,6 +130,30 @@ def explain(
         if found is not None:
             return found
     return of_the_first(parts, own, actual)
+
+
+def _other_banks(verdict: Verdict, choice: Choice) -> Explanation | None:
+    """What it means that banks of the PCR match: no record is missing, changed or in excess."""
+    mine = [f for f in verdict.findings if f.pcr == choice.pcr]
+    matching = [f.bank for f in mine if f.value is Value.MATCHES]
+    differing = [f.bank for f in mine if f.value is Value.DIFFERS]
+    if not matching:
+        return None
+    leave = f"--banks {','.join(matching)} leaves {'it' if len(differing) == 1 else 'them'} out"
+    begun = [bank for bank in matching if choice.pcr in choice.starts.get(bank, {})]
+    missing = [b for b in differing if choice.pcr not in choice.starts.get(b, {})]
+    if begun and missing:
+        return Explanation(
+            "from",
+            f"--from was given for {', '.join(begun)} and not for {', '.join(missing)}: give "
+            f"the value of each bank ({' '.join(f'--from {b}:VALUE' for b in missing)}), or "
+            f"{leave}",
+        )
+    return Explanation(
+        "bank",
+        f"the list leads to {', '.join(matching)}, so no record is missing: something else "
+        f"extended {', '.join(differing)} or set it; {leave}",
+    )
 
 
 class _Search:

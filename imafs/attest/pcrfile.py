@@ -4,7 +4,8 @@
 Read: the YAML of ``tpm2_pcrread`` (and what ``tpm2_quote`` and ``tpm2_checkquote`` print
 around it), tables (``bank index VALUE``), one bank's lines (``PCR-10: HEX``, ``10: HEX``, the
 kernel's and IBM's with a space between bytes), ``tsspcrread``, JSON, and the kernel's sysfs
-directory (``/sys/class/tpm/tpm0`` with ``pcr-<bank>/<index>``).
+directory (``/sys/class/tpm/tpm0`` with ``pcr-<bank>/<index>``) or what grep and head show of it;
+each of these quoted by a mail too.
 
 A line that is none of these is refused: a value that is passed over would be compared with
 nothing. What the TSS libraries log and what the tools print beside values is known and left out.
@@ -29,7 +30,7 @@ _HEX = r"(?:0[xX])?(?P<value>[0-9A-Fa-f]{2}(?:[ :]?[0-9A-Fa-f])*)"
 _TABLE = re.compile(
     rf"(?P<bank>[A-Za-z][\w-]*)[\s:,]+(?:PCR[-_ ]?)?(?P<pcr>\d+)[\s:=,]+{_HEX}", re.I
 )
-_PCR_LINE = re.compile(rf"(?:PCR)?[-_ ]?\[?(?P<pcr>\d+)\]?\s*[:=]\s*{_HEX}", re.I)
+_PCR_LINE = re.compile(rf"\+?(?:PCR(?:Slot)?)?[-_ ]?\[?(?P<pcr>\d+)\]?\s*[:=]\s*{_HEX}", re.I)
 #: ``10 ima HEX`` (systemd-analyze pcrs), ``10 sha256 HEX``, ``10 HEX``, ``PCR-10 HEX``
 _ROW = re.compile(
     r"(?:PCR[-_ ]?)?(?P<pcr>\d{1,2})[\s,]+(?:(?P<word>-|[A-Za-z][\w-]*)[\s,]+)?"
@@ -52,6 +53,12 @@ _BESIDE = re.compile(
     r"|count \d+(?: pcrUpdateCounter \d+)?|pcrUpdateCounter \d+"
     r"|\w+: (?:line \d+|success)|---|\.\.\."
 )
+#: A line that a mail or an issue quotes.
+_QUOTED = re.compile(r"(?:>\s?)+")
+#: A sysfs file named in front of its value (grep), or above it (head, tail).
+_FILE = re.compile(rf"(?:==>\s*)?\S*?pcr-(?P<bank>\w+)/(?P<pcr>\d+)(?:\s*<==|:\s*{_HEX})", re.I)
+#: What a tool says above the values of one bank: ``tsspcrread -halg sha1``, ``pcr 10 (sha256)``
+_SAID = re.compile(r"(?:.*\s-halg\s+|reading pcrs?\b.*\()(?P<bank>\w+)\)?", re.I)
 _LENGTH = re.compile(r"digest length (?P<length>\d+)")
 
 
@@ -115,9 +122,10 @@ def kept(data: bytes, source: str) -> PcrValues:
 
 def _lines(text: str, found: Collected, pcr: int) -> None:
     bank: str | None = None
+    named: int | None = None  # by the heading of a sysfs file
     wanted, begun = 0, ""  # of tsspcrread: digits that a value has, and those read so far
     for number, full in enumerate(text.splitlines(), 1):
-        where, line = f"line {number}", full.strip()
+        where, line = f"line {number}", _QUOTED.sub("", full.strip(), count=1).strip()
         if wanted and _BARE.fullmatch(line):
             begun += _digits(line)
             if len(begun) >= wanted:
@@ -127,20 +135,26 @@ def _lines(text: str, found: Collected, pcr: int) -> None:
             continue
         elif match := _LENGTH.fullmatch(line):
             wanted, begun = 2 * int(match["length"]), ""
+        elif match := _FILE.fullmatch(line):
+            bank, named = match["bank"], int(match["pcr"])
+            if match["value"] is not None:
+                found.add(bank, named, match["value"], where)
+        elif (match := _SAID.fullmatch(line)) and bank_named(match["bank"]):
+            bank = match["bank"]
         elif match := _PCR_LINE.fullmatch(line):
             found.add(bank, int(match["pcr"]), match["value"], where)
         elif match := _TABLE.fullmatch(line):
             found.add(match["bank"], int(match["pcr"]), match["value"], where)
         elif match := _ROW.fullmatch(line):
-            named = bank_named(match["word"] or "")
-            found.add(named or bank, int(match["pcr"]), match["value"], where)
+            of = bank_named(match["word"] or "")
+            found.add(of or bank, int(match["pcr"]), match["value"], where)
         elif (match := _HEADING.fullmatch(line)) or (
             (match := _BANK_LINE.fullmatch(line))
             and (line.endswith(":") or bank_named(match["bank"]))
         ):
             bank = match["bank"]
         elif _BARE.fullmatch(line):
-            found.add(bank, pcr, line, where)
+            found.add(bank, pcr if named is None else named, line, where)
         else:
             raise FormatError(f"{where} is no PCR value: {line[:60]!r}", source=found.source)
     if wanted:

@@ -2,7 +2,8 @@
 """PCR values in JSON, of whatever shape: objects by bank and number, or rows.
 
 ``{"sha256": {"10": HEX}}``, ``{"pcrs": {"10": HEX}, "hash_alg": "sha256"}`` and
-``[{"pcr": 10, "bank": "sha256", "value": HEX}]`` (``imafs status --json``) are read; digests may be
+``[{"pcr": 10, "bank": "sha256", "value": HEX}]`` (``imafs status --json``) and
+``[{"nr": 10, "sha256": HEX}]`` (``systemd-analyze pcrs --json=short``) are read; digests may be
 base64, as programs in Go write byte strings. What is no PCR value is passed over: attestations
 hold much else.
 """
@@ -19,7 +20,7 @@ from imafs.errors import FormatError
 
 _NUMBER = re.compile(r"(?:pcr)?[-_ ]?0*(\d{1,2})", re.I)
 _HEX = re.compile(r"(?:0[xX])?[0-9A-Fa-f]+(?:[ :][0-9A-Fa-f]+)*")
-_PCR_KEYS = ("pcr", "index", "pcr_index", "pcrindex")
+_PCR_KEYS = ("pcr", "nr", "index", "pcr_index", "pcrindex")
 _BANK_KEYS = ("bank", "alg", "algorithm", "hash", "hash_alg", "hashalg", "digestalg", "digest_alg")
 _VALUE_KEYS = ("value", "digest", "data", "hex")
 #: Lengths of an array with all PCRs of a bank.
@@ -68,11 +69,22 @@ def _row(keys: Mapping[str, object], found: Collected, bank: str | None) -> bool
     pcr = next((keys[key] for key in _PCR_KEYS if key in keys), None)
     value = next((keys[key] for key in _VALUE_KEYS if key in keys), None)
     number = _NUMBER.fullmatch(str(pcr)) if isinstance(pcr, int | str) else None
-    if number is None or not any(key in keys for key in _VALUE_KEYS):
+    if number is None:
         return False
+    if not any(key in keys for key in _VALUE_KEYS):
+        return _by_bank(keys, found, int(number[1]))
     if isinstance(value, str):
         _add(found, bank, int(number[1]), value)
     return value is None or isinstance(value, str)
+
+
+def _by_bank(keys: Mapping[str, object], found: Collected, pcr: int) -> bool:
+    """One PCR with a value for each bank: systemd-analyze pcrs --json."""
+    named = {bank: v for key, v in keys.items() if (bank := bank_named(key)) is not None}
+    for bank, value in named.items():
+        if isinstance(value, str):
+            _add(found, bank, pcr, value)
+    return bool(named)
 
 
 def _add(found: Collected, bank: str | None, pcr: int, text: str) -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from imafs.errors import FormatError
+from imafs.formats import pasted
 from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm, list_bank
 from imafs.formats.binary import (
     LIST_BANKS,
@@ -31,7 +32,7 @@ from imafs.formats.templates import TEMPLATE_NAME_MAX, Order, Template, named
 
 #: PCR, template digest, template's name and the fields; " 9" has a blank in front.
 _RECORD = re.compile(
-    rb"[ \t]*(?P<pcr>[0-9]{1,10}) (?P<digest>[0-9A-Fa-f]{32,128})"
+    rb"[ \t]*(?P<pcr>[0-9]{1,10}) (?P<digest>(?:[0-9A-Fa-f]{2}){16,64})"
     rb" (?P<label>[^ \t\r\n]+)(?: (?P<text>.*))?",
     re.DOTALL,
 )
@@ -76,6 +77,16 @@ class Rebuilt:
     bad: list[Bad] = field(default_factory=list)
     hints: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def faults(self) -> int:
+        """Lines that are no records, and records that nothing proves."""
+        return len(self.bad) + len(self.hints)
+
+    @property
+    def sound(self) -> int:
+        """Records that nothing speaks against."""
+        return len(self.lines) - len(self.hints)
+
 
 def is_ascii_list(data: bytes) -> bool:
     """Whether these bytes are meant to be an ASCII list: some of its first lines is a record."""
@@ -83,7 +94,9 @@ def is_ascii_list(data: bytes) -> bool:
     if b"\0" in head:
         return False
     lines = head.split(b"\n")[:_HEAD_LINES]
-    return any(_RECORD.match(line, _QUOTE.match(line).end()) for line in lines)  # type: ignore[union-attr]
+    if any(_RECORD.match(line, _QUOTE.match(line).end()) for line in lines):  # type: ignore[union-attr]
+        return True
+    return pasted.meant_as_list(head)
 
 
 def rebuild(data: bytes, bank: Bank | None = None, fmt: str | None = None) -> Rebuilt:
@@ -93,8 +106,31 @@ def rebuild(data: bytes, bank: Bank | None = None, fmt: str | None = None) -> Re
     fields of templates that are not known. A record that nothing proves stands in the binary
     list with its digest, as it reads at first. Raises :class:`FormatError` where the bank
     remains unknown.
+
+    Where the text is no sound list, texts that it may have been are tried as well
+    (:mod:`imafs.formats.pasted`); the one with the fewest faults is taken.
     """
-    return _Rebuilder(_lines(_plain(data)), bank, fmt).run()
+    data = _plain(data)
+    tried = [list(enumerate(_lines(data), 1))]
+    refusal: FormatError | None = None
+    best: Rebuilt | None = None
+    try:
+        best = _Rebuilder(tried[0], bank, fmt).run()
+    except FormatError as error:
+        refusal = error
+    if best is None or best.faults:
+        for lines in pasted.restored(data, _Proof(len(data), bank, fmt)):
+            if lines in tried:
+                continue
+            tried.append(lines)
+            with suppress(FormatError):
+                made = _Rebuilder(lines, bank, fmt).run()
+                if best is None or (made.faults < best.faults and len(made.lines) >= best.sound):
+                    best = made
+    if best is None or (refusal is not None and not best.lines):
+        assert refusal is not None
+        raise refusal
+    return best
 
 
 def _plain(data: bytes) -> bytes:
@@ -140,13 +176,14 @@ def _quote(lines: Sequence[bytes]) -> bytes:
 
 
 class _Rebuilder:
-    def __init__(self, lines: list[bytes], bank: Bank | None, fmt: str | None) -> None:
-        self._lines = lines
+    def __init__(self, lines: Sequence[pasted.Line], bank: Bank | None, fmt: str | None) -> None:
+        self._lines = [line for _, line in lines]
+        self._numbers = [number for number, _ in lines]
         self._fmt = fmt
         self._known: dict[tuple[bytes, Order], Template] = {}
         self._last = 0
         self._others = ""
-        self._budget = _FREE + _TIMES * sum(map(len, lines))
+        self._budget = _FREE + _TIMES * sum(map(len, self._lines))
         self.out = Rebuilt(bank)
 
     def run(self) -> Rebuilt:
@@ -160,7 +197,7 @@ class _Rebuilder:
                     raise FormatError("this is no record")
                 at += self._record(match, at)
             except FormatError as error:
-                self.out.bad.append(Bad(len(self.out.lines), at + 1, error.reason))
+                self.out.bad.append(Bad(len(self.out.lines), self._numbers[at], error.reason))
                 at += 1
         return self.out
 
@@ -191,6 +228,8 @@ class _Rebuilder:
             raise FormatError(
                 f"this is a list with digests of {8 * width} bits, not one of {out.bank.name}"
             )
+        if width == 0:
+            raise FormatError("no line of this text is a record of a list")
         if out.bank is None and not doubt:
             raise FormatError(ONLY_VIOLATIONS)
         if out.bank is None:
@@ -315,7 +354,26 @@ class _Rebuilder:
             raise FormatError(f"PCR {pcr} is out of range")
         digest = _digest(match)
         self.out.data += encode(Record(pcr, self._template(match), data), digest)
-        self.out.lines.append(at + 1)
+        self.out.lines.append(self._numbers[at])
+
+
+class _Proof(_Rebuilder):
+    """Whether a line is a record, by its template digest: of any bank and byte order."""
+
+    def __init__(self, size: int, bank: Bank | None, fmt: str | None) -> None:
+        super().__init__([], bank, fmt)
+        self._budget = _FREE + _TIMES * size
+
+    def __call__(self, line: bytes) -> bool:
+        match = _RECORD.fullmatch(line)
+        if match is None or self._budget < 0:
+            return False
+        with suppress(FormatError):
+            for self.out.order in ORDERS:
+                for algorithm in of_width(len(match["digest"]) // 2):
+                    if self._proven(match, match["text"], algorithm) is not None:
+                        return True
+        return False
 
 
 def _digest(match: re.Match[bytes]) -> bytes:

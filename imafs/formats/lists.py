@@ -17,7 +17,7 @@ from typing import Literal
 
 from imafs.errors import FormatError
 from imafs.formats import ascii as text
-from imafs.formats import kexec
+from imafs.formats import kexec, pasted
 from imafs.formats.algorithms import SHA1, Bank, list_bank
 from imafs.formats.binary import (
     PCR_LIMIT,
@@ -134,6 +134,8 @@ def parse(data: bytes, bank: Bank | None = None, fmt: str | None = None) -> Meas
             bad=tuple(made.bad),
             hints=made.hints,
         )
+    if pasted.is_text(data):
+        raise FormatError("this is a text, and no line of it is a record of a list")
     buffer = kexec.header(data)
     if buffer is not None:
         records = data[kexec.HEADER_SIZE : buffer.size]

@@ -283,3 +283,20 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\0")
     with pytest.raises(FormatError, match="line 1 is no PCR value"):
         pcrfile.read(str(path))
+
+
+QUOTED_AND_NAMED = {
+    "tpm2_pcrread, quoted": f"> sha1:\n>   10: 0x{ONE.hex().upper()}\n",
+    "grep of sysfs": f"/sys/class/tpm/tpm0/pcr-sha1/10:{ONE.hex().upper()}\n",
+    "head of sysfs": f"==> /sys/class/tpm/tpm0/pcr-sha1/10 <==\n{ONE.hex().upper()}\n",
+    "evmctl's sample": f"pcrread: tsspcrread -halg sha1\n10: {ONE.hex()}\n",
+    "gotpm": f"Reading pcr 10 (sha1)\n10: {ONE.hex()}\n",
+    "a slot": f"PcrSlot10: {ONE.hex()}\n",
+    "a log's extend": f"+PCR[10]: {ONE.hex()}\n",
+    "systemd's JSON": f'[{{"nr": 10, "name": "ima", "sha1": "{ONE.hex()}"}}]',
+}
+
+
+@pytest.mark.parametrize("name", QUOTED_AND_NAMED)
+def test_values_that_are_quoted_or_named_by_their_file(name: str) -> None:
+    assert pcrfile.parse(QUOTED_AND_NAMED[name]) == {"sha1": {10: ONE}}

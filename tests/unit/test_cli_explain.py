@@ -224,3 +224,27 @@ def test_a_very_long_list_is_not_searched(case: Case, monkeypatch: pytest.Monkey
     monkeypatch.setattr("imafs.attest.explain.MOST_RECORDS", 7)
     of(case.verify([LIST[::-1]], LIST), "head")  # its first record tells without a search
     assert case.verify([[*LIST[:2], *LIST]], LIST) == (8, None)
+
+
+def test_a_bank_that_something_else_extended_is_no_missing_head(case: Case) -> None:
+    """The list begins with no boot_aggregate, and leads to the other banks all the same."""
+    other = f"sha384 10 {'ff' * 48}\n"
+    code, why = case.verify([FILES], FILES, extra=other)
+    assert code == 8
+    assert why is not None
+    assert why["kind"] == "bank"
+    assert "leads to sha1, sha256, so no record is missing" in why["said"]
+    assert "something else extended sha384 or set it" in why["said"]
+    assert case.verify([FILES], FILES, "--banks", "sha1,sha256", extra=other) == (0, None)
+
+
+def test_a_start_that_was_given_for_one_bank_alone_is_said(case: Case) -> None:
+    start = {bank: value(LIST[:3], bank).hex() for bank in BANKS}
+    code, why = case.verify([LIST[3:]], LIST, "--from", start["sha256"])
+    assert code == 8
+    assert why is not None
+    assert why["kind"] == "from"
+    assert "--from was given for sha256 and not for sha1" in why["said"]
+    assert "--from sha1:VALUE" in why["said"]
+    both = [word for bank in BANKS for word in ("--from", f"{bank}:{start[bank]}")]
+    assert case.verify([LIST[3:]], LIST, *both) == (0, None)
