@@ -627,8 +627,9 @@ def test_no_source_of_pcrs(
 def test_the_tpm_of_this_machine(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    (tmp_path / "pcr-sha256").mkdir()
-    (tmp_path / "pcr-sha256/10").write_text(value(RECS, "sha256").hex().upper() + "\n")
-    monkeypatch.setattr("imafs.cli.pcrsource.SYSFS", str(tmp_path))
+    chip = tmp_path / "tpm0"  # the case's own file of PCRs lies beside it
+    (chip / "pcr-sha256").mkdir(parents=True)
+    (chip / "pcr-sha256/10").write_text(value(RECS, "sha256").hex().upper() + "\n")
+    monkeypatch.setattr("imafs.cli.pcrsource.SYSFS", str(chip))
     assert main(["verify", str(case.list)]) == 0
     assert "compared PCRs: sha256:10\n" in capsys.readouterr().out
