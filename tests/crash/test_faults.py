@@ -315,7 +315,7 @@ import sys
 from imafs.kernel import queue
 queue.Queue.__init__.__kwdefaults__["pending_limit"] = 100
 from imafs.cli.main import main
-sys.exit(main(sys.argv[4:]))  # behind: python -m imafs
+sys.exit(main(sys.argv[sys.argv.index("imafs") + 1 :]))  # behind: python -P -m imafs
 """
 
 

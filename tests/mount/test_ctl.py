@@ -234,6 +234,7 @@ def test_status_numbers(daemon: Daemon) -> None:
         "since_boot": 7,
         "deleted": 0,
         "duplicates": 0,
+        "unsound": 0,
     }
     sizes = [len(daemon.read(name)) for name in (BINARY, f"{BINARY}_staged")]
     assert status["bytes"] == {"current": sizes[0], "staged": sizes[1]}

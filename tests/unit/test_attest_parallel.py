@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from imafs.attest import parallel
 from imafs.attest.parallel import WORTH, Progress, in_processes
 from imafs.errors import FormatError
 
@@ -21,10 +22,27 @@ def process(name: str, progress: Progress) -> tuple[str, int]:
     return name, os.getpid()
 
 
-def test_every_other_work_has_a_process_of_its_own() -> None:
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Children by their process ids, although pytest may have threads of its own."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    found: list[int] = []
+    fork = parallel._fork
+
+    def noting() -> int:
+        pid = fork()
+        found.append(pid)
+        return pid
+
+    monkeypatch.setattr(parallel, "_fork", noting)
+    return found
+
+
+def test_every_other_work_has_a_process_of_its_own(forked: list[int]) -> None:
     found = in_processes(process, ["a", "b", "c"], silent, WORTH)
     assert [name for name, _ in found] == ["a", "b", "c"]
     assert found[0][1] == os.getpid()
+    assert [pid for _, pid in found[1:]] == forked
     assert len({pid for _, pid in found}) == 3
 
 
@@ -46,7 +64,7 @@ def test_a_process_with_threads_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize("at", ["a", "b", "c"])
-def test_a_refusal_of_any(at: str) -> None:
+def test_a_refusal_of_any(forked: list[int], at: str) -> None:
     def work(name: str, progress: Progress) -> str:
         if name == at:
             raise FormatError("no", record=3, offset=7)
@@ -55,11 +73,13 @@ def test_a_refusal_of_any(at: str) -> None:
     with pytest.raises(FormatError) as caught:
         in_processes(work, ["a", "b", "c"], silent, WORTH)
     assert (caught.value.reason, caught.value.record, caught.value.offset) == ("no", 3, 7)
-    with pytest.raises(ChildProcessError):  # nobody is left behind
-        os.waitpid(-1, os.WNOHANG)
+    assert len(forked) == 2
+    for child in forked:
+        with pytest.raises(ChildProcessError):  # nobody is left behind
+            os.waitpid(child, os.WNOHANG)
 
 
-def test_work_of_a_child_that_died_is_done_again() -> None:
+def test_work_of_a_child_that_died_is_done_again(forked: list[int]) -> None:
     here = os.getpid()
 
     def work(name: str, progress: Progress) -> int:
@@ -68,9 +88,12 @@ def test_work_of_a_child_that_died_is_done_again() -> None:
         return os.getpid()
 
     assert in_processes(work, ["a", "b"], silent, WORTH) == [here, here]
+    assert len(forked) == 1
 
 
-def test_a_bug_in_a_child_is_seen_here(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_in_a_child_is_seen_here(
+    forked: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
     def work(name: str, progress: Progress) -> str:
         if name == "b":
             raise ZeroDivisionError
@@ -78,6 +101,7 @@ def test_a_bug_in_a_child_is_seen_here(capfd: pytest.CaptureFixture[str]) -> Non
 
     with pytest.raises(ZeroDivisionError):
         in_processes(work, ["a", "b"], silent, WORTH)
+    assert len(forked) == 1
     assert capfd.readouterr() == ("", "")
 
 
@@ -85,5 +109,6 @@ def test_no_room_for_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def fork() -> int:
         raise OSError(11, "no")
 
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
     monkeypatch.setattr(os, "fork", fork)
     assert {pid for _, pid in in_processes(process, ["a", "b"], silent, WORTH)} == {os.getpid()}

@@ -563,6 +563,7 @@ async def test_status() -> None:
         "since_boot": 6,
         "deleted": 1,
         "duplicates": 1,
+        "unsound": 0,
     }
     staged = sum(len(rec.binary(rec.shown("sha1"))) for rec in LIST[1:])
     current = ng(10, b"/c")

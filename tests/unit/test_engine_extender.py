@@ -217,6 +217,7 @@ async def test_the_status_comes_while_the_tpm_hangs(monkeypatch: pytest.MonkeyPa
             "since_boot": 2,
             "deleted": 0,
             "duplicates": 0,
+            "unsound": 0,
         }
         failures = answer["failures"]
         assert isinstance(failures, dict)
