@@ -152,6 +152,21 @@ def test_splice_is_refused_as_this_machine_does_it(daemon: Daemon, reader: int) 
         os.close(into)
 
 
+def test_splice_behind_an_end_that_was_asked_for(daemon: Daemon) -> None:
+    """Kernel: EINVAL. The answer of SEEK_END is the size that Linux then keeps; no list has one."""
+    out, into = os.pipe()
+    count = os.open(daemon.path("violations"), os.O_RDONLY)
+    try:
+        assert os.lseek(count, 0, os.SEEK_END) == 0
+        assert os.splice(count, into, 4096, offset_src=0) == 0
+        os.close(os.open(daemon.path("violations"), os.O_RDONLY))
+        assert code(lambda: os.splice(count, into, 4096, offset_src=0)) in {"EINVAL", "EIO", "ok"}
+        assert os.pread(count, 64, 0) == b"0\n"
+    finally:
+        for descriptor in (out, into, count):
+            os.close(descriptor)
+
+
 def test_epoll_ctl_succeeds(reader: int) -> None:
     """Kernel: EPERM."""
     with select.epoll() as epoll:
@@ -268,6 +283,9 @@ def test_proc_mounts_differs_in_the_type_only(daemon: Daemon) -> None:
 #: Calls in README's table -> where they are measured.
 MEASURED: dict[str, tuple[Callable[..., None], ...]] = {
     "splice, sendfile": (test_splice_is_refused_as_this_machine_does_it,),
+    "splice of `violations`, counts or `policy` after lseek SEEK_END on the same descriptor": (
+        test_splice_behind_an_end_that_was_asked_for,
+    ),
     "mmap MAP_PRIVATE": (test_mmap_private_succeeds_and_holds_the_file,),
     "readv": (test_readv_is_one_read,),
     "epoll_ctl, a read lease (F_SETLEASE)": (
