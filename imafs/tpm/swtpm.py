@@ -117,14 +117,13 @@ class SwtpmDevice(LinkedDevice):
         state = Path(os.path.abspath(state_dir))
         if "," in str(state):
             raise UsageError(f"swtpm takes no state directory with a comma: {state}")
-        ownership.check(os.fspath(state), "--tpm-state")
-        try:
-            state.mkdir(mode=0o700, exist_ok=True)
-        except FileNotFoundError:
+        if not state.parent.exists():
             # Not made as well: a path that leads nowhere is a slip of the pen.
             raise UsageError(
                 f"--tpm-state {state}: there is no directory {state.parent}; make it first"
-            ) from None
+            )
+        ownership.check(os.fspath(state), "--tpm-state")
+        state.mkdir(mode=0o700, exist_ok=True)
         # swtpm opens its files by their names.
         ownership.check_own(os.fspath(state), "--tpm-state")
         return state

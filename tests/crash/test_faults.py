@@ -144,7 +144,7 @@ def test_a_full_disk_under_tpm_state(start: Starter) -> None:
     place = start.place()
     state = place.base / "state"
     state.mkdir()
-    run(["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=8", "none", str(state)])
+    run(["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=8,mode=700", "none", str(state)])
     status, log = start.refused("--tpm-state", str(state), place=place)
     assert status == 4
     one_line(log)
@@ -156,7 +156,7 @@ def test_a_disk_that_fills_up_later(start: Starter) -> None:
     place = start.place()
     state = place.base / "state"
     state.mkdir()
-    run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(state)])
+    run(["mount", "-t", "tmpfs", "-o", "size=200k,mode=700", "none", str(state)])
     daemon = start("--tpm-state", state, place=place)
     free = os.statvfs(state)
     (state / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
@@ -171,7 +171,7 @@ def test_a_tpm_state_that_may_not_be_written(start: Starter) -> None:
     place = start.place()
     state = place.base / "state"
     state.mkdir()
-    run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(state)])
+    run(["mount", "-t", "tmpfs", "-o", "ro,mode=700", "none", str(state)])
     status, log = start.refused("--tpm-state", str(state), place=place)
     assert status == 4
     one_line(log, "Read-only file system")
