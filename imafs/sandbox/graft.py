@@ -65,15 +65,25 @@ def show_file(source: str, paths: Sequence[str], aside: str) -> None:
 
 
 def _is_missing(path: str) -> bool:
-    """Whether nothing is there. Where this user may not look there may be something, and a
-    directory whose entries nobody can list cannot be covered by links to them (auditd's, which
-    is root's alone)."""
+    """Whether nothing is there, and :func:`show_file` can change that.
+
+    Where this user may not look there may be something, and a directory whose entries nobody can
+    list cannot be covered by links to them (auditd's, which is root's alone). Nothing covers the
+    root of this process: a container without /var has no place for logs. What is no directory on
+    the way, a link to nowhere for one, stays as it is.
+    """
     try:
         os.lstat(path)
     except PermissionError:
         return False
     except (FileNotFoundError, NotADirectoryError):
-        return os.access(_nearest(path), os.R_OK | os.X_OK)
+        below = _nearest(path)
+        step = os.path.relpath(path, below).split("/")[0]
+        return (
+            not os.path.samefile(below, "/")
+            and not os.path.lexists(os.path.join(below, step))
+            and os.access(below, os.R_OK | os.X_OK)
+        )
     return False
 
 

@@ -277,6 +277,26 @@ def test_audit_logs_where_a_user_may_not_look(tmp_path: Path) -> None:
     assert "Permission denied" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("prepare", "seen"),
+    [
+        ("ln -s nowhere audit", ["audit", "messages"]),
+        ("touch audit", ["audit", "messages"]),
+        ("ln -s nowhere messages", ["audit", "messages"]),
+    ],
+)
+def test_a_log_directory_with_something_in_the_way(
+    tmp_path: Path, prepare: str, seen: list[str]
+) -> None:
+    """A link to nowhere and a file stay as they are; the session starts."""
+    inner = "ls /var/log"
+    command = shlex.join([*words_for("root")[0], "run", "--tpm", "none", "--", "sh", "-c", inner])
+    script = f"(cd {tmp_path} && {prepare}) && mount --bind {tmp_path} /var/log && exec {command}"
+    done = run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script])
+    assert done.stdout.splitlines() == seen
+    assert done.stderr == ""
+
+
 def test_audit_records_that_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "audit"
     script = f"imafs ctl violation '/a b'; until grep -c ToMToU {file}; do :; done"
