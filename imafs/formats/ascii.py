@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 from imafs.errors import FormatError
 from imafs.formats import pasted
@@ -37,6 +38,8 @@ _RECORD = re.compile(
     re.DOTALL,
 )
 _QUOTE = re.compile(rb"(?:[ \t]*>)*[ \t]*")
+#: What ends a line too for some tools that quote (Python's splitlines), but not in a list.
+_BREAK = rb"[\r\v\f\x1c-\x1e]|\xc2\x85|\xe2\x80[\xa8\xa9]"
 _FENCE = re.compile(rb"[ \t]*(```|~~~)[^`]*")
 #: Bytes and lines that are looked at to tell a list.
 _HEAD = 1 << 16
@@ -119,7 +122,8 @@ def rebuild(data: bytes, bank: Bank | None = None, fmt: str | None = None) -> Re
     except FormatError as error:
         refusal = error
     if best is None or best.faults:
-        for lines in pasted.restored(data, _Proof(len(data), bank, fmt)):
+        others = pasted.restored(data, _Proof(len(data), bank, fmt))
+        for lines in chain([_unbroken(tried[0], _quote(data.split(b"\n")))], others):
             if lines in tried:
                 continue
             tried.append(lines)
@@ -152,6 +156,15 @@ def _lines(data: bytes) -> list[bytes]:
     return [
         line[len(quote) :] if line.startswith(quote) else line.removeprefix(bare) for line in lines
     ]
+
+
+def _unbroken(lines: Sequence[pasted.Line], quote: bytes) -> list[pasted.Line]:
+    """Without the quoting that stands within a name, behind a CR or the like."""
+    if b">" not in quote:
+        return list(lines)
+    marks = re.escape(quote) + b"|" + re.escape(quote.rstrip())
+    within = re.compile(b"(" + _BREAK + b")(?:" + marks + b")")
+    return [(number, within.sub(rb"\1", line)) for number, line in lines]
 
 
 def _quote(lines: Sequence[bytes]) -> bytes:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from imafs.errors import FormatError
@@ -140,6 +140,7 @@ def unambiguous(rec: Rec) -> bool:
 
 @pytest.mark.parametrize("how", MANGLED)
 @given(st.lists(recs(LABELS).filter(unambiguous), min_size=1, max_size=6), st.sampled_from(BANKS))
+@example([Rec(10, "ima-modsig", (b"md5:\0" + bytes(16), b"\r\0", b"", b"", b""))], "sha1")
 def test_any_list_is_proven_or_refused(how: str, records: list[Rec], bank: str) -> None:
     """Never taken for another one, but for violations, which are counted."""
     try:

@@ -99,6 +99,31 @@ def test_a_list_that_came_by_mail_or_terminal_is_made_whole(form: str, bank: str
     assert [one.record for one in found.records()] == [one.record for one in whole.records()]
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\r>", "\r> "])
+@pytest.mark.parametrize("quote", ["> ", ">", "> > "])
+@pytest.mark.parametrize("bank", BANKS)
+def test_a_quoting_within_a_name_is_undone(bank: str, quote: str, end: str) -> None:
+    """Tools that quote what Python's splitlines calls lines: the digests say what was there."""
+    names = (f"/a{end}b", f"{end}/c", end + "x")
+    for records in ([ng(10, names[0].encode())], [ng(9, name.encode()) for name in names]):
+        text = ascii_list(records, bank).decode()
+        for lines in (text.splitlines(keepends=True), text.split("\n")[:-1]):
+            quoted = "".join(quote + line + "\n" * (lines[-1][-1:] != "\n") for line in lines)
+            found = parse(quoted.encode())
+            names_found = [one.record.data for one in found.records()]
+            assert names_found == [one.record.data for one in parse(text.encode()).records()]
+            assert found.unproven == 0
+
+
+def test_a_changed_record_with_a_quoting_within_its_name_is_named_with_its_line() -> None:
+    text = ascii_list([*RECORDS, ng(10, b"/a\rb")], "sha256").decode()
+    changed = text.replace("/a\rb", "/a\rc")
+    quoted = "".join("> " + line for line in changed.splitlines(keepends=True))
+    with pytest.raises(FormatError, match="line 5, record 4") as caught:
+        list(parse(quoted.encode()).records())
+    assert caught.value.line == 5
+
+
 def test_a_changed_record_of_a_wrapped_list_is_named_with_its_line() -> None:
     text = ascii_list(RECORDS, "sha256").replace(b"/usr/bin/ls", b"/usr/bin/sl")
     wrapped = _wrapped(72)(text.decode())
