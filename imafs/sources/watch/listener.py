@@ -177,10 +177,7 @@ class Listener:
         if event.fd < 0:
             return
         assert self._permissions is not None
-        try:
-            self._permissions.allow(event)
-        finally:
-            os.close(event.fd)
+        self._permissions.allow(event)
 
     def _ignore(self, path: bytes, mount: int) -> None:
         assert self._permissions is not None
