@@ -16,6 +16,9 @@ from imafs.sources.watch.opener import Account
 from tests.support import wait_for
 
 SECONDS = 20
+#: Threads in one file system: one less than make it left alone may be stuck in it while all
+#: that hash go in too.
+MOST_IN_ONE = THREADS + PER_DEVICE - 1
 
 
 class World:
@@ -121,13 +124,40 @@ def test_a_file_system_that_hangs(world: World) -> None:
     hung = [world.hang(1000, 7) for _ in range(3 * THREADS)]
     for uid in (0, 1000):
         world.finishes(world.add(quick(), uid, device=8))
-    stuck = sum(work.running for work in hung)
-    assert PER_DEVICE <= stuck <= THREADS
+    assert PER_DEVICE <= sum(work.running for work in hung) <= MOST_IN_ONE
     # Many dead file systems: as many threads, up to the last one.
     more = [world.hang(1000, device) for device in range(100, 100 + 2 * THREADS)]
     world.finishes(world.add(quick(), 0, device=8))
     world.go_on.set()
     for work in (*hung, *more):
+        world.finishes(work)
+
+
+def test_the_most_threads_in_a_file_system_that_hangs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but one of those that it may keep are stuck, and as many as hash are in it besides."""
+
+    def stuck() -> int:
+        world.pool.tend()
+        return world.pool._stuck[7]
+
+    hung = [world.hang(1000, 7) for _ in range(PER_DEVICE - 1)]
+    wait_for(lambda: stuck() == PER_DEVICE - 1, SECONDS, "they are found")
+    monkeypatch.setattr(hashing, "STUCK", 10 * SECONDS)
+    hung += [world.hang(1000, 7) for _ in range(3 * THREADS)]
+
+    def running() -> int:
+        world.pool.tend()
+        return sum(work.running for work in hung)
+
+    wait_for(lambda: running() == MOST_IN_ONE, SECONDS, "all who may are in it")
+    monkeypatch.setattr(hashing, "STUCK", 0.05)
+    for uid in (0, 1000):
+        world.finishes(world.add(quick(), uid, device=8))
+    assert running() == stuck() == MOST_IN_ONE
+    world.go_on.set()
+    for work in hung:
         world.finishes(work)
 
 

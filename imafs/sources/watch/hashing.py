@@ -24,6 +24,7 @@ THREADS = 4
 #: With those that are stuck.
 MOST_THREADS = 64
 #: Threads that may be stuck in one file system before it is left alone until one returns.
+#: They are found a while later: up to THREADS others may have gone in behind the last but one.
 PER_DEVICE = 2
 #: Seconds of one turn.
 SLICE = 0.02
