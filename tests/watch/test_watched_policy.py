@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.emulator import Emulator, StartEmulator
-from tests.support import run
+from tests.support import run, wait_for
 from tests.watch.disk import Disk
 from tests.watch.looking import names, status
 
@@ -43,10 +43,15 @@ def records(emulator: Emulator) -> list[list[str]]:
 
 
 def write_policy(emulator: Emulator, *rules: str) -> None:
-    """Load rules as a boot script does."""
+    """Load rules as a boot script does; they hold when this returns.
+
+    FUSE releases a file after close() has returned; what ``policy`` shows holds.
+    """
+    before = emulator.read("policy")
     with (emulator.dir / "policy").open("wb", buffering=0) as file:
         for rule in rules:
             file.write(f"{rule}\n".encode())
+    wait_for(lambda: emulator.read("policy") != before, 20, "the policy is active")
 
 
 def test_who_reads(start: Start, disk: Disk) -> None:
@@ -132,7 +137,7 @@ def test_a_kernel_without_a_policy_measures_nothing(emulators: StartEmulator, di
     assert names(emulator)[1:] == [str(program)]
 
 
-def test_written_policy_holds_at_once(emulators: StartEmulator, disk: Disk) -> None:
+def test_written_policy_holds_when_it_is_shown(emulators: StartEmulator, disk: Disk) -> None:
     emulator = emulators("--watch", str(disk.root), "--template", "ima")
     file, data = disk.file("file", b"1"), disk.file("data", b"2")
     run(["cat", file])
