@@ -121,7 +121,8 @@ def test_a_memory_limit_under_load(start: Starter) -> None:
     pages = int(Path(f"/proc/{daemon.pid}/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGESIZE") + (24 << 20)
     run(["prlimit", "--pid", str(daemon.pid), f"--as={limit}"])
-    result = imafs("ctl", "--control", daemon.control, "generate", "1000000", check=False)
+    command = ("ctl", "--control", str(daemon.control), "generate", "1000000")
+    result = imafs(*command, check=False, deadline=120)
     assert result.returncode in {1, 6}, "the limit was never met"
     one_line(result.stderr)
     assert "MemoryError" in daemon.log()
