@@ -24,11 +24,19 @@ DEADLINE = 3.0
 #: Opens a file, says so, and waits.
 _OPEN = "import os, sys; os.open(sys.argv[1], os.O_RDONLY); print(flush=True); sys.stdin.read()"
 #: Takes a lease for writing, says so, and never gives it back.
-_LEASE = (
-    "import fcntl, os, signal, sys; signal.signal(signal.SIGIO, signal.SIG_IGN); "
-    "fd = os.open(sys.argv[1], os.O_RDWR); fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK); "
-    "print(flush=True); sys.stdin.read()"
-)
+_LEASE = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+while True:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        break
+    except BlockingIOError:  # the listener has it open still, for a moment
+        os.sched_yield()
+print(flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture

@@ -186,13 +186,7 @@ class Permissions:
         return self._reader.read()
 
     def allow(self, event: Event) -> None:
-        """Lets the opener go on, who finds his file opened by nobody else.
-
-        An event is answered by the number of its descriptor, which may be closed by then:
-        until it is, he gets no lease for writing, and cannot unmount. The number is not an
-        event's again before another read().
-        """
-        os.close(event.fd)
+        """Lets the opener go on."""
         try:
             os.write(self.descriptor, _RESPONSE.pack(event.fd, _ALLOW))
         except FileNotFoundError:

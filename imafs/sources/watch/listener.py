@@ -177,7 +177,10 @@ class Listener:
         if event.fd < 0:
             return
         assert self._permissions is not None
-        self._permissions.allow(event)
+        try:
+            self._permissions.allow(event)
+        finally:
+            os.close(event.fd)
 
     def _ignore(self, path: bytes, mount: int) -> None:
         assert self._permissions is not None
