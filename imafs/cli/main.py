@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TypeGuard
 
 from imafs import __version__
-from imafs.cli.memory import is_out_of_memory
+from imafs.cli.memory import MEMORY_ERRORS, is_out_of_memory
 from imafs.cli.parser import Parser
 from imafs.errors import ImafsError, UsageError
 from imafs.text import lines_shown, shown
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_output()  # nobody reads it any more
         return _PIPE_CLOSED
-    except (MemoryError, OSError, RuntimeError, ImportError, ValueError) as error:
+    except MEMORY_ERRORS as error:
         if is_out_of_memory(error):
             what = f"out of memory: {shown(error) or 'MemoryError'}"
         elif _is_of_output(error):

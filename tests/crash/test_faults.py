@@ -72,7 +72,7 @@ def _python_fits(prefix: tuple[str, ...]) -> bool:
 
     hashlib logs a traceback for every hash that it finds no memory for, and goes on.
     """
-    script = "import hashlib, imafs.cli.main; imafs.cli.main.build_parser()"
+    script = "import hashlib, imafs.cli.daemon, imafs.cli.main; imafs.cli.main.build_parser()"
     result = run([*prefix, sys.executable, "-c", script], check=False, cwd=ROOT)
     return (result.returncode, result.stderr) == (0, "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import resource
 
 import pytest
 
@@ -25,6 +26,8 @@ BUGS = [
     RuntimeError("a bug"),
     ImportError("no module named x"),
     OSError(errno.EIO, "error"),
+    SystemError("error return without exception set"),
+    SyntaxError("expected ':'"),
     ValueError("failed to map"),
     ExceptionGroup("", [ValueError()]),
 ]
@@ -59,3 +62,12 @@ def test_a_command_without_memory_says_so(
     monkeypatch.setattr(ctl, "run", run)
     assert main(["ctl", "status"]) == 1
     assert capsys.readouterr().err == f"imafs: out of memory: {said}\n"
+
+
+def test_code_that_could_not_be_compiled_for_want_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only a limit explains it (test_bugs has the same errors without one)."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (36 << 20, resource.RLIM_INFINITY))
+    assert is_out_of_memory(SystemError("error return without exception set"))
+    assert is_out_of_memory(SyntaxError("expected ':'"))
