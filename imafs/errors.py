@@ -8,7 +8,8 @@ Anything that is not an :class:`ImafsError` is a bug and is logged as one.
 Exit codes (documented in the README): 1 unexpected or out of memory, 2 usage, 3 malformed
 input, 4 TPM, 5 mount, 6 control socket, 7 refused as a kernel would, 8 a list that
 does not lead to its PCRs (``imafs verify``, ``record``) or differs (``diff``), 9 not in
-time (``imafs ctl wait``).
+time (``imafs ctl wait``), and of ``imafs keep``: 10 a gap in what it keeps, 11 nothing can be
+stored, 12 a store that is broken.
 A file that was named and cannot be used is usage (2), a disk that is full unexpected (1).
 """
 
@@ -178,3 +179,24 @@ class NotInTimeError(ImafsError):
 
     errno = _errno.ETIMEDOUT
     exit_code = 9
+
+
+class GapError(ImafsError):
+    """Records may be missing from what the keeper has: nobody can show that there are none."""
+
+    errno = _errno.EIO
+    exit_code = 10
+
+
+class DegradedError(ImafsError):
+    """The keeper cannot store: nothing is deleted, and the kernel keeps its records."""
+
+    errno = _errno.ENOSPC
+    exit_code = 11
+
+
+class StoreBrokenError(ImafsError):
+    """A store of the keeper whose chain does not hold: nothing of it is served."""
+
+    errno = _errno.EUCLEAN
+    exit_code = 12

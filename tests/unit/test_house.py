@@ -36,6 +36,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "kernel": frozenset({"formats"}),
     "tpm": frozenset({"formats", "ownership", "programs"}),
     "attest": frozenset({"formats"}),
+    # It runs on real kernels: nothing of the emulator's may be needed.
+    "keeper": frozenset({"attest", "formats", "disk", "ownership"}),
     "engine": frozenset({"kernel", "tpm", "attest", "formats", "disk", "ownership"}),
     # The listener of watched files ends with the process that started it.
     "sources": frozenset(
@@ -54,7 +56,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "sandbox": frozenset(),
     "cli": frozenset(
         {
-            *("attest", "control", "engine", "formats", "fuse", "kernel", "scenarios"),
+            *("attest", "control", "engine", "formats", "fuse", "keeper", "kernel", "scenarios"),
             *("disk", "ownership", "programs", "sandbox", "sources", "tpm"),
         }
     ),
@@ -444,6 +446,8 @@ PLANTED: tuple[tuple[Rule, str, str, str | None], ...] = (
     (arrows, FILE.format("sandbox"), "from imafs.fuse import x", "sandbox may not import fuse"),
     (arrows, FILE.format("sources"), "from imafs.tpm import x", "sources may not import tpm"),
     (arrows, FILE.format("control"), "from imafs.fuse import x", "control may not import fuse"),
+    (arrows, FILE.format("keeper"), "import imafs.kernel.queue", "keeper may not import kernel"),
+    (arrows, FILE.format("keeper"), "import imafs.engine", "keeper may not import engine"),
     (arrows, FILE.format("cellar"), "", "room 'cellar' has no row"),
     (arrows, FILE.format("kernel"), "from imafs.text import shown", None),
     (arrows, "imafs/text.py", "import imafs.formats", "text may not import formats"),

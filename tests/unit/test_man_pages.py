@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from imafs.cli.main import build_parser
+from imafs.errors import FileError, ImafsError
 from tests.support import ROOT, require, run
 
 MAN = ROOT / "docs" / "man"
@@ -35,6 +36,12 @@ def test_the_readme_has_every_exit_code() -> None:
     told = (ROOT / "README.md").read_text().partition("Exit codes: ")[2].partition("\n\n")[0]
     for code in codes:
         assert re.search(rf"(^|,\s){code} \w", told), code
+
+
+def test_no_two_exit_codes_are_the_same() -> None:
+    own = [k for k in ImafsError.__subclasses__() if k.__module__ == ImafsError.__module__]
+    codes = [kind.exit_code for kind in own if kind is not FileError]
+    assert sorted(codes) == list(range(2, len(codes) + 2))
 
 
 def test_pages_that_are_none_any_more_go(tmp_path: Path) -> None:
