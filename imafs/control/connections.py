@@ -11,11 +11,11 @@ import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import inf
 
 import trio
 
 from imafs.errors import Refused
+from imafs.ratelimit import Ratelimit
 
 log = logging.getLogger("imafs.control")
 
@@ -24,8 +24,6 @@ MOST_OF_ONE = 256
 MOST = 512
 #: Connections that receive a long request at a time.
 MOST_LONG = 4
-#: Seconds between two log lines on the same matter.
-SELDOM = 60.0
 #: Seconds until the next try where the machine or the daemon has no descriptor left.
 PAUSE = 0.1
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -58,7 +56,8 @@ class Connections:
 
     def __init__(self) -> None:
         self._open: set[Connection] = set()
-        self._told: dict[str, float] = {}
+        #: One line now and then: there may be thousands of clients.
+        self.seldom = Ratelimit(log, burst=1)
 
     @contextmanager
     def entered(self, uid: int) -> Iterator[Connection]:
@@ -82,9 +81,14 @@ class Connections:
 
     def _make_room(self, others: list[Connection], why: str) -> None:
         if self._close_longest_idle(others) is None:
-            self._tell(f"{why}, and all of them wait for answers: another one was refused")
+            self._tell(
+                "refused connections",
+                f"{why}, and all of them wait for answers: another one was refused",
+            )
             raise Refused(errno.EAGAIN, f"{why}, and all of them wait for answers")
-        self._tell(f"{why}: the one that was idle longest is closed for each new one")
+        self._tell(
+            "closed connections", f"{why}: the one that was idle longest is closed for each new one"
+        )
 
     def _close_longest_idle(self, others: list[Connection]) -> Connection | None:
         idle = [(other.idle, number) for number, other in enumerate(others) if other.idle]
@@ -110,17 +114,12 @@ class Connections:
                     raise
                 closed = self._close_longest_idle(list(self._open))
                 what = "the one that was idle longest is closed for each" if closed else "they wait"
-                self._tell(f"no more clients: {error.strerror}; {what}")
+                self._tell("waiting connections", f"no more clients: {error.strerror}; {what}")
             with trio.move_on_after(PAUSE):
                 if closed is None:
                     await trio.sleep_forever()
                 else:
                     await closed.ended.wait()
 
-    def _tell(self, line: str) -> None:
-        """One line now and then: there may be thousands of clients."""
-        kind = line.partition(":")[2]
-        now = trio.current_time()
-        if now >= self._told.get(kind, -inf):
-            self._told[kind] = now + SELDOM
-            log.warning("%s", line)
+    def _tell(self, kind: str, line: str) -> None:
+        self.seldom.say(kind, logging.WARNING, "%s", line)

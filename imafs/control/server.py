@@ -21,6 +21,7 @@ from imafs.control import locks, paths, peers, wire
 from imafs.control.connections import Connection, Connections
 from imafs.control.ops import OPERATIONS
 from imafs.errors import ControlError, ImafsError, Refused, UsageError
+from imafs.ratelimit import Ratelimit
 
 log = logging.getLogger("imafs.control")
 
@@ -137,6 +138,7 @@ class _Server:
         self._handlers = handlers
         self._about = about
         self.connections = Connections()
+        self._seldom = Ratelimit(log)
 
     async def connection(self, stream: trio.SocketStream) -> None:
         """One client, from its first byte to its last."""
@@ -152,13 +154,14 @@ class _Server:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("a client hung up")
         except trio.TooSlowError:
-            log.info("a client that does not read its answers was cut off")
+            kind, line = "clients cut off", "a client that does not read its answers was cut off"
+            self._seldom.say(kind, logging.INFO, line)
 
     async def _of(self, who: peers.Peer, stream: trio.SocketStream, connection: Connection) -> None:
         if peers.is_ours(who.uid):
             await self._requests(stream, connection)
             return
-        log.warning("%s was refused", who)
+        self._seldom.say("refused clients", logging.WARNING, "%s was refused", who)
         with connection.idling():
             refusal = Refused(errno.EPERM, "only the daemon's own user may ask here")
             await _refuse(stream, refusal)

@@ -19,6 +19,7 @@ from imafs.attest.replay import EXTENDABLE, Replay
 from imafs.engine.channel import TpmChannel
 from imafs.errors import Refused, TpmError
 from imafs.kernel.queue import Queue
+from imafs.ratelimit import Ratelimit
 from imafs.tpm import Device, ExtendError, ExtendRefused
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Extender:
         # After a failure: entries of the batch that certainly arrived; None: no failure.
         self._certain: int | None = None
         #: What was said of refused extends: not again for every record.
+        self._seldom = Ratelimit(log)
         self._said: set[tuple[int, str]] = set()
         self._stop = trio.Event()
         self._again = trio.Event()
@@ -215,7 +217,8 @@ class Extender:
         self._certain = max(done, self._certain or 0)
         self.failures.extend += 1
         if self.failures.last != str(error):
-            log.error("extending failed, records stay and are retried: %s", error)
+            line = "extending failed, records stay and are retried: %s"
+            self._seldom.say("failed extends", logging.ERROR, line, error)
         self.failures.last = str(error)
 
     async def _batch(self, most: int) -> None:
@@ -259,7 +262,8 @@ class Extender:
             self.failures.mismatch = (
                 f"PCRs {wrong} do not replay since record {self.queue.totals.extended}"
             )
-            log.error("%s: somebody else extended or reset them", self.failures.mismatch)
+            line = "%s: somebody else extended or reset them"
+            self._seldom.say("foreign extends", logging.ERROR, line, self.failures.mismatch)
         self._passed(packed[: done * size])
 
     def _passed(self, packed: bytes) -> None:

@@ -12,8 +12,10 @@ from typing import Any, ParamSpec, TypeVar
 from pyfuse3 import FUSEError
 
 from imafs.errors import ImafsError
+from imafs.ratelimit import Ratelimit
 
 log = logging.getLogger(__name__)
+_seldom = Ratelimit(log)
 
 #: Linux's FUSE takes no answer with a larger errno (fs/fuse/dev.c, fuse_dev_do_write: -512 is
 #: the kernel's own), and its caller would wait for ever.
@@ -46,7 +48,7 @@ def boundary(
         except ImafsError as error:
             raise FUSEError(carried(error.errno)) from None
         except Exception:
-            log.exception("%s failed: EIO for this call", handler.__name__)
+            _tell("%s failed: EIO for this call", handler.__name__)
             raise FUSEError(errno.EIO) from None
 
     return guarded
@@ -59,5 +61,10 @@ def at_once(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | int:
     except ImafsError as error:
         return carried(error.errno)
     except Exception:
-        log.exception("%r failed: EIO for this call", call)
+        _tell("%r failed: EIO for this call", getattr(call, "__qualname__", call))
         return errno.EIO
+
+
+def _tell(line: str, what: object) -> None:
+    # Anybody can make the same call again, and a traceback is long.
+    _seldom.say(f"failed {what}", logging.ERROR, line, what, exc_info=True)

@@ -49,7 +49,9 @@ from typing import NamedTuple, Protocol, cast
 import pyfuse3
 import trio
 
-log = logging.getLogger(__name__)
+from imafs.ratelimit import Ratelimit
+
+_seldom = Ratelimit(logging.getLogger(__name__))
 
 #: fuse_in_header (40 bytes: length, opcode, unique, inode, uid, gid, pid, extensions), then the
 #: beginning of fuse_read_in: handle, offset, size, read_flags. GETATTR's own follows the header.
@@ -182,7 +184,8 @@ class Relay:
         except OSError as error:
             # ENOENT: who asked is gone. Reading next says so where it is the mount.
             if error.errno != errno.ENOENT:
-                log.warning("a reply to the kernel was refused: %s", error.strerror)
+                line = "a reply to the kernel was refused: %s"
+                _seldom.say("refused replies", logging.WARNING, line, error.strerror)
 
     def _answer(self, unique: int, answer: bytes | memoryview | int) -> None:
         if isinstance(answer, int):

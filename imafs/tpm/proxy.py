@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 
 from imafs.errors import TpmError
+from imafs.ratelimit import Ratelimit
 from imafs.tpm import commands
 from imafs.tpm.link import Link
 
@@ -49,6 +50,7 @@ class DeviceProxy:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._seldom = Ratelimit(log)
         try:
             control = os.open(VTPMX, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -119,7 +121,8 @@ class DeviceProxy:
             with self._link.hold():
                 return self._link.transact(command)
         except TpmError as error:
-            log.error("%s: a command is answered with TPM_RC_FAILURE: %s", self.path, error)
+            line = "%s: a command is answered with TPM_RC_FAILURE: %s"
+            self._seldom.say("failed commands", logging.ERROR, line, self.path, error)
             return _response(commands.RC_FAILURE)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from imafs.engine.config import EmulatorConfig
 from imafs.engine.emulator import Emulator
 from imafs.engine.policy import PolicyWriter
 from imafs.errors import Refused
+from imafs.ratelimit import BURST
 from imafs.sources.watch import watcher, wire
 from imafs.sources.watch.listening import Gone
 from imafs.sources.watch.surveyor import Found, Surveyor
@@ -305,6 +307,27 @@ async def test_a_path_that_is_left_out(
         lives[0].mounted()
         await _until(lambda: len(lives[0].told) == 5)
         assert (await watching.status())["left_out"] == []
+
+
+async def test_mounts_of_others_fill_no_log(
+    lives: list[Played], paths: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anybody mounts a file system of his own again and again; each path of ours is still told."""
+    caplog.set_level(logging.INFO, watcher.__name__)
+    async with _watching(*paths) as (_, watching):
+        for number in range(2, 22):
+            point = f"{paths[0]}/{number}"
+            lives[0].left_out = {os.fsencode(point): Refused(errno.EACCES, f"{point} is of uid 7")}
+            lives[0].mounted()
+            await _until(partial(_is_told, lives[0], number))
+        last = Refused(errno.ENOENT, f"{paths[1]}: gone")
+        lives[0].left_out = {os.fsencode(paths[1]): last}
+        lives[0].mounted()
+        await _until(partial(_is_told, lives[0], 22))
+        assert (await watching.status())["left_out"] == [str(last)]
+    said = [line for line in caplog.messages if line.startswith("not watched: ")]
+    assert said[-1] == f"not watched: {last}"
+    assert len(said) == BURST + 1
 
 
 async def test_a_path_that_comes_back_without_a_mount(

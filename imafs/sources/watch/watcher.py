@@ -22,10 +22,12 @@ from imafs.errors import NotThereError, Refused
 from imafs.kernel.policy import builtin
 from imafs.kernel.policy.match import Policy
 from imafs.kernel.policy.rules import Rule
+from imafs.ratelimit import Ratelimit
 from imafs.sources.watch import wire
 from imafs.sources.watch.listening import Gone, Listening
 from imafs.sources.watch.recorder import Recorder
 from imafs.sources.watch.surveyor import Found, Surveyor
+from imafs.text import shown
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class Watcher:
         self._last: str | None = None
         self._before = wire.Counters()
         self._recorder = Recorder(emulator)
+        self._seldom = Ratelimit(log)
         emulator.observers.append(self._changed)
 
     # What people ask for
@@ -256,7 +259,7 @@ class Watcher:
                         await self._tell(listening, self._paths, again=asked)
                     except Refused as refused:
                         # Its end is told elsewhere, and the next one looks for itself.
-                        log.info("after a mount: %s", refused)
+                        self._seldom.say("mounts", logging.INFO, "after a mount: %s", refused)
 
     async def _greet(self, listening: Listening) -> None:
         self._queue = self._emulator.queue
@@ -323,17 +326,23 @@ class Watcher:
         self._note(paths, found.left_out | refused)
 
     def _note(self, paths: tuple[bytes, ...], left_out: Mapping[bytes, Refused]) -> None:
-        """Logs what is new in what is left out."""
+        """Logs what is new in what is left out: anybody mounts below a path of ours, and again."""
         for point, refused in left_out.items():
             if self._left_out.get(point) != str(refused):
                 # Below a path there is more that cannot be watched; where nothing is, there
                 # is nothing to open.
                 quiet = point not in paths or refused.errno in (errno.ENOENT, errno.ENOTDIR)
-                log.log(logging.INFO if quiet else logging.WARNING, "not watched: %s", refused)
+                level = logging.INFO if quiet else logging.WARNING
+                self._seldom.say(self._kind(point, paths), level, "not watched: %s", refused)
         for path in paths:
             if path in self._left_out and path not in left_out:
-                log.info("%s is watched again", os.fsdecode(path))
+                line, name = "%s is watched again", os.fsdecode(path)
+                self._seldom.say(self._kind(path, paths), logging.INFO, line, name)
         self._left_out = {point: str(refused) for point, refused in left_out.items()}
+
+    def _kind(self, point: bytes, paths: tuple[bytes, ...]) -> str:
+        """Of log lines: each watched path is one of its own, so that no other one silences it."""
+        return shown(point) if point in paths else "mounts that are not watched"
 
     def _changed(self) -> None:
         """Another policy, or another boot: told before anybody else's next open."""
