@@ -28,7 +28,8 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 #: As many links as the kernel follows (MAXSYMLINKS).
 _LINKS = 40
 #: What this process has open already has no place.
-_OPEN_ALREADY = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
+_OPEN_ALREADY = re.compile(r"/dev/(?:(stdin|stdout|stderr)|fd/(\d+))|/proc/self/fd/(\d+)")
+_STANDARD = ("stdin", "stdout", "stderr")
 _USER_ID = re.compile(rb"(?:^|,)user_id=(\d+)")
 ADVICE = "choose a directory of your own, or /tmp"
 
@@ -107,13 +108,22 @@ def log_file(path: str, option: str, mode: int = 0o666) -> int:
         raise UsageError(f"{option} {path}: {error.strerror}") from None
 
 
+def open_already(path: str) -> int | None:
+    """The descriptor of this process that a path such as /dev/stdout means, None: none."""
+    found = _OPEN_ALREADY.fullmatch(path)
+    if found is None:
+        return None
+    name = found[1]
+    return _STANDARD.index(name) if name else int(found[2] or found[3])
+
+
 def appending(path: str, mode: int = 0o666) -> int:
     """A descriptor that appends to a file of ours, or to a new one; devices are taken too.
 
     Raises :class:`ForeignError` and OSError.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
-    if _OPEN_ALREADY.fullmatch(path):
+    if open_already(path) is not None:
         return os.open(path, flags & ~os.O_NONBLOCK)
     directory, name = _walk(os.fsencode(path), follow=True)
     try:
@@ -124,7 +134,7 @@ def appending(path: str, mode: int = 0o666) -> int:
             except FileExistsError:
                 pass
             try:
-                os.close(_looked_at(directory, name))
+                check_file(_information(directory, name))
                 found = os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory)
             except FileNotFoundError:
                 continue  # gone meanwhile

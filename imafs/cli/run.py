@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from imafs import ownership
 from imafs.cli.mount import add_shared_options
 from imafs.errors import ImafsError, MountError, UsageError
 from imafs.sandbox.command import Command, Ended, Signals, status_of
@@ -72,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("what is to be run? imafs run [options] -- COMMAND...")
     args.dir, args.layout, args.control = SECURITY, "securityfs", CONTROL
     # Log lines are not for the command's stderr.
-    args.log_file = LOG if args.log_file is None else os.path.abspath(args.log_file)
-    args.audit_log = AUDIT if args.audit_log is None else os.path.abspath(args.audit_log)
+    args.log_file = LOG if args.log_file is None else _kept(args.log_file)
+    args.audit_log = AUDIT if args.audit_log is None else _kept(args.audit_log)
     plan = replace(mount.plan(args), tpm_port_preferred=TPM_PORT)
     kernel.tell(args)  # the log is the session's own
     signals = Signals()
@@ -103,6 +104,18 @@ def run(args: argparse.Namespace) -> int:
         _tell_of_scenario()
     session.end()
     return code
+
+
+def _kept(path: str) -> str:
+    """A log's path that means the same in the daemon, whose stdin and stdout are others."""
+    path = os.path.abspath(path)
+    number = ownership.open_already(path)
+    if number is None:
+        return path
+    try:
+        return f"/dev/fd/{os.dup(number)}"
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
 
 
 def _enter() -> int:
@@ -183,7 +196,8 @@ def _furnish(args: argparse.Namespace) -> None:
         if os.path.isdir(chip):
             # A link, as in sysfs: a bind would be a second line of a securityfs in /proc/mounts.
             os.symlink(os.path.relpath(chip, CLASS), f"{CLASS}/{CHIP}")
-        graft.show_file(args.audit_log, AUDIT_LOGS, HOME)
+        if os.path.isfile(args.audit_log):  # a pipe or a terminal is no log to look into
+            graft.show_file(args.audit_log, AUDIT_LOGS, HOME)
         commandline.show(kernel.BOOT_WORDS, kernel.boot_words(args), HOME)
     except OSError as error:
         raise MountError(f"{error.filename}: {error.strerror}") from None

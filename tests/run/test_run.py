@@ -306,6 +306,37 @@ def test_audit_records_that_are_kept(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/stderr", "/proc/self/fd/1", "/dev/fd/2"])
+def test_audit_records_in_a_pipe(path: str) -> None:
+    """They are for who reads it; there is no file to show where programs look."""
+    had = os.path.lexists("/var/log/messages")
+    done = imafs_run(
+        *("--audit-log", path, "--", "sh", "-c"),
+        "imafs ctl violation /v; ls /var/log/messages 2>&-; exit 7",
+        check=False,
+    )
+    assert done.returncode == 7
+    where = done.stdout if path in ("/dev/stdout", "/proc/self/fd/1") else done.stderr
+    (line,) = [line for line in where.splitlines() if line.startswith("audit: type=1804 ")]
+    assert line.endswith('op=invalid_pcr cause=ToMToU comm="imafs" name="/v" res=1 errno=0')
+    assert ("/var/log/messages" in done.stdout.splitlines()) == had
+
+
+def test_an_audit_log_that_is_no_file(tmp_path: Path) -> None:
+    """One line before anything is started; a device takes the records."""
+    os.mkfifo(tmp_path / "fifo")
+    done = imafs_run("--audit-log", tmp_path / "fifo", "--", "true", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"imafs: --audit-log {tmp_path}/fifo: is not a regular file\n"
+    assert imafs_run("--audit-log", "/dev/null", "--", "true").stderr == ""
+
+
+def test_a_log_in_a_pipe() -> None:
+    """The daemon's own stdout is another one."""
+    done = imafs_run("--log-file", "/dev/stdout", "--", "true")
+    assert "imafs: INFO: SIGTERM: unmounting" in done.stdout
+
+
 def test_covered_mounts_outside(daemon: Daemon) -> None:
     """Another file system lies on the mount, or on a directory above: it cannot be taken out."""
     for place in (daemon.dir, daemon.place.base):
