@@ -11,7 +11,9 @@ import errno
 import os
 import re
 import secrets
+import select
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -86,6 +88,66 @@ def replacing(path: str | bytes, mode: int, *, directory: int | None = None) -> 
         raise
     finally:
         os.close(descriptor)
+
+
+class Lines:
+    """Appends lines to an open file; the half of one that a full disk left is ended first."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._busy = threading.Lock()
+        self._torn = _ends_torn(descriptor)
+
+    def append(self, data: bytes) -> tuple[int, int]:
+        """How many bytes of ``data`` are in the file, and the errno that kept the rest out."""
+        with self._busy:
+            return self._append(data, len(data) + 1)
+
+    def append_now(self, data: bytes, seconds: float) -> tuple[int, int]:
+        """The same, but nobody waits for who reads a pipe or a terminal: EAGAIN.
+
+        Nor for a thread that still writes: not longer than that.
+        """
+        if not self._busy.acquire(timeout=seconds):
+            return 0, errno.EAGAIN
+        try:
+            return self._append(data, select.PIPE_BUF, patient=False)
+        finally:
+            self._busy.release()
+
+    def _append(self, data: bytes, piece: int, *, patient: bool = True) -> tuple[int, int]:
+        ending = 1 if self._torn else 0
+        view = memoryview(b"\n" * ending + data)
+        at = 0
+        code = 0
+        try:
+            while at < len(view):
+                if not patient and not _takes_more(self.descriptor):
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                at += os.write(self.descriptor, view[at : at + piece])
+        except OSError as error:
+            code = error.errno or errno.EIO
+        if at:
+            self._torn = view[at - 1] != 0x0A
+        return max(at - ending, 0), code
+
+
+def _takes_more(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _ends_torn(descriptor: int) -> bool:
+    """Whether a regular file ends within a line: its last writer found the disk full."""
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode) or not info.st_size:
+        return False
+    try:
+        with opened(f"/proc/self/fd/{descriptor}") as again:
+            return os.pread(again, 1, info.st_size - 1) != b"\n"
+    except OSError:
+        return True  # an empty line hurts less than a glued one
 
 
 def mount_number(descriptor: int) -> int | None:

@@ -13,7 +13,7 @@ import sys
 from types import TracebackType
 from typing import Any, TextIO
 
-from imafs import ownership
+from imafs import disk, ownership
 from imafs.text import lines_shown, shown
 
 #: Characters of a message; a journal cuts a line at some 48,000 bytes, and not in its middle.
@@ -55,7 +55,7 @@ class LogFile(logging.StreamHandler[TextIO]):
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(os.fdopen(descriptor, "w"))
-        self._torn = False
+        self._lines = disk.Lines(self.stream.fileno())
         self._missing = 0
 
     def close(self) -> None:
@@ -77,16 +77,9 @@ class LogFile(logging.StreamHandler[TextIO]):
         self._missing = 0 if self._write(record) else 1
 
     def _write(self, record: logging.LogRecord) -> bool:
-        text = ("\n" if self._torn else "") + self.format(record) + "\n"
-        data = text.encode("utf-8", "backslashreplace")
-        try:
-            while data:
-                data = data[os.write(self.stream.fileno(), data) :]
-                self._torn = True
-        except OSError:
-            return False
-        self._torn = False
-        return True
+        data = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+        _, code = self._lines.append(data)
+        return not code
 
 
 def configure(log_file: str | None) -> TextIO:

@@ -2,7 +2,8 @@
 """The audit log of the kernel that is played: what is recorded, and where it is written.
 
 Nobody waits for the file, as nobody waits for auditd: lines are kept until a thread has written
-them, and are lost where there are too many or the disk is full. The daemon's log says so.
+them, and are lost where there are too many or the disk is full. The daemon's log says so, and
+the file itself, in the kernel's words, once there is room again.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from functools import partial
 
 import trio
 
-from imafs import ownership
+from imafs import disk, ownership
 from imafs.engine import tasks, threads
 from imafs.errors import Refused
 from imafs.kernel import audit
 from imafs.kernel.audit import File, Kind, Task
+from imafs.ratelimit import Ratelimit
 from imafs.text import shown
 
 log = logging.getLogger(__name__)
 
 #: Lines that wait to be written.
 BACKLOG = 8192
+#: Seconds that the end of the daemon waits for a line that is being written.
+_PARTING = 1.0
 
 
 def open_log(path: str, option: str) -> int:
@@ -47,21 +51,23 @@ class Audit:
     """Records; :meth:`run` writes them to ``descriptor``. Without :meth:`begin` there is none."""
 
     def __init__(self) -> None:
-        self._descriptor: int | None = None
+        self._file: disk.Lines | None = None
         self._lines: deque[str] = deque()
         self._wake = trio.Event()
         self._serial = 0
-        #: Lines that were not written.
+        #: Lines that were not written, and as many of them as the file tells of.
         self.lost = 0
+        self._told = self._telling = 0
         self._trouble: int | None = None
+        self._seldom = Ratelimit(log)
 
     def begin(self, descriptor: int) -> None:
         """From now on records are kept for this file."""
-        self._descriptor = descriptor
+        self._file = disk.Lines(descriptor)
 
     def task(self, tid: int) -> Task | None:
         """Thread ``tid``, for a record; looked up only where there will be one."""
-        return None if self._descriptor is None else tasks.of(tid)
+        return None if self._file is None else tasks.of(tid)
 
     def violation(self, cause: str, file: File, task: Task | None = None) -> None:
         """``ima_add_violation``: ToMToU or open_writers."""
@@ -79,7 +85,7 @@ class Audit:
         self._add(Kind.STATUS, audit.message(task or current(), op, cause, ok=ok))
 
     def _add(self, kind: Kind, text: str) -> None:
-        if self._descriptor is None:
+        if self._file is None:
             return
         self._serial += 1
         if len(self._lines) >= BACKLOG:
@@ -91,36 +97,48 @@ class Audit:
 
     async def run(self) -> None:
         """Writes what comes, until cancelled."""
-        while self._descriptor is not None:
+        while (file := self._file) is not None:
             await self._wake.wait()
             self._wake = trio.Event()
-            lines, self._lines = self._lines, deque()
-            data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
-            descriptor = self._descriptor
+            lines, data = self._due()
             try:
-                written = await threads.run(lambda: os.write(descriptor, data))  # noqa: B023
-            except OSError as error:
-                self._lose(len(lines), error.errno or errno.EIO)
+                done = await threads.run(partial(file.append, data))
             except Refused as refused:
-                self._lose(len(lines), refused.errno)
-            else:
-                if written < len(data):  # a disk that has just become full
-                    self._lose(data[written:].count(b"\n"), errno.ENOSPC)
-                else:
-                    self._trouble = None
+                done = 0, refused.errno
+            self._wrote(lines, data, *done)
 
     def close(self) -> None:
-        """The last lines, at the end of the daemon."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None:
+        """The last lines, at the end of the daemon, which waits for nobody who reads them."""
+        file, self._file = self._file, None
+        if file is None:
             return
-        rest = "".join(f"{line}\n" for line in self._lines)
-        with suppress(OSError):
-            os.write(descriptor, rest.encode("utf-8", "backslashreplace"))
-        os.close(descriptor)
+        lines, data = self._due()
+        self._wrote(lines, data, *file.append_now(data, _PARTING))
+        os.close(file.descriptor)
+
+    def _due(self) -> tuple[int, bytes]:
+        """How many lines wait, and all that is to be written: first how many were lost."""
+        lines, self._lines = self._lines, deque()
+        self._telling = self.lost
+        if self.lost > self._told:
+            lines.appendleft(audit.lost(self.lost, BACKLOG))
+        text = "".join(f"{line}\n" for line in lines)
+        return len(lines), text.encode("utf-8", "backslashreplace")
+
+    def _wrote(self, lines: int, data: bytes, written: int, code: int) -> None:
+        whole = data[:written].count(b"\n")
+        begins = data.startswith(audit.LOST.encode())
+        if begins and whole:
+            self._told = self._telling
+        if not code:
+            self._trouble = None
+            return
+        # What tells of lost lines is none of them.
+        self._lose(lines - max(whole, begins), code)
 
     def _lose(self, number: int, code: int) -> None:
         self.lost += number
         if self._trouble != code:
             self._trouble = code
-            log.error("audit log: %s: lines are lost (%d so far)", os.strerror(code), self.lost)
+            text = "audit log: %s: lines are lost (%d so far)"
+            self._seldom.say("audit log", logging.ERROR, text, os.strerror(code), self.lost)

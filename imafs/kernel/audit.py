@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+#: How the line begins that tells of lost ones.
+LOST = "audit: audit_lost="
 #: loginuid and session of a task that nobody has logged in for.
 UNSET = (1 << 32) - 1
 
@@ -73,3 +75,8 @@ def untrusted(text: bytes) -> str:
 def line(kind: Kind, seconds: float, serial: int, text: str) -> str:
     """As the kernel's log has it where no auditd runs."""
     return f"audit: type={kind} audit({seconds:.3f}:{serial}): {text}"
+
+
+def lost(number: int, backlog: int) -> str:
+    """``audit_log_lost``: how many records of this boot are in no log."""
+    return f"{LOST}{number} audit_rate_limit=0 audit_backlog_limit={backlog}"

@@ -22,6 +22,7 @@ from imafs.errors import Refused, UsageError
 from imafs.kernel.audit import File, Task, message
 from imafs.kernel.policy.grammar import Words
 from imafs.kernel.policy.session import PolicyConfig
+from imafs.ratelimit import BURST
 from tests.support import ExpectedLogs
 from tests.unit.engine_fake import DEADLINE, FakeDevice, until
 
@@ -112,6 +113,118 @@ async def test_a_full_disk_hurts_nobody(expected_logs: ExpectedLogs) -> None:
     log.close()
 
 
+class Full:
+    """Writes to the disk until ``room`` bytes are used; the call that fills it is a short one."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._write = os.write
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        written = self._write(descriptor, data[: self.room]) if self.room else 0
+        self.room -= written
+        if data and not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Full:
+    disk = Full(300)  # two lines, and half of a third one
+    monkeypatch.setattr("imafs.disk.os.write", disk.write)
+    return disk
+
+
+async def test_a_line_after_a_full_disk_is_whole(
+    tmp_path: Path, full: Full, expected_logs: ExpectedLogs
+) -> None:
+    """The half of one that a full disk left stays alone; how many are lost is told behind it."""
+    expected_logs.expect(r"audit log: No space left on device: lines are lost \(1 so far\)")
+    path = tmp_path / "audit"
+    log = Audit()
+    log.begin(open_log(str(path), "--audit-log"))
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.run)
+            for _ in range(3):
+                log.violation("ToMToU", File(b"/v"), SHELL)
+            await until(lambda: log.lost == 1)
+            full.room = 10**6
+            log.violation("ToMToU", File(b"/after"), SHELL)
+            await until(lambda: "/after" in path.read_text())
+            nursery.cancel_scope.cancel()
+    log.close()
+    first, second, half, told, after = path.read_text().splitlines()
+    assert all(map(LINE.fullmatch, (first, second)))
+    assert first.replace(":1): ", ":3): ")[40:].startswith(half[40:])
+    assert told == f"audit: audit_lost=1 audit_rate_limit=0 audit_backlog_limit={audit.BACKLOG}"
+    assert (LINE.fullmatch(after) or "")[2] == "4"
+
+
+async def test_what_is_lost_at_the_end_is_told(
+    tmp_path: Path, full: Full, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.expect(r"audit log: No space left on device: lines are lost \(2 so far\)")
+    log = Audit()
+    log.begin(open_log(str(tmp_path / "audit"), "--audit-log"))
+    for _ in range(4):
+        log.violation("ToMToU", File(b"/v"), SHELL)
+    log.close()
+    assert log.lost == 2
+
+
+async def test_nobody_waits_at_the_end_for_who_reads_no_more(expected_logs: ExpectedLogs) -> None:
+    """A full pipe: a daemon that is told to end does."""
+    expected_logs.expect(r"audit log: Resource temporarily unavailable: lines are lost")
+    reader, writer = os.pipe()
+    log = Audit()
+    log.begin(writer)
+    for _ in range(2000):
+        log.violation("ToMToU", File(b"/v"), SHELL)
+    log.close()
+    assert log.lost > 0
+    os.set_blocking(reader, False)
+    whole = os.read(reader, 1 << 20).count(b"\n")
+    os.close(reader)
+    assert whole + log.lost == 2000
+
+
+async def test_a_disk_that_is_full_now_and_then_fills_no_log(
+    tmp_path: Path, full: Full, expected_logs: ExpectedLogs, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected_logs.expect("audit log: .*lines are lost")
+    expected_logs.expect("further lines of this kind")
+    log = Audit()
+    log.begin(open_log(str(tmp_path / "audit"), "--audit-log"))
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.run)
+            for number in range(1, 21):
+                full.room = 0
+                log.violation("ToMToU", File(b"/v"), SHELL)
+                await until(lambda number=number: log.lost == number)  # type: ignore[misc]
+                full.room = 10**6
+                log.violation("ToMToU", File(b"/v"), SHELL)
+                await until(lambda: not log._trouble)
+            nursery.cancel_scope.cancel()
+    log.close()
+    assert 1 < len(caplog.records) <= BURST + 1
+
+
+def test_a_torn_line_of_an_earlier_daemon_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    path.write_text("audit: type=1804 aud")
+    for number in (1, 2):
+        log = Audit()
+        log.begin(open_log(str(path), "--audit-log"))
+        log.violation("ToMToU", File(b"/%d" % number), SHELL)
+        log.close()
+    half, *lines = path.read_text().splitlines()
+    assert half == "audit: type=1804 aud"
+    assert len(lines) == 2
+    assert all(map(LINE.fullmatch, lines))
+
+
 async def test_too_many_lines_are_lost_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
 ) -> None:
@@ -123,7 +236,9 @@ async def test_too_many_lines_are_lost_and_told(
         log.violation("ToMToU", File(b"/v"))
     assert log.lost == 2
     log.close()
-    assert (tmp_path / "audit").read_text().count("\n") == 3
+    told, *lines = (tmp_path / "audit").read_text().splitlines()
+    assert told == "audit: audit_lost=2 audit_rate_limit=0 audit_backlog_limit=3"
+    assert [int(match[2]) for line in lines if (match := LINE.fullmatch(line))] == [1, 2, 3]
 
 
 async def test_without_a_file_nothing_is_kept() -> None:
