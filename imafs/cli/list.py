@@ -101,6 +101,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run, last_number=None)
 
 
+#: Behind a fault that is not the list's end.
+_MORE = "; --keep-going shows what is behind it"
+
+
 class _To(argparse.Action):
     """``--to``: the last record's number, or the bank of the output."""
 
@@ -140,7 +144,8 @@ def run(args: argparse.Namespace) -> int:
         _say(f"{source or 'standard input'}: {_unproven(found)}")
     sys.stdout.buffer.flush()
     for fault in faults:
-        _say(fault.error(source))
+        more = not args.keep_going and fault.goes_on(found)
+        _say(f"{fault.error(source)}{_MORE if more else ''}")
     return FormatError.exit_code if faults else 0
 
 

@@ -66,6 +66,12 @@ class Fault:
         """The record's name, if it has one."""
         return None if self.parsed is None else name_of(self.parsed.record)
 
+    def goes_on(self, of: MeasurementList) -> bool:
+        """Whether records of the list can be read behind it."""
+        if self.parsed is not None:
+            return self.parsed.end < of.base + len(of.data)
+        return self.resumed is not None or not self.counts
+
     def error(self, source: str | None = None) -> FormatError:
         """The refusal of the list because of this."""
         return FormatError(

@@ -367,6 +367,7 @@ def test_a_damaged_list_is_shown_up_to_the_fault(file: Path, capsysbinary: Outpu
         shown, said = damaged(capsysbinary, file)
         assert re.match(f"imafs: {re.escape(str(file))}: {place}", said), said
         assert said.count("\n") == 1
+        assert said.endswith("; --keep-going shows what is behind it\n") == (whole == 2)
         lines = shown.splitlines(keepends=True)
         assert b"".join(lines[:whole]) == ascii_list(RECS[:whole], "sha256")
         assert [line[:2] for line in lines[whole:]] == [b"! "] * (whole == 2)
@@ -388,7 +389,10 @@ def test_behind_the_fault_with_keep_going(form: str, file: Path, capsysbinary: O
         lines[1], lines[3] = lines[1].replace(b"/a", b"/`"), b"?\n"
         file.write_bytes(b"".join(lines))
         places = ["line 2, record 1 (/`): ", "line 4, record 3: "]
+    _, said = damaged(capsysbinary, file)
+    assert said.endswith("; --keep-going shows what is behind it\n")
     shown, said = damaged(capsysbinary, file, "--keep-going")
+    assert "--keep-going" not in said
     expected = ascii_list(recs, "sha1").splitlines(keepends=True)
     expected[1] = b"! " + expected[1].replace(b"/a", b"/`")
     del expected[3]
