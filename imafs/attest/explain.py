@@ -129,7 +129,7 @@ def explain(
         found = look()
         if found is not None:
             return found
-    return of_the_first(parts, own, actual)
+    return of_the_first(parts, own, actual, search.later)
 
 
 def _other_banks(verdict: Verdict, choice: Choice) -> Explanation | None:
@@ -173,6 +173,8 @@ class _Search:
         self._tracks = list(self._followed(verdict))
         self._keys = [(p.record.pcr, p.digest, p.record.data) for p in self._all()]
         self._boots = boots(parts, own.digest_size)
+        #: Boots behind the first record.
+        self.later = [number for number in self._boots if number]
         self._effort = EFFORT + _PER_RECORD * self._count * len(self._tracks)
 
     def _all(self) -> Iterator[Parsed]:
@@ -349,34 +351,61 @@ class _Search:
         return self._effort >= 0
 
 
-def of_the_first(parts: Sequence[Part], own: Bank, actual: PcrValues) -> Explanation | None:
-    """What the first record tells: every kernel's list begins with boot_aggregate."""
-    first = next(records(parts, own.digest_size)).record
-    name = name_of(first)
-    if name is None:
+def of_the_first(
+    parts: Sequence[Part], own: Bank, actual: PcrValues, later: Sequence[int] = ()
+) -> Explanation | None:
+    """What the first record of a boot tells: every kernel's list begins with boot_aggregate.
+
+    ``later`` are the numbers of those that are not the list's first record.
+    """
+    found = next(records(parts, own.digest_size)).record
+    if name_of(found) is None:
         return None
-    if name != BOOT:
+    if name_of(found) != BOOT:
         return Explanation(
             "head",
             "the list does not begin with boot_aggregate: the records before its first one are "
             "missing. Give them first, or the PCR's value after them (--from VALUE)",
         )
-    fields = {f.name: part for f, part in first.template.parts(first.data)}
+    which = "boot_aggregate"
+    if later:
+        found = next(islice(records(parts, own.digest_size), later[-1], None)).record
+        which = f"boot_aggregate of record {later[-1]}"
+    fields = {f.name: part for f, part in found.template.parts(found.data)}
     field = fields.get("d-ng", b"")
     algorithm, _, digest = field.partition(b":\0")
     made = boot_aggregate(algorithm.decode("latin-1"), actual)
     if made is None or not any(digest):
-        return None
+        return _incomplete(later)
     if made == digest:
         return Explanation(
             "boot_aggregate",
-            "boot_aggregate is that of the PCRs 0 to 9: list and PCRs are of one machine; "
-            "records behind it were deleted, added or changed",
+            f"{which} is that of the PCRs 0 to 9: list and PCRs are of one machine; "
+            "records behind it were deleted, added or changed, or are missing at the end (were the "
+            "PCRs read after the list?)",
         )
     return Explanation(
         "boot_aggregate",
-        "boot_aggregate is not that of the PCRs 0 to 9: are list and PCRs of different "
+        f"{which} is not that of the PCRs 0 to 9: are list and PCRs of different "
         "machines or boots?",
+    )
+
+
+def _incomplete(later: Sequence[int]) -> Explanation:
+    """No record is missing in front, and nothing else is known."""
+    what = (
+        "records are missing at the end (were the PCRs read after the list?) or in between, or "
+        "the PCRs are of another boot or machine"
+    )
+    if not later:
+        return Explanation(
+            "incomplete",
+            f"the list begins with boot_aggregate, so none is missing in front of it: {what}",
+        )
+    return Explanation(
+        "incomplete",
+        f"{_numbers(later)} boot_aggregate again, and neither the whole list nor what begins there "
+        f"leads to the PCRs: {what}",
     )
 
 

@@ -106,7 +106,7 @@ def test_records_that_are_missing_in_the_middle(
 ) -> None:
     kept = [LIST[:first], LIST[next_:]]
     lists = kept if files == 2 else [[*kept[0], *kept[1]]]
-    assert case.verify(lists, LIST) == (8, None)
+    of(case.verify(lists, LIST), "incomplete")
     words = [word for bank in BANKS for word in ("--from", value(LIST[:next_], bank).hex())]
     said = of(case.verify(lists, LIST, *words), "missing")
     assert said.endswith(f"missing in front of record {first}")
@@ -165,8 +165,8 @@ def test_a_record_that_the_pcr_does_not_know_of(case: Case, place: int) -> None:
 def test_a_record_that_was_changed_is_not_explained(case: Case, place: int) -> None:
     recs = list(LIST)
     recs[place] = ng(10, b"/other", b"y")
-    assert case.verify([recs], LIST) == (8, None)
-    assert case.verify([LIST[:place] + LIST[place + 1 :]], LIST) == (8, None)
+    of(case.verify([recs], LIST), "incomplete")
+    of(case.verify([LIST[:place] + LIST[place + 1 :]], LIST), "incomplete")
 
 
 def test_the_boot_aggregate(case: Case) -> None:
@@ -183,6 +183,32 @@ def test_the_boot_aggregate(case: Case) -> None:
     assert "of different machines or boots?" in said
 
 
+def test_a_list_whose_end_is_missing(case: Case) -> None:
+    """The PCRs were read after it: not what was deleted before its first record."""
+    said = of(case.verify([LIST[:5]], LIST), "incomplete")
+    assert "begins with boot_aggregate, so none is missing in front of it" in said
+    assert "missing at the end (were the PCRs read after the list?)" in said
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_later_boot_whose_end_is_missing(case: Case, files: int) -> None:
+    """The lists of two boots; where the PCRs 0 to 9 are known they say whose the last one is."""
+    later = [BOOT, *FILES[::-1]]
+    lists = [LIST[:3], later[:-2]] if files == 2 else [[*LIST[:3], *later[:-2]]]
+    said = of(case.verify(lists, later), "incomplete")
+    assert said.startswith("record 3 is a boot_aggregate again, and neither the whole list nor ")
+    assert "missing at the end (were the PCRs read after the list?)" in said
+    firmware = [hashlib.sha1(b"%d" % pcr).digest() for pcr in range(8)]
+    extra = "".join(f"sha1 {pcr} {value.hex()}\n" for pcr, value in enumerate(firmware))
+    aggregate = hashlib.sha1(b"".join(firmware)).digest()
+    mine = Rec(10, "ima-ng", (b"sha1:\0" + aggregate, b"boot_aggregate\0"))
+    later = [mine, *later[1:]]
+    lists = [LIST[:3], later[:-2]] if files == 2 else [[*LIST[:3], *later[:-2]]]
+    said = of(case.verify(lists, later, extra=extra), "boot_aggregate")
+    assert said.startswith("boot_aggregate of record 3 is that of the PCRs 0 to 9: ")
+    assert "missing at the end" in said
+
+
 @pytest.mark.parametrize("text", ["", "00", "xy" * 20, "sha1:" + "00" * 32, "no:" + "00" * 20])
 def test_a_value_that_is_none(case: Case, text: str, capsys: Output) -> None:
     assert main(["verify", "list", "--from", text]) == 2
@@ -196,7 +222,7 @@ def test_what_would_take_for_ever_is_not_tried(case: Case, monkeypatch: pytest.M
     late = [*LIST[:-1], ng(10, b"/evil", b"x"), LIST[-1]]
     assert "(/evil)" in of(case.verify([late], LIST), "extra")
     early = [LIST[0], ng(10, b"/evil", b"x"), *LIST[1:]]
-    assert case.verify([early], LIST) == (8, None)
+    of(case.verify([early], LIST), "incomplete")
 
 
 def test_a_hostile_list_is_looked_at_for_a_while_only(
@@ -223,7 +249,7 @@ def test_a_hostile_list_is_looked_at_for_a_while_only(
 def test_a_very_long_list_is_not_searched(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imafs.attest.explain.MOST_RECORDS", 7)
     of(case.verify([LIST[::-1]], LIST), "head")  # its first record tells without a search
-    assert case.verify([[*LIST[:2], *LIST]], LIST) == (8, None)
+    of(case.verify([[*LIST[:2], *LIST]], LIST), "incomplete")
 
 
 def test_a_bank_that_something_else_extended_is_no_missing_head(case: Case) -> None:
