@@ -5,7 +5,7 @@ Read: the YAML of ``tpm2_pcrread`` (and what ``tpm2_quote`` and ``tpm2_checkquot
 around it), tables (``bank index VALUE``), one bank's lines (``PCR-10: HEX``, ``10: HEX``, the
 kernel's and IBM's with a space between bytes), ``tsspcrread``, JSON, and the kernel's sysfs
 directory (``/sys/class/tpm/tpm0`` with ``pcr-<bank>/<index>``) or what grep and head show of it;
-each of these quoted by a mail too.
+each of these quoted by a mail too; and what ``tpm2_quote -o`` writes (:mod:`.pcrbinary`).
 
 A line that is none of these is refused: a value that is passed over would be compared with
 nothing. What the TSS libraries log and what the tools print beside values is known and left out.
@@ -18,7 +18,7 @@ import json
 import re
 from pathlib import Path
 
-from imafs.attest import pcrjson
+from imafs.attest import pcrbinary, pcrjson
 from imafs.attest.pcrvalues import DEFAULT_PCR, Collected, bank_named
 from imafs.attest.replay import PcrValues
 from imafs.errors import FileError, FormatError, TpmError
@@ -86,23 +86,26 @@ def read(path: str, pcr: int = DEFAULT_PCR) -> PcrValues:
         raise FileError(path, error) from None
     if len(data) > MOST:
         raise FormatError(f"PCR values are no file of more than {MOST >> 20} MiB", source=path)
-    return parse(decoded(data), source=path, pcr=pcr)
+    return parse(data, source=path, pcr=pcr)
 
 
-def decoded(data: bytes) -> str:
+def _decoded(data: bytes) -> str:
     """The text of a file: UTF-8, or UTF-16 as PowerShell's ``>`` writes it, without its BOM."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
     return data.decode("utf-8-sig", errors="replace")
 
 
-def parse(text: str, *, source: str | None = None, pcr: int = DEFAULT_PCR) -> PcrValues:
-    """PCR values of a text in any of the forms. Raises :class:`FormatError`.
+def parse(given: str | bytes, *, source: str | None = None, pcr: int = DEFAULT_PCR) -> PcrValues:
+    """PCR values in any of the forms. Raises :class:`FormatError`.
 
     ``pcr`` is the one that a value without a number belongs to (tsspcrread prints none).
     """
-    text = text.removeprefix("\ufeff")
     found = Collected(source)
+    if isinstance(given, bytes) and pcrbinary.is_binary(given):
+        pcrbinary.collect(given, found)
+        return found.values
+    text = (_decoded(given) if isinstance(given, bytes) else given).removeprefix("\ufeff")
     if text.lstrip().startswith(("{", "[")):
         try:
             pcrjson.collect(json.loads(text), found)
@@ -117,7 +120,7 @@ def parse(text: str, *, source: str | None = None, pcr: int = DEFAULT_PCR) -> Pc
 
 def kept(data: bytes, source: str) -> PcrValues:
     """PCR values that a recording has; none of a machine without a TPM."""
-    return parse(decoded(data), source=source) if data.strip() else {}
+    return parse(data, source=source) if data.strip() else {}
 
 
 def _lines(text: str, found: Collected, pcr: int) -> None:
@@ -156,7 +159,8 @@ def _lines(text: str, found: Collected, pcr: int) -> None:
         elif _BARE.fullmatch(line):
             found.add(bank, pcr if named is None else named, line, where)
         else:
-            raise FormatError(f"{where} is no PCR value: {line[:60]!r}", source=found.source)
+            why = pcrbinary.RAW if "\ufffd" in line else f"is no PCR value: {line[:60]!r}"
+            raise FormatError(f"{where} {why}", source=found.source)
     if wanted:
         raise FormatError("it ends inside a value", source=found.source)
 

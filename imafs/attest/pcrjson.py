@@ -3,9 +3,10 @@
 
 ``{"sha256": {"10": HEX}}``, ``{"pcrs": {"10": HEX}, "hash_alg": "sha256"}`` and
 ``[{"pcr": 10, "bank": "sha256", "value": HEX}]`` (``imafs status --json``) and
-``[{"nr": 10, "sha256": HEX}]`` (``systemd-analyze pcrs --json=short``) are read; digests may be
-base64, as programs in Go write byte strings. What is no PCR value is passed over: attestations
-hold much else.
+``[{"nr": 10, "sha256": HEX}]`` (``systemd-analyze pcrs --json=short``) are read, and TCG's
+``{"pcr": 10, "digests": [{"hashAlg": "sha256", "digest": HEX}]}``; digests may be base64, as
+programs in Go write byte strings. What is no PCR value is passed over: attestations hold much
+else. The records of an event log have the same shape as PCR values: a log is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ _HEX = re.compile(r"(?:0[xX])?[0-9A-Fa-f]+(?:[ :][0-9A-Fa-f]+)*")
 _PCR_KEYS = ("pcr", "nr", "index", "pcr_index", "pcrindex")
 _BANK_KEYS = ("bank", "alg", "algorithm", "hash", "hash_alg", "hashalg", "digestalg", "digest_alg")
 _VALUE_KEYS = ("value", "digest", "data", "hex")
+#: What a record of an event log has beside its digests (TCG CEL, FAPI; EVM's eventlog in YAML).
+_EVENT_KEYS = frozenset(
+    {"recnum", "content", "content_type", "type", "event", "eventnum", "eventtype", "sub_event"}
+)
 #: Lengths of an array with all PCRs of a bank.
 _PCRS = (16, 24)
 #: TPM_ALG_ID and Go's crypto.Hash differ; only the first are accepted as numbers.
@@ -71,11 +76,33 @@ def _row(keys: Mapping[str, object], found: Collected, bank: str | None) -> bool
     number = _NUMBER.fullmatch(str(pcr)) if isinstance(pcr, int | str) else None
     if number is None:
         return False
+    if isinstance(keys.get("digests"), list):
+        _digests(keys, found, int(number[1]))
+        return True
     if not any(key in keys for key in _VALUE_KEYS):
         return _by_bank(keys, found, int(number[1]))
     if isinstance(value, str):
         _add(found, bank, int(number[1]), value)
     return value is None or isinstance(value, str)
+
+
+def _digests(keys: Mapping[str, object], found: Collected, pcr: int) -> None:
+    """One PCR with a digest for each bank, or a record of a log. Raises :class:`FormatError`."""
+    if _EVENT_KEYS & keys.keys():
+        raise FormatError(
+            "this is an event log: what extended PCRs, not their values; give what tpm2_pcrread "
+            "prints",
+            source=found.source,
+        )
+    digests = keys["digests"]
+    assert isinstance(digests, list)
+    for each in digests:
+        if not isinstance(each, dict):
+            continue
+        named = {str(key).lower(): value for key, value in each.items()}
+        value = next((named[key] for key in _VALUE_KEYS if key in named), None)
+        if isinstance(value, str):
+            _add(found, _bank_of(named), pcr, value)
 
 
 def _by_bank(keys: Mapping[str, object], found: Collected, pcr: int) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from imafs.errors import FormatError
-from imafs.formats.algorithms import ALGORITHMS
+from imafs.formats.algorithms import ALGORITHMS, by_tpm_id
 
 #: CONFIG_IMA_MEASURE_PCR_IDX of nearly every kernel.
 DEFAULT_PCR = 10
@@ -33,6 +33,14 @@ def bank_named(word: str) -> str | None:
 
 #: TPM_ALG_ID as kernels name the files of a bank without a hash (Linux 7.1 on).
 _BY_ALGORITHM_ID = {"27": "sha3-256", "28": "sha3-384", "29": "sha3-512"}
+
+
+def bank_by_id(identifier: int) -> str | None:
+    """The bank of a TPM_ALG_ID. None for one that is no hash of a bank."""
+    algorithm = by_tpm_id(identifier)
+    if algorithm is not None:
+        return algorithm.name
+    return _BY_ALGORITHM_ID.get(f"{identifier:x}")
 
 
 def by_size(size: int) -> str | None:

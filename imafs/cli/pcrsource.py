@@ -45,9 +45,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--pcrs",
         metavar="FILE",
-        help="PCR values: what tpm2_pcrread or tsspcrread prints, pcrs.txt of a recording, "
-        f"`PCR-10: HEX` or `10: HEX` lines, JSON, or a directory such as {SYSFS}; - is standard "
-        "input",
+        help="PCR values: what tpm2_pcrread or tsspcrread prints, or tpm2_quote -o writes, "
+        f"pcrs.txt of a recording, `PCR-10: HEX` or `10: HEX` lines, JSON, or a directory such "
+        f"as {SYSFS}; - is standard input",
     )
     where.add_argument("--tcti", metavar="TCTI", help="read the PCRs of this TPM")
     where.add_argument(
@@ -95,10 +95,10 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
     return lambda: _of_imafs(only)
 
 
-def _piped() -> str:
+def _piped() -> str | bytes:
     # Bytes where there are any: UTF-16 would be no text to Python's own decoder.
     if isinstance(sys.stdin, io.TextIOWrapper):
-        return pcrfile.decoded(sys.stdin.buffer.read())
+        return bytes(sys.stdin.buffer.read())
     return sys.stdin.read()
 
 

@@ -257,6 +257,25 @@ def test_the_tpm_is_where_clients_look_by_default() -> None:
     assert re.fullmatch(r"imafs: the TPM is at port \d+: 2321 or 2322 is taken, and .*", line)
 
 
+def test_the_pcrs_of_a_quote_confirm_the_list() -> None:
+    """What tpm2_quote -o writes; tpm2_pcrread -o says of no value whose it is."""
+    require("tpm2_createprimary", "tpm2_create", "tpm2_load", "tpm2_quote", "tpm2_pcrread")
+    script = f"""
+        cd /sys/fs/imafs
+        tpm2_createprimary -Q -c primary; tpm2_create -Q -C primary -u public -r private
+        tpm2_flushcontext -t; tpm2_load -Q -C primary -u public -r private -c key
+        tpm2_flushcontext -t; tpm2_quote -Q -c key -l sha1:0,10+sha256:10 -o pcrs
+        imafs verify {LIST} --pcrs pcrs; imafs verify {LIST} --pcrs - < pcrs
+        tpm2_pcrread -Q -o values sha1:10+sha256:10; imafs verify {LIST} --pcrs values 2>&1
+    """
+    *verdicts, refused = in_shell(script, "--measure", "/usr/bin/ls", check=False).splitlines()
+    assert verdicts == 2 * [
+        "2 records of bank sha1, 0 violations; compared PCRs: sha1:10, sha256:10",
+        "match after record 2",
+    ]
+    assert refused.startswith("imafs: values: is binary, such as tpm2_pcrread -o")
+
+
 def test_audit_logs_where_a_user_may_not_look(tmp_path: Path) -> None:
     """auditd's directory is root's alone: it is left as it is, and the session starts."""
     words, environment = words_for("user")

@@ -8,6 +8,8 @@ import errno
 import hashlib
 import json
 import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -279,10 +281,79 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    """As tpm2_pcrread -o writes them: not even with some luck they are taken for a text."""
     path = tmp_path / "pcrs"
-    path.write_bytes(b"\xff\xfe\0")
-    with pytest.raises(FormatError, match="line 1 is no PCR value"):
-        pcrfile.read(str(path))
+    for data in (b"\xff\xfe\0", ONE + TWO, bytes(32), bytes(range(128, 148)), THREE * 24):
+        path.write_bytes(data)
+        with pytest.raises(FormatError, match=r"is binary, such as|is no PCR value") as caught:
+            pcrfile.read(str(path))
+        assert "\n" not in str(caught.value)
+        if data[:2] != b"\xff\xfe":
+            assert "tpm2_pcrread > FILE" in str(caught.value)
+
+
+def serialized(*banks: tuple[int, dict[int, bytes]]) -> bytes:
+    """As tpm2-tools 5.4 writes TPML_PCR_SELECTION and TPML_DIGESTs (lib/pcr.c)."""
+    selections = b""
+    for identifier, values in banks:
+        bitmap = sum(1 << pcr for pcr in values)
+        selections += struct.pack("<HB4sx", identifier, 3, bitmap.to_bytes(4, "little"))
+    out = struct.pack("<I128s", len(banks), selections)
+    flat = [value for _, values in banks for _, value in sorted(values.items())]
+    pieces = [flat[at : at + 8] for at in range(0, len(flat), 8)]
+    out += struct.pack("<I", len(pieces))
+    for piece in pieces:
+        digests = b"".join(struct.pack("<H64s", len(value), value) for value in piece)
+        out += struct.pack("<I528s", len(piece), digests)
+    return out
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 24])
+def test_the_pcrs_of_a_quote(tmp_path: Path, count: int) -> None:
+    """tpm2_quote -o: banks and PCRs are named in it."""
+    path = tmp_path / "pcrs"
+    mine = {pcr: hashlib.sha256(b"%d" % pcr).digest() for pcr in range(count)}
+    path.write_bytes(serialized((4, {10: ONE}), (11, mine), (0x27, {23: TWO})))
+    assert pcrfile.read(str(path)) == {"sha1": {10: ONE}, "sha256": mine, "sha3-256": {23: TWO}}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data + bytes(532),
+        lambda data: b"\x11" + data[1:],
+        lambda data: data[:4] + b"\xff" + data[5:],
+        lambda data: data[:7] + b"\x03" + data[8:],
+        lambda data: data[:136] + b"\x09" + data[137:],
+        lambda data: data[:140] + b"\x41" + data[141:],
+        lambda data: data[:140] + b"\x15" + data[141:],
+        lambda data: bytes(4) + data[4:],
+    ],
+)
+def test_the_pcrs_of_a_quote_that_are_damaged(damage: Callable[[bytes], bytes]) -> None:
+    good = serialized((4, {10: ONE}), (11, {10: TWO}))
+    assert pcrfile.parse(good) == {"sha1": {10: ONE}, "sha256": {10: TWO}}
+    with pytest.raises(FormatError):
+        pcrfile.parse(damage(good))
+
+
+def test_digests_of_a_pcr_in_json() -> None:
+    """TCG's shape of a PCR's values; an event log has it too, with what an event has."""
+    digests = [
+        {"hashAlg": "sha1", "digest": ONE.hex()},
+        {"hashAlg": "TPM2_ALG_SHA256", "digest": TWO.hex()},
+    ]
+    for node in (
+        {"pcr": 10, "digests": digests},
+        [{"pcr": 10, "digests": digests[:1]}, {"PCR": "10", "digests": digests[1:]}],
+        {"pcrs": [{"pcr": 10, "digests": digests}]},
+    ):
+        assert pcrfile.parse(json.dumps(node)) == {"sha1": {10: ONE}, "sha256": {10: TWO}}
+    event = {"recnum": 0, "pcr": 10, "digests": digests, "content_type": "ima_template"}
+    for log in ([event], event, {"events": [event]}):
+        with pytest.raises(FormatError, match="this is an event log: what extended PCRs"):
+            pcrfile.parse(json.dumps(log))
 
 
 QUOTED_AND_NAMED = {
