@@ -37,7 +37,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "formats": frozenset(),
     "kernel": frozenset({"formats"}),
     "tpm": frozenset({"formats", "ownership", "programs"}),
-    "attest": frozenset({"formats"}),
+    # A verifier's state is a file that must be on the disk.
+    "attest": frozenset({"formats", "disk"}),
     # It runs on real kernels: nothing of the emulator's may be needed.
     "keeper": frozenset({"attest", "formats", "disk", "ownership"}),
     "engine": frozenset({"kernel", "tpm", "attest", "formats", "disk", "ownership"}),
