@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, cast
 
 from imafs.attest.quote import Clock
-from imafs.attest.replay import PcrValues
 from imafs.errors import FormatError
 from imafs.formats.algorithms import ALGORITHMS
 from imafs.formats.templates import Order
+from imafs.lists.replay import PcrValues
 
 FORMAT = "imafs-bundle"
 VERSION = 1

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from imafs.errors import FormatError
 from imafs.formats.binary import Parsed
-from imafs.formats.lists import Fault, MeasurementList
+from imafs.formats.list_file import Fault, MeasurementList
 
 
 @dataclass(frozen=True, slots=True)

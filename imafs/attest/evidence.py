@@ -17,14 +17,14 @@ from imafs.attest.explain import BOOT, boots, explain
 from imafs.attest.judgement import Demand, Found, Judgement, Kind
 from imafs.attest.lanes import HASHES
 from imafs.attest.reference import Files, judge
-from imafs.attest.replay import PcrValues
 from imafs.attest.state import REMEMBERED, State
 from imafs.attest.verify import Choice, Value, Verdict, verify_parts
 from imafs.attest.walking import Part, blocks, record
 from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, HashAlgorithm, list_bank
 from imafs.formats.binary import Reader
-from imafs.formats.lists import name_of
+from imafs.formats.list_file import name_of
+from imafs.lists.replay import PcrValues
 
 OWN = list_bank(SHA1)
 

@@ -14,12 +14,12 @@ from itertools import accumulate, chain, islice, permutations
 from typing import Any
 
 from imafs.attest.lanes import HASHES, Lane, extended
-from imafs.attest.replay import PcrValues
 from imafs.attest.verify import Choice, Value, Verdict, first_common
 from imafs.attest.walking import Part
 from imafs.formats.algorithms import SHA1, Bank
 from imafs.formats.binary import Parsed, Reader
-from imafs.formats.lists import name_of
+from imafs.formats.list_file import name_of
+from imafs.lists.replay import PcrValues
 from imafs.text import shown
 
 #: Hashes that are spent on suppositions: so many, and so many for each record and bank.

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from imafs.attest.quote import bank_name
-from imafs.attest.replay import PcrValues
 from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, HashAlgorithm, by_tpm_id
+from imafs.lists.replay import PcrValues
 
 _NO_ACTION = 3  # EV_NO_ACTION: extends nothing
 _SPEC = b"Spec ID Event03\0"

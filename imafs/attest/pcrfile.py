@@ -20,8 +20,8 @@ from pathlib import Path
 
 from imafs.attest import pcrbinary, pcrjson
 from imafs.attest.pcrvalues import DEFAULT_PCR, Collected, bank_named
-from imafs.attest.replay import PcrValues
 from imafs.errors import FileError, FormatError, TpmError
+from imafs.lists.replay import PcrValues
 
 #: A text of PCR values is a few KiB; JSON of an attestation may hold a list beside them.
 MOST = 64 << 20

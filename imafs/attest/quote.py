@@ -17,9 +17,9 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from imafs.attest.replay import PcrValues
 from imafs.errors import FormatError
 from imafs.formats.algorithms import ALGORITHMS, HashAlgorithm, by_tpm_id
+from imafs.lists.replay import PcrValues
 
 MAGIC = 0xFF544347  # TPM_GENERATED_VALUE
 ST_ATTEST_QUOTE = 0x8018

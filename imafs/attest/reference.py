@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from imafs.attest.explain import BOOT, records
 from imafs.attest.walking import Part
 from imafs.errors import FormatError
-from imafs.formats import lists
+from imafs.formats import list_file
 from imafs.formats.algorithms import ALGORITHMS, Bank
 from imafs.formats.binary import Parsed
 
@@ -144,8 +144,8 @@ def _lines(data: bytes, source: str) -> Reference:
 def _golden(data: bytes, source: str) -> Reference:
     found: dict[bytes, set[bytes]] = {}
     try:
-        for item in lists.parse(data).items():
-            if isinstance(item, lists.Fault):
+        for item in list_file.parse(data).items():
+            if isinstance(item, list_file.Fault):
                 raise item.error()
             measured = _measured(item)
             if measured is not None and any(measured[1]):

@@ -16,9 +16,9 @@ from imafs.attest import quote, signatures
 from imafs.attest.bundle import Bundle
 from imafs.attest.judgement import Demand, Found, Kind
 from imafs.attest.lanes import HASHES
-from imafs.attest.replay import PcrValues
 from imafs.attest.state import State
 from imafs.formats.algorithms import HashAlgorithm
+from imafs.lists.replay import PcrValues
 
 _HALF = 1 << 31
 _WHOLE = 1 << 32

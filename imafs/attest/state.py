@@ -18,9 +18,9 @@ from typing import Any
 
 from imafs import disk
 from imafs.attest.quote import Clock
-from imafs.attest.replay import PcrValues
 from imafs.errors import FileError, FormatError
 from imafs.formats.algorithms import ALGORITHMS
+from imafs.lists.replay import PcrValues
 
 FORMAT = "imafs-verifier-state"
 VERSION = 1

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from imafs.attest.lanes import HASHES, Lane, Pass, Task, new_lane, replay
 from imafs.attest.parallel import Progress, in_processes
 from imafs.attest.pcrvalues import DEFAULT_PCR
-from imafs.attest.replay import PcrValues
 from imafs.attest.walking import Part
 from imafs.formats.algorithms import SHA1, Bank
 from imafs.formats.binary import detect
+from imafs.lists.replay import PcrValues
 
 #: PCRs that firmware extends, those that no kernel can, and the number of PCRs of a TPM.
 FIRMWARE = range(10)

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imafs import programs
 from imafs.errors import ControlError, MountError
+from imafs.host import programs
 from imafs.text import lines_shown
 
 #: Tells the daemon that its stderr is read until its mount answers, and which log it removes
@@ -113,11 +113,11 @@ def _default_log(directory: str) -> Path | None:
 
 def _is_served(directory: str) -> bool:
     """Whether a mount of ours there lives; it may listen at any socket (--control)."""
-    from imafs.fuse import mountinfo
+    from imafs.host import mounts
 
-    path = mountinfo.resolve(directory)
-    here = [mount for mount in mountinfo.mounts() if mount.path == path]
+    path = mounts.resolve(directory)
+    here = [mount for mount in mounts.mounts() if mount.path == path]
     if not any(mount.ours for mount in here):
         return False
     # Covered by another file system: nobody can tell.
-    return not here[-1].ours or mountinfo.probe(path) != errno.ENOTCONN
+    return not here[-1].ours or mounts.probe(path) != errno.ENOTCONN

@@ -96,17 +96,17 @@ def _add_option(verb: argparse.ArgumentParser, option: Option) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask and print the answer; the exit code. Raises what :class:`ControlClient` raises."""
-    from imafs.cli import answers, progress, sockets
+    from imafs.cli import answers, find_daemon, progress
     from imafs.control import wire
     from imafs.control.client import ControlClient
 
     operation = OPERATIONS[args.operation]
-    uid = sockets.listener(args)
+    uid = find_daemon.listener(args)
     options = _options(operation, args)
     wanted = operation.shows_progress and sys.stderr.isatty()
     try:
         with (
-            ControlClient(sockets.chosen(args.control), uid=uid) as client,
+            ControlClient(find_daemon.chosen(args.control), uid=uid) as client,
             progress.bar(sys.stderr) as show,
         ):
             answer = client.call(operation.name, options, progress=show if wanted else None)

@@ -16,36 +16,37 @@ from pathlib import Path
 
 import trio
 
-from imafs import programs
-from imafs.cli import logs, sockets, stale
+from imafs.cli import find_daemon, leftovers
 from imafs.cli.background import Background
 from imafs.cli.counted import counted
-from imafs.cli.early import EarlySignals, EndedEarly
-from imafs.cli.memory import is_out_of_memory
+from imafs.cli.oom import is_out_of_memory
 from imafs.control import paths
 from imafs.control.ops import validate
 from imafs.control.server import serve
-from imafs.control.verbs import Verbs
-from imafs.control.watching import WatchVerbs
-from imafs.engine import threads
-from imafs.engine.audit import Audit, open_log
-from imafs.engine.config import EmulatorConfig
-from imafs.engine.emulator import Emulator
-from imafs.engine.notify import notify
+from imafs.emulator.audit_log import Audit, open_log
+from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.emulator import Emulator
+from imafs.emulator.sysfs import extras
 from imafs.errors import ControlError, ImafsError, TpmError, UsageError
 from imafs.formats.algorithms import HashAlgorithm
-from imafs.fuse import mountinfo, session
-from imafs.fuse.extras import extras
+from imafs.fuse import session
+from imafs.host import bounded_thread, logs, programs
+from imafs.host import mounts as mountinfo
+from imafs.host.sd_notify import notify
+from imafs.host.signals import EarlySignals, EndedEarly
 from imafs.scenarios import library
 from imafs.scenarios.script import Scenario
-from imafs.sources import files, judging, lists
-from imafs.sources.watch import opener
-from imafs.sources.watch.listening import check_allowed
-from imafs.sources.watch.watcher import DEADLINE, Watcher
+from imafs.sources import files, measure_file
+from imafs.sources import load as lists
+from imafs.sources.watch.child import task
+from imafs.sources.watch.daemon.listening import check_allowed
+from imafs.sources.watch.daemon.watcher import DEADLINE, Watcher
 from imafs.text import quoted, shown
 from imafs.tpm import Device, open_device
 from imafs.tpm.proxy import DeviceProxy
 from imafs.tpm.swtpm import SwtpmDevice
+from imafs.verbs.measuring import Verbs
+from imafs.verbs.watch import WatchVerbs
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def _run(plan: Plan, early: EarlySignals, background: Background) -> None:
     if cleaned:
         mounts = counted(cleaned, "dead mount")
         log.info("%s: unmounted %s of an earlier imafs", mountpoint, mounts)
-    for state in stale.remove_dead_states():
+    for state in leftovers.remove_dead_states():
         log.info("%s: removed what an earlier imafs left", state)
     for line in plan.said:
         log.info("%s", line)
@@ -169,7 +170,7 @@ def _check_inputs(plan: Plan) -> None:
             # O_NONBLOCK: opening a fifo without a writer would wait for ever.
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except OSError as error:
-            sockets.tell_if_dead(path, error)
+            find_daemon.tell_if_dead(path, error)
             raise UsageError(f"{option} {path}: {error.strerror}") from None
 
 
@@ -214,7 +215,7 @@ async def _main(
 ) -> None:
     mountpoint, control = str(about["mountpoint"]), Path(str(about["control"]))
     emulator = Emulator(plan.config, device, audit)
-    emulator.read_policy = partial(judging.read_policy, emulator)
+    emulator.read_policy = partial(measure_file.read_policy, emulator)
     # The signals are taken before anything exists that they would leave behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         early.check()
@@ -259,9 +260,9 @@ async def _main(
 
 def _own_processes(device: Device) -> list[tuple[int, int]]:
     """Those that measure, each with when it began: none of them may wait for a measurement."""
-    found = [(os.getpid(), opener.began(os.getpid()))]
+    found = [(os.getpid(), task.began(os.getpid()))]
     if isinstance(device, SwtpmDevice):
-        found.append((device.process.pid, opener.began(device.process.pid)))
+        found.append((device.process.pid, task.began(device.process.pid)))
         try:
             device.process.verify()
         except TpmError:
@@ -279,11 +280,11 @@ async def _measure(emulator: Emulator, paths_: list[str]) -> None:
     """The files of --measure, hashed in a thread, in order."""
     if not paths_:
         return
-    walk = partial(files.walk, paths_, threads.going_on)
-    names = await threads.run(lambda: list(walk()), silence=threads.SILENCE)
+    walk = partial(files.walk, paths_, bounded_thread.going_on)
+    names = await bounded_thread.run(lambda: list(walk()), silence=bounded_thread.SILENCE)
     measured = 0
     for name in names:
-        judged = await judging.judge(emulator, name, judging.root_read)
+        judged = await measure_file.judge(emulator, name, measure_file.root_read)
         if judged.measurement is None:
             continue
         decision = judged.decision

@@ -12,7 +12,7 @@ from imafs.attest.walking import Part
 from imafs.errors import FormatError
 from imafs.formats.algorithms import Bank
 from imafs.formats.binary import Reader, refuse_other_bank
-from imafs.formats.lists import MeasurementList, parse
+from imafs.formats.list_file import MeasurementList, parse
 from imafs.formats.templates import Order
 
 

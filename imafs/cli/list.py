@@ -11,13 +11,13 @@ from itertools import islice
 
 from imafs.cli import options
 from imafs.cli.counted import counted
-from imafs.cli.inputs import read_list
+from imafs.cli.input_file import read_list
 from imafs.errors import FormatError
 from imafs.formats import exports
 from imafs.formats.algorithms import SHA1, HashAlgorithm
 from imafs.formats.binary import Parsed, encode, refuse_other_bank
 from imafs.formats.exports import Row
-from imafs.formats.lists import Fault, MeasurementList, parse
+from imafs.formats.list_file import Fault, MeasurementList, parse
 from imafs.formats.views import record_text
 from imafs.text import shown
 

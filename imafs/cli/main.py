@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TypeGuard
 
 from imafs import __version__
-from imafs.cli.memory import MEMORY_ERRORS, is_out_of_memory
+from imafs.cli.oom import MEMORY_ERRORS, is_out_of_memory
 from imafs.cli.parser import Parser
 from imafs.errors import ImafsError, UsageError
 from imafs.text import lines_shown, shown

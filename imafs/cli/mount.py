@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from imafs.cli import kernel, options, policy
+from imafs.cli import kernel_options, options, policy_options
 
 if TYPE_CHECKING:
     from imafs.cli.daemon import Plan
     from imafs.formats.algorithms import HashAlgorithm
-    from imafs.kernel.profiles import Profile
+    from imafs.interface.profiles import Profile
 
 T = TypeVar("T")
 
@@ -62,8 +62,8 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help="begin with a ready scenario (imafs scenarios) or one from a file",
     )
-    kernel.add_options(parser.add_argument_group("the kernel that is played"))
-    policy.add_options(parser.add_argument_group("the IMA policy"))
+    kernel_options.add_options(parser.add_argument_group("the kernel that is played"))
+    policy_options.add_options(parser.add_argument_group("the IMA policy"))
     _tpm_options(parser.add_argument_group("the TPM"))
     _list_options(parser.add_argument_group("the measurement list"))
     _watch_options(parser.add_argument_group("watched files"))
@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
     if args.background:
         from imafs.cli.background import start
 
-        _checked(kernel.tell, args)  # its own lines go to a file
+        _checked(kernel_options.tell, args)  # its own lines go to a file
         return start(args.dir, sys.argv[1:])
     from imafs.cli.daemon import run as run_daemon
 
@@ -217,12 +217,12 @@ def _checked(work: Callable[[argparse.Namespace], T], args: argparse.Namespace) 
 
 def _plan(args: argparse.Namespace) -> Plan:
     from imafs.cli.daemon import Plan
-    from imafs.cli.inputs import read_bytes
-    from imafs.engine.config import EmulatorConfig
+    from imafs.cli.input_file import read_bytes
+    from imafs.emulator.config import EmulatorConfig
     from imafs.errors import UsageError
     from imafs.formats.algorithms import list_bank_named, padded_banks_named
     from imafs.formats.templates import TEMPLATES
-    from imafs.kernel import profiles
+    from imafs.interface import profiles
     from imafs.kernel.kexec import EXTRA
     from imafs.tpm.environment import absolute
 
@@ -230,7 +230,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     _refuse_contradictions(args, profile)
     if args.load_bank is not None:
         list_bank_named(args.load_bank)
-    found = kernel.settled(args)
+    found = kernel_options.settled(args)
     if args.tpm_port is not None and (args.tpm != "swtpm" or not 0 < args.tpm_port < 65535):
         raise UsageError(f"--tpm-port {args.tpm_port}: 1 to 65534, and for --tpm swtpm")
     if args.bios_log and args.layout != "securityfs":
@@ -240,7 +240,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     if not 0 <= args.kexec_extra_memory <= 40:
         raise UsageError(f"--kexec-extra-memory {args.kexec_extra_memory}: 0 to 40")
     own = None if found.template.label in TEMPLATES else found.template
-    rules = policy.chosen(args, profile, own)
+    rules = policy_options.chosen(args, profile, own)
     config = EmulatorConfig(
         profile=profile,
         staging=not args.no_staging,
@@ -347,7 +347,7 @@ def _export_root(text: str | None, mountpoint: str) -> Path | None:
 
     if text is None:
         return None
-    from imafs.ownership import check as check_place
+    from imafs.host.ownership import check as check_place
 
     root = Path(os.path.realpath(text))
     if not root.is_dir():

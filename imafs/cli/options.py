@@ -82,7 +82,7 @@ def integer(text: str) -> int:
 
 
 def add_listener(parser: argparse.ArgumentParser) -> None:
-    """``--uid`` of the commands that ask a daemon; see :func:`imafs.cli.sockets.listener`."""
+    """``--uid`` of the commands that ask a daemon; see :func:`imafs.cli.find_daemon.listener`."""
     parser.add_argument(
         "--uid",
         dest="listener",

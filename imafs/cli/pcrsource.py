@@ -13,9 +13,9 @@ from pathlib import Path
 
 from imafs.attest import pcrfile
 from imafs.attest.pcrvalues import DEFAULT_PCR
-from imafs.attest.replay import PcrValues
 from imafs.cli import options
 from imafs.errors import ControlError, ImafsError, TpmError, UsageError
+from imafs.lists.replay import PcrValues
 
 #: The kernel's own TPM, where there is one.
 SYSFS = "/sys/class/tpm/tpm0"
@@ -65,9 +65,9 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
     Raises :class:`imafs.errors.ImafsError` where nothing was named and nothing is found, and
     so does the function: :class:`NoTpmError` where that is because there is no TPM.
     """
-    from imafs.cli import sockets
+    from imafs.cli import find_daemon
 
-    uid = sockets.listener(args)
+    uid = find_daemon.listener(args)
     pcr = getattr(args, "pcr", DEFAULT_PCR)
     if args.pcrs == "-":
         piped = Reading(pcrfile.parse(_piped(), source="standard input", pcr=pcr))
@@ -78,7 +78,7 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
         return lambda: Reading(_of_tpm(args.tcti))
     if args.control is not None:
         return lambda: _of_imafs(Path(args.control), uid)
-    socket = sockets.of_place(path)
+    socket = find_daemon.of_place(path)
     if socket is not None:
         return lambda: _of_imafs(socket)
     if Path(SYSFS, "pcr-sha1").is_dir() or Path(SYSFS, "pcr-sha256").is_dir():
@@ -89,7 +89,7 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
     try:
         if not Path(SYSFS).exists() and not find_sockets():
             kind = NoTpmError
-        only = sockets.chosen(None)
+        only = find_daemon.chosen(None)
     except ControlError as error:
         raise kind(f"no PCR values: give --pcrs FILE or --tcti TCTI ({error})") from None
     return lambda: _of_imafs(only)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imafs.kernel.profiles import Profile
+    from imafs.interface.profiles import Profile
 
 #: Columns of text are not made narrower than this.
 _NARROWEST = 16
@@ -36,7 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Prints; the exit code. Raises :class:`UsageError` for an unknown profile."""
-    from imafs.kernel.profiles import PROFILES, compare, lookup
+    from imafs.interface.profiles import PROFILES, lookup
+    from imafs.kernel import profile_table
 
     chosen = [lookup(name) for name in args.names] or list(PROFILES)
     if args.json:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     draw = _markdown if args.markdown else _columns
     if args.all or args.names:
-        groups = [("", chosen)] if args.names else compare.series()
+        groups = [("", chosen)] if args.names else profile_table.series()
         print("\n\n".join(_titled(title, draw(_compared(group))) for title, group in groups))
     else:
         print(draw(_listed(chosen)))
@@ -52,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _described(profile: Profile) -> dict[str, object]:
-    from imafs.kernel.profiles import compare
+    from imafs.kernel import profile_table
 
     head = {"name": profile.name, "aliases": list(profile.aliases), "summary": profile.summary}
-    return {**head, "facts": compare.facts(profile)}
+    return {**head, "facts": profile_table.facts(profile)}
 
 
 def _titled(title: str, table: str) -> str:
@@ -72,12 +73,12 @@ def _listed(profiles: Sequence[Profile]) -> list[Sequence[str]]:
 
 def _compared(profiles: Sequence[Profile]) -> list[Sequence[str]]:
     """A row per title, without those that no profile has anything to say to."""
-    from imafs.kernel.profiles import compare
-    from imafs.kernel.profiles.play import NOTHING
+    from imafs.kernel import profile_table
+    from imafs.kernel.profile_play import NOTHING
 
-    facts = [compare.facts(profile) for profile in profiles]
+    facts = [profile_table.facts(profile) for profile in profiles]
     rows: list[Sequence[str]] = [("", *(profile.name for profile in profiles))]
-    for title in compare.ROWS:
+    for title in profile_table.ROWS:
         cells = [each[title] for each in facts]
         if any(cell != NOTHING for cell in cells):
             rows.append((title, *cells))

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from imafs import __version__
-from imafs.attest.replay import PcrValues
 from imafs.cli import options, pcrsource
 from imafs.cli.counted import counted
 from imafs.errors import FileError, MismatchError
+from imafs.lists.replay import PcrValues
 from imafs.sources import recording
 from imafs.text import shown
 
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
             args.dir, source.pcrs, padded=args.padded_banks, check=not args.no_check
         )
     except FileError as error:
-        from imafs.cli import sockets
+        from imafs.cli import find_daemon
 
-        sockets.tell_if_dead(args.dir, error)
+        find_daemon.tell_if_dead(args.dir, error)
         raise
     except MismatchError as error:
         if source.adopted:

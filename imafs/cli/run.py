@@ -19,10 +19,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from imafs import ownership
 from imafs.cli.mount import add_shared_options
 from imafs.errors import ImafsError, MountError, UsageError
-from imafs.sandbox.command import Command, Ended, Signals, status_of
+from imafs.host import ownership
+from imafs.host.sandbox.command import Command, Ended, Signals, status_of
 from imafs.text import lines_shown, shown
 
 SECURITY = "/sys/kernel/security"
@@ -66,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    from imafs.cli import kernel, mount
+    from imafs.cli import kernel_options, mount
 
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
     if not words:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     args.log_file = LOG if args.log_file is None else _kept(args.log_file)
     args.audit_log = AUDIT if args.audit_log is None else _kept(args.audit_log)
     plan = replace(mount.plan(args), tpm_port_preferred=TPM_PORT)
-    kernel.tell(args)  # the log is the session's own
+    kernel_options.tell(args)  # the log is the session's own
     signals = Signals()
     first = _enter()
     ready, say = os.pipe()
@@ -120,10 +120,10 @@ def _kept(path: str) -> str:
 
 def _enter() -> int:
     """The namespaces and what they are furnished with; the first process of the new one."""
-    from imafs.fuse import mountinfo
-    from imafs.sandbox import graft, init, linux, namespaces
+    from imafs.host import linux, mounts
+    from imafs.host.sandbox import graft, init, namespaces
 
-    mountinfo.check_fuse()
+    mounts.check_fuse()
     own_user = namespaces.enter()
     if not own_user:
         _forget_others()
@@ -148,13 +148,13 @@ def _forget_others() -> None:
     expect one. In a user namespace mounts from outside cannot be taken out, nor those that others
     cover: to take away what covers them would show the command what it does not see outside.
     """
-    from imafs.fuse import mountinfo
+    from imafs.host import mounts
 
     # Of two on one place the later one covers the other.
-    for mount in reversed(mountinfo.mounts()):
-        if mount.ours or mount.fstype == mountinfo.FSNAME:
-            with suppress(mountinfo.OutOfReachError):
-                mountinfo.detach(mount)
+    for mount in reversed(mounts.mounts()):
+        if mount.ours or mount.fstype == mounts.FSNAME:
+            with suppress(mounts.OutOfReachError):
+                mounts.detach(mount)
 
 
 def _become_daemon(signals: Signals, say: int) -> None:
@@ -187,9 +187,9 @@ def _is_ready(ready: int, signals: Signals) -> bool:
 
 def _furnish(args: argparse.Namespace) -> None:
     """What the daemon's mount does not bring by itself: the TPM's class, /proc/cmdline."""
-    from imafs.cli import kernel
-    from imafs.fuse.extras import CLASS_TPM
-    from imafs.sandbox import commandline, graft
+    from imafs.cli import kernel_options
+    from imafs.emulator.sysfs import CLASS_TPM
+    from imafs.host.sandbox import commandline, graft
 
     chip = f"{SECURITY}/{CLASS_TPM}/{CHIP}"
     try:
@@ -198,14 +198,14 @@ def _furnish(args: argparse.Namespace) -> None:
             os.symlink(os.path.relpath(chip, CLASS), f"{CLASS}/{CHIP}")
         if os.path.isfile(args.audit_log):  # a pipe or a terminal is no log to look into
             graft.show_file(args.audit_log, AUDIT_LOGS, HOME)
-        commandline.show(kernel.BOOT_WORDS, kernel.boot_words(args), HOME)
+        commandline.show(kernel_options.BOOT_WORDS, kernel_options.boot_words(args), HOME)
     except OSError as error:
         raise MountError(f"{error.filename}: {error.strerror}") from None
 
 
 def _show_device(number: object) -> None:
     """The TPM's devices by the names that everybody knows; those of the machine are covered."""
-    from imafs.sandbox import linux
+    from imafs.host import linux
 
     if number == 0:
         return

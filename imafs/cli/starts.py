@@ -7,8 +7,8 @@ import argparse
 from collections.abc import Sequence
 
 from imafs.attest.pcrvalues import Collected
-from imafs.attest.replay import PcrValues
 from imafs.errors import FormatError
+from imafs.lists.replay import PcrValues
 
 
 def start(text: str) -> tuple[str | None, str]:

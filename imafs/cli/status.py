@@ -66,10 +66,10 @@ def _seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Asks and prints; the exit code. Raises what :class:`ControlClient` raises."""
-    from imafs.cli import answers, sockets
+    from imafs.cli import answers, find_daemon
     from imafs.control.client import ControlClient
 
-    uid = sockets.listener(args)
+    uid = find_daemon.listener(args)
     try:
         with ControlClient(_socket(args), uid=uid) as client:
             if args.watch is None:
@@ -84,13 +84,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _socket(args: argparse.Namespace) -> Path:
-    from imafs.cli import sockets
+    from imafs.cli import find_daemon
 
     if args.dir is None:
-        return sockets.chosen(args.control)
+        return find_daemon.chosen(args.control)
     if args.control is not None:
         raise UsageError("name DIR or --control, not both")
-    path = sockets.of_place(args.dir)
+    path = find_daemon.of_place(args.dir)
     if path is None:
         raise MountError(f"{args.dir}: no imafs is mounted here")
     return path

@@ -15,14 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imafs.cli import answers, options, sockets
+from imafs.cli import answers, find_daemon, options
 from imafs.control import paths
 from imafs.control.client import ControlClient
 from imafs.errors import ControlError, MountError, Refused, UntrustedError, UsageError
 from imafs.text import quoted
 
 if TYPE_CHECKING:
-    from imafs.fuse.mountinfo import Mount
+    from imafs.host.mounts import Mount
 
 #: Seconds that a daemon gets to unmount after it was told to stop.
 _DEADLINE = 15.0
@@ -66,30 +66,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stale() -> int:
-    from imafs.cli import stale
+    from imafs.cli import leftovers
 
-    for path in chain(stale.remove_dead_sockets(), stale.remove_dead_states()):
+    for path in chain(leftovers.remove_dead_sockets(), leftovers.remove_dead_states()):
         print(f"imafs: removed {quoted(path)}")
-    for mountpoint in stale.unmount_dead():
+    for mountpoint in leftovers.unmount_dead():
         print(f"imafs: unmounted {quoted(mountpoint)}")
     return 0
 
 
 def _umount(args: argparse.Namespace) -> int:
-    from imafs.fuse import mountinfo
+    from imafs.host import mounts
 
-    uid = sockets.listener(args)
-    path = mountinfo.resolve(args.dir)
-    mount = mountinfo.top(path)
+    uid = find_daemon.listener(args)
+    path = mounts.resolve(args.dir)
+    mount = mounts.top(path)
     if mount is None:
         raise MountError(f"{path}: nothing is mounted here")
     if not mount.ours:
         raise MountError(f"{path}: {mount.source} ({mount.fstype}) is not a mount of imafs")
-    mountinfo.check_owner(mount)
+    mounts.check_owner(mount)
     holders: list[str] = []
     process: int | None = None
     try:
-        socket = args.control or sockets.of_mount(mount)
+        socket = args.control or find_daemon.of_mount(mount)
         with ControlClient(socket, uid=uid) as client:
             _check_is_of(client, path, socket)
             with suppress(Refused):  # it ends all the same
@@ -98,7 +98,7 @@ def _umount(args: argparse.Namespace) -> int:
             client.stop()
     except ControlError as error:
         # No daemon to ask: its mount must be dead, else it listens somewhere else.
-        answer = mountinfo.probe(path)
+        answer = mounts.probe(path)
         if isinstance(error, UntrustedError) and answer != errno.ENOTCONN:
             raise  # root may not even look at a user's mount
         if answer == 0:
@@ -108,10 +108,10 @@ def _umount(args: argparse.Namespace) -> int:
                 f"{path}: the daemon is alive but not at {args.control}; leave --control out, or "
                 "name its socket"
             ) from None
-        mountinfo.detach(mount)
+        mounts.detach(mount)
         _forget(mount, args.control)
     deadline = time.monotonic() + _DEADLINE
-    while (now := mountinfo.top(path)) is not None and now.ours:
+    while (now := mounts.top(path)) is not None and now.ours:
         if time.monotonic() > deadline:
             raise MountError(f"{path}: still mounted after {_DEADLINE:g} s")
         time.sleep(0.02)
@@ -126,14 +126,14 @@ def _umount(args: argparse.Namespace) -> int:
 def _forget(mount: Mount, control: str | None) -> None:
     """Removes the socket of a dead daemon, and its TPM's state with those of others that died;
     its log may say why it died, and stays."""
-    from imafs.cli import stale
+    from imafs.cli import leftovers
 
-    for _ in stale.remove_dead_states():
+    for _ in leftovers.remove_dead_states():
         continue
 
     with suppress(ControlError):  # it had none that this user could have
         socket = paths.of_mount(mount.path, mount.owner) if control is None else Path(control)
-        stale.remove_dead_socket(socket)
+        leftovers.remove_dead_socket(socket)
 
 
 def _process(client: ControlClient) -> int | None:

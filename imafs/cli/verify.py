@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from imafs.attest import pcrfile
 from imafs.attest.explain import explain, remark
 from imafs.attest.pcrvalues import DEFAULT_PCR, bank_named
-from imafs.attest.replay import PcrValues
 from imafs.attest.verify import Choice, Verdict, verify_parts
 from imafs.cli import options, pcrsource, starts, verdicts
 from imafs.cli.given import Given, given
-from imafs.cli.inputs import read_bytes, read_list
+from imafs.cli.input_file import read_bytes, read_list
 from imafs.cli.progress import bar
 from imafs.errors import FormatError, MismatchError, UsageError
+from imafs.lists.replay import PcrValues
 from imafs.sources import moments, recording
 from imafs.text import shown
 

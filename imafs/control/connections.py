@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import trio
 
 from imafs.errors import Refused
-from imafs.ratelimit import Ratelimit
+from imafs.host.ratelimit import Ratelimit
 
 log = logging.getLogger("imafs.control")
 

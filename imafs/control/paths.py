@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from imafs import ownership
 from imafs.control.peers import Peer, is_ours, peer_of
 from imafs.errors import ControlError, FileError
+from imafs.host import ownership
 
 SUN_PATH_MAX = 107
 #: Names the socket for ctl and status where no option does: set inside `imafs run`.

@@ -17,11 +17,12 @@ from pathlib import Path
 import trio
 
 from imafs import __version__
-from imafs.control import locks, paths, peers, wire
+from imafs.control import paths, peers, wire
 from imafs.control.connections import Connection, Connections
 from imafs.control.ops import OPERATIONS
 from imafs.errors import ControlError, ImafsError, Refused, UsageError
-from imafs.ratelimit import Ratelimit
+from imafs.host import locks
+from imafs.host.ratelimit import Ratelimit
 
 log = logging.getLogger("imafs.control")
 

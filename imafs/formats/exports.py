@@ -17,7 +17,7 @@ from imafs.errors import FormatError
 from imafs.formats.algorithms import HashAlgorithm, tools_name
 from imafs.formats.binary import Parsed, Record
 from imafs.formats.fields import Field
-from imafs.formats.lists import name_of
+from imafs.formats.list_file import name_of
 from imafs.formats.readings import told
 
 #: "type" and "length" of CEL-TLV.

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from pyfuse3 import FUSEError
 
 from imafs.errors import ImafsError
-from imafs.ratelimit import Ratelimit
+from imafs.host.ratelimit import Ratelimit
 
 log = logging.getLogger(__name__)
 _seldom = Ratelimit(log)

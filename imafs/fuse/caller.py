@@ -14,7 +14,7 @@ import logging
 import os
 from functools import cache
 
-from imafs.engine import tasks
+from imafs.emulator import tasks
 
 log = logging.getLogger(__name__)
 

@@ -8,15 +8,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from imafs.engine.emulator import Emulator
-from imafs.engine.policy import PolicyWriter
+from imafs.emulator.emulator import Emulator
+from imafs.emulator.policy_writer import PolicyWriter
 from imafs.errors import Refused
 from imafs.fuse.caller import has_sys_admin
-from imafs.kernel.access import Holder
+from imafs.interface.opens import Holder
+from imafs.interface.profiles import Entry, RequestFile
 from imafs.kernel.audit import Task
-from imafs.kernel.packed import PackedList
-from imafs.kernel.profiles import Entry, RequestFile
-from imafs.kernel.seqfile import Bytes, Position, SeqFile
+from imafs.lists.packed import PackedList
+from imafs.lists.seqfile import Bytes, Position, SeqFile
 
 
 class Handle:

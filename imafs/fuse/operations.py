@@ -29,11 +29,11 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from imafs.engine.emulator import Emulator
-from imafs.engine.running import Boot
+from imafs.emulator.emulator import Emulator
+from imafs.emulator.running import Boot
+from imafs.emulator.sysfs import Extra, ExtraHandle
 from imafs.fuse.boundary import at_once, boundary
 from imafs.fuse.caller import has_sys_admin
-from imafs.fuse.extras import Extra, ExtraHandle
 from imafs.fuse.handles import (
     Handle,
     ListHandle,
@@ -44,9 +44,9 @@ from imafs.fuse.handles import (
 from imafs.fuse.refusals import Refusals
 from imafs.fuse.relay import Request
 from imafs.fuse.tree import Inodes, Node, Tree
-from imafs.kernel.access import Holder, Opening, Role
-from imafs.kernel.profiles import Kind
-from imafs.kernel.seqfile import Bytes
+from imafs.interface.opens import Holder, Opening, Role
+from imafs.interface.profiles import Kind
+from imafs.lists.seqfile import Bytes
 
 #: The size that the kernel keeps of a file whose size is hidden: any splice finds something
 #: to ask for, and 32-bit programs can open a file of less than 2 GiB.

@@ -49,7 +49,7 @@ from typing import NamedTuple, Protocol, cast
 import pyfuse3
 import trio
 
-from imafs.ratelimit import Ratelimit
+from imafs.host.ratelimit import Ratelimit
 
 _seldom = Ratelimit(logging.getLogger(__name__))
 

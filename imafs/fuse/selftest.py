@@ -14,7 +14,7 @@ import os
 from functools import partial
 from typing import NamedTuple
 
-from imafs.fuse.extras import Extra, constant
+from imafs.emulator.sysfs import Extra, constant
 
 #: Longer than a page, shorter than a pipe.
 CONTENT = b"".join(b"imafs looks at itself, line %4d\n" % number for number in range(200))

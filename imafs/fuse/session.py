@@ -13,12 +13,13 @@ from functools import partial
 import pyfuse3
 import trio
 
-from imafs.engine.emulator import Emulator
+from imafs.emulator.emulator import Emulator
+from imafs.emulator.sysfs import Extra
 from imafs.errors import MountError
-from imafs.fuse import mountinfo, selftest
-from imafs.fuse.extras import Extra
+from imafs.fuse import selftest
 from imafs.fuse.operations import ImaOperations
 from imafs.fuse.relay import Relay
+from imafs.host import mounts
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ WAITING = 1000
 def _options() -> set[str]:
     # default_permissions: the kernel does the mode bits (EACCES). Never auto_unmount:
     # a dead daemon must show as ENOTCONN, never as an empty directory.
-    options = {*pyfuse3.default_options, f"fsname={mountinfo.FSNAME}"}
-    options.add(f"subtype={mountinfo.SUBTYPE}")
+    options = {*pyfuse3.default_options, f"fsname={mounts.FSNAME}"}
+    options.add(f"subtype={mounts.SUBTYPE}")
     if os.geteuid() == 0 or _user_allow_other():
         options.add("allow_other")
     else:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from imafs.emulator.sysfs import Extra
 from imafs.errors import Refused
-from imafs.fuse.extras import Extra
-from imafs.kernel.profiles import Entry, Kind
+from imafs.interface.profiles import Entry, Kind
 
 ROOT = 1
 

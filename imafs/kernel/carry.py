@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from imafs.formats.binary import Record
+from imafs.interface.behaviour import KexecRules
 from imafs.kernel import kexec
-from imafs.kernel.kexec import Crossing, Image, KexecRules
-from imafs.kernel.packed import PackedList
+from imafs.kernel.kexec import Crossing, Image
 from imafs.kernel.queue import Queue
+from imafs.lists.packed import PackedList
 
 
 def carried(queue: Queue, rules: KexecRules, image: Image | None = None) -> list[PackedList]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imafs.formats import kexec
+from imafs.formats import kexec_buffer
 from imafs.formats.binary import Record
 from imafs.formats.templates import TEMPLATES
-from imafs.kernel.layout import View
-from imafs.kernel.packed import PackedList
+from imafs.lists.banks import View
+from imafs.lists.packed import PackedList
 
 PAGE = 4096
 #: Room for records added between load and execute where the configuration names none.
@@ -27,29 +27,7 @@ LOAD, EXECUTE = b"kexec_load", b"kexec_execute"
 CMDLINE = b"kexec-cmdline"
 #: Surplus of template ima: two lengths and a NUL.
 _IMA = 9
-_LONG = kexec.TEMPLATE_NAME_END
-
-
-@dataclass(frozen=True, slots=True)
-class KexecRules:
-    """How a profile's kernel carries its list.
-
-    ``measured``: load and execute are measured as critical data (Linux 6.16 on).
-    ``at_load``: the list is copied at load, as before 6.16: later records are not carried.
-    ``staged``: staged records are carried, in front of the current ones.
-    ``headers``: how often the segment's size counts a header (7.2: one per list).
-    """
-
-    measured: bool = True
-    at_load: bool = False
-    staged: bool = True
-    headers: int = 2
-
-
-#: Linux 7.2 and 7.3; 6.16 to 7.1, which have one list; before 6.16.
-CARRIES_BOTH = KexecRules()
-CARRIES_ONE = KexecRules(headers=1)
-CARRIES_AT_LOAD = KexecRules(measured=False, at_load=True, headers=1)
+_LONG = kexec_buffer.TEMPLATE_NAME_END
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +62,7 @@ class Crossing:
 
 def segment_size(lists: int, *, headers: int = 2, extra: int = EXTRA) -> int:
     """``kexec_segment_size`` in bytes for lists of ``lists`` bytes in all (ima_kexec.c:172-187)."""
-    return -(-(lists + headers * kexec.HEADER_SIZE + extra) // PAGE) * PAGE
+    return -(-(lists + headers * kexec_buffer.HEADER_SIZE + extra) // PAGE) * PAGE
 
 
 def event(segment: int, runtime: int, records: int) -> bytes:
@@ -94,7 +72,7 @@ def event(segment: int, runtime: int, records: int) -> bytes:
     """
     return (
         f"kexec_segment_size={segment};"
-        f"ima_binary_runtime_size={runtime + kexec.HEADER_SIZE};"
+        f"ima_binary_runtime_size={runtime + kexec_buffer.HEADER_SIZE};"
         f"ima_runtime_measurements_count={records};"
     ).encode()
 
@@ -156,7 +134,7 @@ def crossing(
     total = sum(map(len, lists))
     carried, _ = _fitting(lists, view, segment)
     if more is not None:
-        room = segment - kexec.HEADER_SIZE - sum(records.size(view) for records in lists)
+        room = segment - kexec_buffer.HEADER_SIZE - sum(records.size(view) for records in lists)
         carried += carried == total and _size(more) <= room
         total += 1
     why = None
@@ -186,7 +164,7 @@ def _ends(surplus: int) -> bool:
 
 def _fitting(lists: Sequence[PackedList], view: View, segment: int) -> tuple[int, int]:
     """Records that fit whole into a segment, and bytes of the next one that do."""
-    room = segment - kexec.HEADER_SIZE
+    room = segment - kexec_buffer.HEADER_SIZE
     fitting = 0
     for records in lists:
         if records.size(view) > room:
@@ -219,9 +197,9 @@ def buffer(lists: Sequence[PackedList], view: View, segment: int | None) -> tupl
     """
     whole = b"".join(piece for records in lists for piece in records.pieces(view))
     count = sum(map(len, lists))
-    if segment is not None and len(whole) > segment - kexec.HEADER_SIZE:
-        room = segment - kexec.HEADER_SIZE
+    if segment is not None and len(whole) > segment - kexec_buffer.HEADER_SIZE:
+        room = segment - kexec_buffer.HEADER_SIZE
         fitting, inside = _fitting(lists, view, segment)
         count = fitting + (inside > 0)
         whole = whole[:room]
-    return kexec.encode(whole, count), count
+    return kexec_buffer.encode(whole, count), count

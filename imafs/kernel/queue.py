@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """The measurement queue: current list, staged list, hash table, extend queue.
 
-Mirrors Linux 7.2/7.3 ima_queue.c, and the drafts by their :class:`imafs.kernel.rules.Rules`.
+Mirrors Linux 7.2/7.3 ima_queue.c, and the drafts by their :class:`imafs.interface.behaviour.Rules`.
 Every method is one critical section, like a
 section under ``ima_extend_list_mutex``. A record enters the list and the extend
 queue in one step, so the order of extends is the order of the list; who talks to a
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 
 from imafs.errors import Refused
 from imafs.formats.binary import Reader, Record
+from imafs.interface.behaviour import MAINLINE, Condition, Counted, Forget, Rules
+from imafs.interface.grammar import Operation, PcrValue
 from imafs.kernel import kexec, restore
 from imafs.kernel.htable import HashTable
-from imafs.kernel.layout import Hasher, Layout, View
-from imafs.kernel.packed import PackedList
-from imafs.kernel.requests import Operation, PcrValue
-from imafs.kernel.rules import MAINLINE, Condition, Counted, Forget, Rules
-from imafs.kernel.segments import Segment, ViewCache
-from imafs.kernel.startpoints import StartPoints
+from imafs.kernel.pcr_trim import StartPoints
+from imafs.lists.banks import Hasher, Layout, View
+from imafs.lists.packed import PackedList
+from imafs.lists.segments import Segment, ViewCache
 
 #: Default bound of the cache of rendered views, bytes.
 CACHE = 64 << 20

@@ -13,9 +13,9 @@ from dataclasses import replace
 from imafs.formats.binary import Reader, Record
 from imafs.formats.templates import BY_FORMAT
 from imafs.kernel import kexec
-from imafs.kernel.layout import Hasher, Layout, View
-from imafs.kernel.packed import PackedList
-from imafs.kernel.segments import ViewCache
+from imafs.lists.banks import Hasher, Layout, View
+from imafs.lists.packed import PackedList
+from imafs.lists.segments import ViewCache
 
 
 def renamed(records: PackedList, view: View, layout: Layout, cache: ViewCache) -> PackedList:

@@ -6,7 +6,7 @@
     summary = "what happens, in one line"
 
     [[step]]
-    when = "after stage"            # see imafs.kernel.triggers.EVENTS
+    when = "after stage"            # see imafs.scenarios.events.EVENTS
     file = "*_staged"               # and the other keys of a Condition
     do = [{ op = "kexec_execute" }] # operations of the control socket with their options
 """
@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from imafs.errors import FormatError, UsageError
-from imafs.kernel.profiles import names
-from imafs.kernel.triggers import EVENTS, Condition
+from imafs.interface import file_names
+from imafs.scenarios.events import EVENTS, Condition
 
 Validate = Callable[[str, Mapping[str, object]], dict[str, object]]
 """Checks an operation's options; raises :class:`UsageError` (``imafs.control.ops.validate``)."""
@@ -175,7 +175,7 @@ def _pattern(value: object) -> str | None:
     if not isinstance(value, str) or not value:
         return "expected a pattern of names"
     # Which TPM there will be is not known yet.
-    return names.unmatched(value, names.of_any_tpm())
+    return file_names.unmatched(value, file_names.of_any_tpm())
 
 
 def _boolean(value: object) -> str | None:

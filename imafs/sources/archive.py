@@ -17,8 +17,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from imafs import programs
 from imafs.errors import FormatError
+from imafs.host import programs
 from imafs.sources import tarball, unpacker
 from imafs.sources.tarball import Entry, Limits
 

@@ -20,8 +20,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from imafs import disk, ownership
-from imafs.attest.replay import PcrValues
+from imafs import disk
 from imafs.attest.verify import Verdict, verify
 from imafs.errors import (
     FileError,
@@ -31,9 +30,11 @@ from imafs.errors import (
     UsageError,
 )
 from imafs.formats.algorithms import by_name
-from imafs.sources import archive, cutting
-from imafs.sources.cutting import ShorterError
+from imafs.host import ownership
+from imafs.lists.replay import PcrValues
+from imafs.sources import archive, truncate
 from imafs.sources.tarball import Entry
+from imafs.sources.truncate import ShorterError
 from imafs.text import shown
 
 CURRENT = "binary_runtime_measurements"
@@ -144,11 +145,11 @@ def _cut(
 ) -> dict[str, bytes]:
     """The files with the first ``records`` of the staged and the current list."""
     width = by_name(verdict.bank).digest_size
-    staged_records = cutting.count(staged, width)
+    staged_records = truncate.count(staged, width)
     first = min(records, staged_records)
     parts = {
-        True: cutting.cut(staged, width, first),
-        False: cutting.cut(current, width, records - first),
+        True: truncate.cut(staged, width, first),
+        False: truncate.cut(current, width, records - first),
     }
     kept = dict(files)
     for name, content in files.items():

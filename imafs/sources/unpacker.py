@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from imafs.sandbox import linux
+from imafs.host import linux
 from imafs.sources import tarball
 from imafs.sources.tarball import BrokenError, Limits, Stream
 

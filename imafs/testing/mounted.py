@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from imafs import ownership, programs
 from imafs.control.client import ControlClient
 from imafs.errors import MountError
-from imafs.formats import mounttable
+from imafs.host import mount_table, ownership, programs
 
 START = 30.0
 STOP = 15.0
@@ -117,7 +116,7 @@ class Mounted:
         assert self._process.stdout is not None
         self._process.stdout.close()
         mountpoint = self._home / "ima"
-        mounts = mounttable.rows(Path("/proc/self/mountinfo").read_bytes())
+        mounts = mount_table.rows(Path("/proc/self/mountinfo").read_bytes())
         if any(mount.point == os.fsencode(mountpoint) for mount in mounts):
             subprocess.run(
                 [programs.find("umount") or "/bin/umount", "--lazy", mountpoint],

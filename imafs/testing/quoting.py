@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imafs import programs
 from imafs.errors import TpmError
+from imafs.host import programs
 from imafs.text import shown
 
 #: Seconds per command.

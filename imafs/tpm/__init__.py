@@ -13,7 +13,7 @@ from imafs.tpm.device import (
     PcrValues,
     ResetUnsupported,
 )
-from imafs.tpm.opening import open_device
+from imafs.tpm.open import open_device
 
 __all__ = [
     "Device",

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 
 from imafs.errors import TpmError
-from imafs.ratelimit import Ratelimit
+from imafs.host.ratelimit import Ratelimit
 from imafs.tpm import commands
 from imafs.tpm.link import Link
 

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from imafs import ownership
 from imafs.errors import TpmError, UsageError
 from imafs.formats.algorithms import HashAlgorithm, by_name
+from imafs.host import ownership
 from imafs.tpm import commands
 from imafs.tpm.environment import client_environment
 from imafs.tpm.link import Link, SocketLink
-from imafs.tpm.linked import LinkedDevice, allocation, ensure_started, read_banks, transact
-from imafs.tpm.process import SwtpmProcess
+from imafs.tpm.real import LinkedDevice, allocation, ensure_started, read_banks, transact
+from imafs.tpm.swtpm_process import SwtpmProcess
 
 DEFAULT_BANKS = ("sha1", "sha256", "sha384", "sha512")
 """Banks of a new TPM: those of the kernel which served as reference, and of swtpm 0.7.1."""

@@ -14,7 +14,7 @@ from imafs.formats.algorithms import HashAlgorithm
 from imafs.tpm.device import ResetUnsupported
 from imafs.tpm.environment import client_environment
 from imafs.tpm.link import Link
-from imafs.tpm.linked import LinkedDevice, ensure_started, identify, read_banks
+from imafs.tpm.real import LinkedDevice, ensure_started, identify, read_banks
 
 
 class TctiLink:

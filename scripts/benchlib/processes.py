@@ -19,7 +19,7 @@ from typing import Any
 
 from imafs.control.client import ControlClient
 from imafs.errors import ControlError
-from imafs.fuse import mountinfo
+from imafs.host import mounts
 
 #: A prefix that gives names of 60 characters, the eight digits of `generate` included.
 PREFIX = "/usr/lib/imafs/bench/" + "d" * 30 + "/"
@@ -135,9 +135,9 @@ class Server(Process):
     def close(self) -> None:
         """Ends the server; unmounts where it has not."""
         super().close()
-        path = mountinfo.resolve(self.mount)
-        while (mount := mountinfo.top(path)) is not None:
-            mountinfo.detach(mount)
+        path = mounts.resolve(self.mount)
+        while (mount := mounts.top(path)) is not None:
+            mounts.detach(mount)
 
     def rss(self) -> int:
         """VmRSS in bytes."""

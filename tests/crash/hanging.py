@@ -18,7 +18,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from imafs.fuse import mountinfo
+from imafs.host import mounts
 from tests.support import ROOT, run, wait_for
 
 #: A regular file that opens and never gives a byte.
@@ -78,7 +78,7 @@ def hanging(directory: Path) -> Iterator[Path]:
     command = [sys.executable, "-P", __file__, str(directory)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
-        wait_for(lambda: mountinfo.top(str(directory)) is not None, 20, "it is mounted")
+        wait_for(lambda: mounts.top(str(directory)) is not None, 20, "it is mounted")
         yield directory / FILE
     finally:
         process.kill()

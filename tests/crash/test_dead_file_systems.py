@@ -16,8 +16,8 @@ import pytest
 
 from imafs.control import wire
 from imafs.control.client import ControlClient
-from imafs.engine import threads
 from imafs.errors import Refused
+from imafs.host import bounded_thread
 from tests.crash.hanging import hanging
 from tests.mount.daemon import Daemon, imafs
 from tests.mount.fixtures import Starter
@@ -26,7 +26,7 @@ from tests.support import run, wait_for
 pytestmark = [pytest.mark.root, pytest.mark.mount]
 
 #: More than there are threads of any kind.
-MANY = threads.MOST + 5
+MANY = bounded_thread.MOST + 5
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_measure_requests_hold_up_neither_others_nor_the_end(
     with ExitStack() as stack, ControlClient(daemon.control) as client:
         for _ in range(MANY):
             ask(daemon, stack, op="measure", paths=[str(dead)])
-        wait_for(lambda: hung(daemon) >= threads.MOST, 20, "all threads hang")
+        wait_for(lambda: hung(daemon) >= bounded_thread.MOST, 20, "all threads hang")
         with pytest.raises(Refused, match=r"all threads are held up|does not answer"):
             client.measure("/etc/passwd", deadline=60)
         watch = client.status()["watch"]
@@ -87,7 +87,7 @@ def test_a_policy_path_is_eagain(start: Starter, dead: Path) -> None:
     daemon = start("--tpm", "none", "--profile", "mainline", "--policy", "tcb")
     words = str(daemon.dir / "policy"), os.fsencode(dead)
     program = "import os; os.write(os.open({!r}, os.O_WRONLY), {!r})".format(*words)
-    done = run([sys.executable, "-c", program], check=False, deadline=threads.SILENCE + 15)
+    done = run([sys.executable, "-c", program], check=False, deadline=bounded_thread.SILENCE + 15)
     assert "BlockingIOError" in done.stderr
     assert "EAGAIN" in daemon.log()
     assert "does not answer" in daemon.log()
@@ -106,7 +106,7 @@ def test_a_request_is_told_and_its_thread_is_free_with_its_file_system(
                 ("kexec_buffer", {"file": str(file.parent / "new")}),
             ):
                 with pytest.raises(Refused, match="does not answer") as caught:
-                    client.call(op, options, deadline=threads.SILENCE + 20)
+                    client.call(op, options, deadline=bounded_thread.SILENCE + 20)
                 assert caught.value.errno_name == "EAGAIN"
             assert hung(daemon) == 4
         wait_for(lambda: not hung(daemon), 20, "the threads are back")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from imafs.cli import stale
-from imafs.fuse import mountinfo
+from imafs.cli import leftovers
+from imafs.host import mounts
 from tests.crash.test_faults import as_user
 from tests.mount.daemon import ALONE_BUT, Daemon, alive, layers
 from tests.mount.fixtures import Starter
@@ -124,13 +124,13 @@ def test_other_users_have_their_own(
     place.base.chmod(0o1777)
     prefix = ("env", "--unset=XDG_RUNTIME_DIR", *as_user)
     start("--tpm", "none", place=place, prefix=prefix, control=False).kill()
-    theirs = mountinfo.top(str(place.dir))
+    theirs = mounts.top(str(place.dir))
     assert theirs is not None
     with monkeypatch.context() as patch:
-        patch.setattr(mountinfo, "mounts", lambda: [theirs])
+        patch.setattr(mounts, "mounts", lambda: [theirs])
         # What a root sees where /etc/fuse.conf has user_allow_other; else it is EACCES.
-        patch.setattr(mountinfo, "probe", lambda path: errno.ENOTCONN)
-        assert list(stale.unmount_dead()) == []
+        patch.setattr(mounts, "probe", lambda path: errno.ENOTCONN)
+        assert list(leftovers.unmount_dead()) == []
     told = run([*prefix, sys.executable, "-P", "-m", "imafs", "umount", "--stale"], cwd=ROOT).stdout
     assert f"imafs: unmounted {place.dir}\n" in told
     assert layers(place.dir) == 0

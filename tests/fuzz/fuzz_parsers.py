@@ -19,11 +19,11 @@ with atheris.instrument_imports(include=["imafs"]):
     from imafs.control import wire
     from imafs.control.ops import validate
     from imafs.errors import FormatError, Refused, UsageError
-    from imafs.formats import binary, kexec, lists
+    from imafs.formats import binary, kexec_buffer, list_file
     from imafs.formats.templates import TEMPLATES
+    from imafs.interface.grammar import parse
+    from imafs.interface.profiles import PROFILES
     from imafs.kernel.policy import grammar
-    from imafs.kernel.profiles import PROFILES
-    from imafs.kernel.requests import parse
     from imafs.scenarios import script
 
 _ZERO = {"sha1": {10: bytes(20)}, "sha256": {10: bytes(32)}}
@@ -58,8 +58,8 @@ def _requests(data: bytes) -> None:
 def _kexec(data: bytes) -> None:
     # Also with a header that fits: hardly any random one does.
     count = data[0] if data else 0
-    for buffer in (data, kexec.encode(data[1:], count)):
-        for parsed in kexec.decode(buffer):
+    for buffer in (data, kexec_buffer.encode(data[1:], count)):
+        for parsed in kexec_buffer.decode(buffer):
             again = binary.encode(parsed.record, parsed.digest)
             assert again == buffer[parsed.start : parsed.end]
 
@@ -83,12 +83,12 @@ def _policy(data: bytes) -> None:
 
 
 def _any_form(data: bytes) -> None:
-    found = lists.parse(data)
+    found = list_file.parse(data)
     for item in found.items():
-        parsed = item.parsed if isinstance(item, lists.Fault) else item
+        parsed = item.parsed if isinstance(item, list_file.Fault) else item
         if parsed is not None:
             assert parsed.start <= parsed.end
-        if isinstance(item, lists.Fault):
+        if isinstance(item, list_file.Fault):
             assert str(item.error())
 
 

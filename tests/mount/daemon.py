@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from imafs.control.client import ControlClient
-from imafs.fuse import mountinfo
+from imafs.host import mounts
 from tests.support import ROOT, DeadlineError, ExpectedLogs, kill_group, run, wait_for
 
 IMAFS = (sys.executable, "-P", "-m", "imafs")
@@ -83,8 +83,8 @@ ALONE_BUT = ALONE.replace("|", '| sed "\\|^$KEEP/|d" |', 1)
 
 def layers(path: str | os.PathLike[str]) -> int:
     """How many mounts lie on exactly ``path``."""
-    real = mountinfo.resolve(path)
-    return sum(mount.path == real for mount in mountinfo.mounts())
+    real = mounts.resolve(path)
+    return sum(mount.path == real for mount in mounts.mounts())
 
 
 class Place:
@@ -98,7 +98,7 @@ class Place:
 
     def close(self) -> None:
         """Unmounts whatever is left below, then removes the directory."""
-        points = [mount.path for mount in mountinfo.mounts()]
+        points = [mount.path for mount in mounts.mounts()]
         for point in reversed([p for p in points if p.startswith(f"{self.base}")]):
             run(["umount", "--lazy", "--no-canonicalize", point], check=False)
         shutil.rmtree(self.base)

@@ -32,7 +32,7 @@ import sys
 from collections.abc import Callable
 
 from imafs.control.client import ControlClient
-from imafs.kernel.profiles import Profile, lookup
+from imafs.interface.profiles import Profile, lookup
 from tests.mount.callers import NO_SYS_ADMIN
 from tests.mount.daemon import Daemon, read_to_end
 from tests.support import run

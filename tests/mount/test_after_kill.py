@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from imafs.fuse import mountinfo
+from imafs.host import mounts
 from tests.mount.daemon import ASCII, BINARY, Daemon, Place, alive, close_dead, imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
@@ -52,7 +52,7 @@ def test_a_dead_mount_is_enotconn(daemon: Daemon) -> None:
 
 
 _BUG = """
-from imafs.control.directing import Director
+from imafs.scenarios.runner import Director
 
 async def planted(*arguments):
     raise RuntimeError("planted")
@@ -128,18 +128,18 @@ def test_a_mount_is_not_its_path(start: Starter) -> None:
     daemon = start("--tpm", "none", place=place)
     daemon.kill()
     run(["mount", "-t", "tmpfs", "precious", str(other.dir)])
-    seen = mountinfo.top(str(place.dir))
+    seen = mounts.top(str(place.dir))
     assert seen is not None
     moved = place.base.rename(f"{place.base}.moved")
     place.base.symlink_to(other.base)
     try:
-        with pytest.raises(mountinfo.OutOfReachError, match="covered or gone"):
-            mountinfo.detach(seen)
+        with pytest.raises(mounts.OutOfReachError, match="covered or gone"):
+            mounts.detach(seen)
         assert layers(other.dir) == 1
     finally:
         place.base.unlink()
         moved.rename(place.base)
-    mountinfo.detach(seen)
+    mounts.detach(seen)
     assert layers(place.dir) == 0
 
 

@@ -13,13 +13,14 @@ import pytest
 import trio
 import trio.testing
 
-from imafs.engine.config import EmulatorConfig
-from imafs.engine.emulator import Emulator
+from imafs.emulator import sysfs
+from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.emulator import Emulator
 from imafs.errors import Refused
-from imafs.fuse import extras, session
+from imafs.fuse import session
 from imafs.tpm import open_device
 from tests.mount.fixtures import Starter
-from tests.unit.engine_fake import FakeDevice
+from tests.unit.emulator_fake import FakeDevice
 
 pytestmark = [pytest.mark.mount, pytest.mark.swtpm]
 
@@ -124,10 +125,10 @@ class Busy(Emulator):
 async def test_one_reader_too_many_waits_for_the_tpm() -> None:
     """Everybody may read PCRs: there is an end before nobody else is served."""
     emulator = Busy()
-    read = next(e.read for e in extras.extras(emulator, None) if e.path.endswith("sha256/10"))
+    read = next(e.read for e in sysfs.extras(emulator, None) if e.path.endswith("sha256/10"))
     assert read is not None
     async with trio.open_nursery() as nursery:
-        for _ in range(extras.WAITING):
+        for _ in range(sysfs.WAITING):
             nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Refused, match="128 readers wait for the TPM"):
@@ -155,18 +156,18 @@ async def test_calls_that_wait_keep_nobody_else_waiting(tmp_path: Path) -> None:
 
     emulator = Emulator(EmulatorConfig(), open_device("none"))
     await emulator.start()
-    extra = extras.Extra("waits", 0o444, content, 1)
-    limiter = trio.CapacityLimiter(extras.WAITING)
+    extra = sysfs.Extra("waits", 0o444, content, 1)
+    limiter = trio.CapacityLimiter(sysfs.WAITING)
     end = session.End(lambda: None)
     async with (
         session.mounted(emulator, str(tmp_path), "ima", end, [extra]),
         trio.open_nursery() as nursery,
     ):
-        for _ in range(extras.WAITING):
+        for _ in range(sysfs.WAITING):
             nursery.start_soon(partial(trio.to_thread.run_sync, read, limiter=limiter))
         try:
             with trio.fail_after(20):
-                while waiting < extras.WAITING:
+                while waiting < sysfs.WAITING:
                     await trio.sleep(0.01)
             await trio.to_thread.run_sync(look)
         finally:

@@ -13,8 +13,8 @@ import pyfuse3
 import pytest
 from pyfuse3 import FUSEError
 
-from imafs.engine.config import EmulatorConfig
-from imafs.engine.emulator import Emulator
+from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.emulator import Emulator
 from imafs.errors import FormatError, Refused, TpmError
 from imafs.fuse import handles
 from imafs.fuse.operations import ImaOperations

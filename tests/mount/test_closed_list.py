@@ -18,8 +18,8 @@ from functools import partial
 
 import pytest
 
-from imafs.fuse import mountinfo
 from imafs.fuse.operations import HIDDEN
+from imafs.host import mounts
 from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon
 from tests.support import ROOT, run
 
@@ -275,7 +275,7 @@ def test_statx_that_may_not_ask_shows_the_size_that_is_kept(daemon: Daemon) -> N
 
 def test_proc_mounts_differs_in_the_type_only(daemon: Daemon) -> None:
     """Kernel: ``securityfs DIR securityfs``."""
-    mount = mountinfo.top(str(daemon.dir))
+    mount = mounts.top(str(daemon.dir))
     assert mount is not None
     assert (mount.source, mount.fstype) == ("securityfs", "fuse.imafs")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from imafs.control.client import ControlClient
-from imafs.kernel.profiles import PROFILES, Profile, lookup
+from imafs.interface.profiles import PROFILES, Profile, lookup
 from tests.mount.draftlanguage import Speaker
 from tests.mount.draftrows import TABLES
 from tests.mount.fixtures import Starter

@@ -13,7 +13,7 @@ import pytest
 
 from imafs.errors import Refused
 from imafs.formats.templates import TEMPLATES
-from imafs.fuse import mountinfo
+from imafs.host import mounts
 from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon, replay
 from tests.mount.fixtures import Starter
 
@@ -70,7 +70,7 @@ def test_layout_securityfs(start: Starter) -> None:
     for directory, links in (("", 3), ("integrity", 3), ("integrity/ima", 2)):
         info = (daemon.dir / directory).stat()
         assert (stat.S_IMODE(info.st_mode), info.st_nlink) == (0o755, links)
-    mount = mountinfo.top(str(daemon.dir))
+    mount = mounts.top(str(daemon.dir))
     assert mount is not None
     assert mount.source == "securityfs"
     line = next(x for x in Path("/proc/mounts").read_text().splitlines() if str(daemon.dir) in x)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from imafs.control import paths
-from imafs.fuse import mountinfo
+from imafs.host import mounts
 from tests.mount.daemon import ALONE, ASCII, BINARY, Daemon, alive, close_dead, gone, imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import ROOT, run, wait_for
@@ -44,7 +44,7 @@ def test_sd_notify_after_the_mount_answers(start: Starter) -> None:
         daemon = start.launch(place=place, env={"NOTIFY_SOCKET": str(address)})
         lines = service.recv(4096).decode().split("\n")
         assert "READY=1" in lines
-        mount = mountinfo.top(str(place.dir))
+        mount = mounts.top(str(place.dir))
         assert mount is not None
         assert mount.ours
         assert (place.dir / ASCII).exists()

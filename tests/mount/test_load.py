@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imafs.errors import FormatError, Refused
-from imafs.formats.lists import parse
+from imafs.formats.list_file import parse
 from tests.conformance.recordings import DATA
 from tests.mount.daemon import ASCII, BINARY, Daemon, layers, replay
 from tests.mount.fixtures import Starter

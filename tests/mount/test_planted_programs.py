@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from imafs import programs
 from imafs.control.client import ControlClient
+from imafs.host import programs
 from imafs.testing.mounted import Mounted
 from tests.support import require, run, wait_for
 from tests.watch.conftest import disk as disk

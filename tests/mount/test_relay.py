@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from imafs.engine.config import EmulatorConfig
-from imafs.engine.emulator import Emulator
+from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.emulator import Emulator
 from imafs.errors import MountError
 from imafs.fuse import relay, selftest, session
 from imafs.tpm import open_device

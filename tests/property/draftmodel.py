@@ -2,7 +2,7 @@
 """What each proposal does with a write, once more and by hand: the reference for profiles.
 
 Written from the patches, as code with a branch per proposal, so that a mistake in the data of
-``imafs/kernel/profiles`` does not stand here too. Lists hold records as the test made them.
+``imafs/interface/profiles`` does not stand here too. Lists hold records as the test made them.
 """
 
 from __future__ import annotations

@@ -20,11 +20,11 @@ from imafs.formats.algorithms import by_name
 from imafs.formats.binary import Record
 from imafs.formats.exports import Row, json_line
 from imafs.formats.fields import Measurement
-from imafs.formats.lists import Fault, parse
+from imafs.formats.list_file import Fault, parse
 from imafs.formats.templates import custom, lookup
-from imafs.kernel.layout import Layout, View
 from imafs.kernel.queue import Queue
-from imafs.sources.lists import load
+from imafs.lists.banks import Layout, View
+from imafs.sources.load import load
 from tests.property.builders import BANKS, LABELS, banks, record, recs
 from tests.property.reference import FORMATS, Rec, ascii_list, binary_list
 

@@ -11,15 +11,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from imafs.errors import FormatError
-from imafs.formats import kexec as formats
+from imafs.formats import kexec_buffer
 from imafs.formats.algorithms import by_name
 from imafs.formats.binary import Record
-from imafs.formats.kexec import decode
+from imafs.formats.kexec_buffer import decode
+from imafs.interface.behaviour import CARRIES_BOTH
 from imafs.kernel import carry, kexec
-from imafs.kernel.kexec import CARRIES_BOTH, Image
-from imafs.kernel.layout import Layout, View
-from imafs.kernel.packed import PackedList
+from imafs.kernel.kexec import Image
 from imafs.kernel.queue import Queue
+from imafs.lists.banks import Layout, View
+from imafs.lists.packed import PackedList
 from tests.property.builders import banks, record, recs
 from tests.property.reference import Rec, ascii_list, binary_list
 
@@ -75,7 +76,7 @@ def contents(records: PackedList) -> dict[View, bytes]:
 
 @given(CARRIED, st.integers(0, 5000))
 def test_round_trip(records: list[Rec], padding: int) -> None:
-    data = formats.encode(binary_list(records, "sha1"), len(records)) + bytes(padding)
+    data = kexec_buffer.encode(binary_list(records, "sha1"), len(records)) + bytes(padding)
     assert [parsed.record for parsed in decode(data)] == [record(rec) for rec in records]
 
 
@@ -85,7 +86,7 @@ def test_what_crosses_is_what_a_kernel_restores_from_the_buffer(
 ) -> None:
     """However the segment cuts the lists, and whatever templates are in them."""
     old = queue(staged, current, dropped=dropped)
-    image = Image(segment + formats.HEADER_SIZE)
+    image = Image(segment + kexec_buffer.HEADER_SIZE)
     data, _ = carry.buffer(old, CARRIES_BOTH, image)
     assert len(data) <= image.segment_size
     found = carry.crossing(old, image, CARRIES_BOTH)
@@ -151,13 +152,13 @@ def test_the_count_of_a_cut_buffer(staged: list[Rec], current: list[Rec], room: 
     made = queue(staged, current)
     sizes = [len(rec.binary(rec.shown("sha1"))) for rec in [*staged, *current]]
     begun = sum(sum(sizes[:number]) < room for number in range(len(sizes)))
-    _, count = carry.buffer(made, CARRIES_BOTH, Image(room + formats.HEADER_SIZE))
+    _, count = carry.buffer(made, CARRIES_BOTH, Image(room + kexec_buffer.HEADER_SIZE))
     assert count == begun
 
 
 @given(st.binary(max_size=600))
 def test_random_bytes_are_refused_or_whole(data: bytes) -> None:
-    for candidate in (data, formats.encode(data, 1), formats.encode(data, 3)):
+    for candidate in (data, kexec_buffer.encode(data, 1), kexec_buffer.encode(data, 3)):
         restored(candidate)
 
 
@@ -166,7 +167,7 @@ def test_random_bytes_are_refused_or_whole(data: bytes) -> None:
 def test_mutations_raise_format_errors_only(
     records: list[Rec], changes: list[tuple[int, int]]
 ) -> None:
-    data = bytearray(formats.encode(binary_list(records, "sha1"), len(records)))
+    data = bytearray(kexec_buffer.encode(binary_list(records, "sha1"), len(records)))
     for at, value in changes:
         data[at % len(data)] = value
     restored(bytes(data))
@@ -176,7 +177,7 @@ def test_mutations_raise_format_errors_only(
 @pytest.fixture(scope="module")
 def short_segments() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("imafs.kernel.packed.SEGMENT", 3)
+        patch.setattr("imafs.lists.packed.SEGMENT", 3)
         yield
 
 

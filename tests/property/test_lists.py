@@ -16,8 +16,8 @@ from imafs.formats.binary import Parsed, detect, encode, read
 from imafs.formats.fields import Measurement
 from imafs.formats.templates import TEMPLATES, lookup
 from imafs.formats.views import render_ascii, render_binary
-from imafs.kernel.layout import Layout
 from imafs.kernel.queue import Queue
+from imafs.lists.banks import Layout
 from tests.property.builders import BANKS, LABELS, banks, record, recs
 from tests.property.reference import WIDTHS, Rec, ascii_list, binary_list, ng
 

@@ -14,16 +14,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from imafs.engine.config import EmulatorConfig
-from imafs.engine.requests import Requests
+from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.requests import Requests
 from imafs.errors import Refused
 from imafs.formats.algorithms import SHA256, by_name
 from imafs.formats.binary import Record
 from imafs.formats.fields import Measurement
 from imafs.formats.templates import TEMPLATES
-from imafs.kernel.layout import Layout
-from imafs.kernel.profiles import PROFILES, ListFiles, Profile, RequestFile, Shown
+from imafs.interface.profiles import PROFILES, ListFiles, Profile, RequestFile, Shown
 from imafs.kernel.queue import Queue
+from imafs.lists.banks import Layout
 from tests.property.builders import banks, record
 from tests.property.draftmodel import Draft
 from tests.property.reference import Rec, ng, violation
@@ -48,7 +48,7 @@ FORMS = [b"%d\n", b"%02d", b"-%d\n"]
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists of a few dozen records then span several segments."""
-    monkeypatch.setattr("imafs.kernel.packed.SEGMENT", 4)
+    monkeypatch.setattr("imafs.lists.packed.SEGMENT", 4)
 
 
 def name_of(line: bytes) -> object:

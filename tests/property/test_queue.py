@@ -19,10 +19,10 @@ from hypothesis.stateful import (
 
 from imafs.errors import Refused
 from imafs.formats.algorithms import Bank, by_name
-from imafs.kernel.access import Accounting, Holder
-from imafs.kernel.layout import Layout, View
-from imafs.kernel.packed import PackedList
+from imafs.interface.opens import Accounting, Holder
 from imafs.kernel.queue import Queue
+from imafs.lists.banks import Layout, View
+from imafs.lists.packed import PackedList
 from tests.property.builders import banks, record, recs
 from tests.property.reference import Rec, ng, u32, violation
 
@@ -41,7 +41,7 @@ READERS = 3
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists of a few dozen records then span several segments."""
-    monkeypatch.setattr("imafs.kernel.packed.SEGMENT", 4)
+    monkeypatch.setattr("imafs.lists.packed.SEGMENT", 4)
 
 
 def shown(rec: Rec, bank: Bank) -> bytes:

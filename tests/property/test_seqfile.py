@@ -19,9 +19,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from imafs.kernel.layout import Layout, View
 from imafs.kernel.queue import Queue
-from imafs.kernel.seqfile import SeqFile
+from imafs.lists.banks import Layout, View
+from imafs.lists.seqfile import SeqFile
 from tests.property.builders import banks, record
 from tests.property.reference import Rec, ng, violation
 from tests.property.seqmodel import SeqModel
@@ -39,7 +39,7 @@ sizes = st.one_of(
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists of a few dozen records then span several segments."""
-    monkeypatch.setattr("imafs.kernel.packed.SEGMENT", 5)
+    monkeypatch.setattr("imafs.lists.packed.SEGMENT", 5)
 
 
 def shown(rec: Rec) -> tuple[bytes, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imafs import programs
+from imafs.host import programs
 from imafs.testing import mounted
 from tests.mount.fixtures import Starter
 from tests.mount.fixtures import start as start

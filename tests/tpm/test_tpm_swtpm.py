@@ -16,7 +16,7 @@ import pytest
 
 from imafs.errors import TpmError, UsageError
 from imafs.formats.algorithms import by_name
-from imafs.tpm import ExtendError, commands, open_device, process
+from imafs.tpm import ExtendError, commands, open_device, swtpm_process
 from imafs.tpm.swtpm import SwtpmDevice
 from tests.support import require, run, wait_for
 from tests.tpm.tools import packed, pcr10, replayed, state_of
@@ -238,9 +238,11 @@ def test_a_state_directory_that_cannot_be_one(own: Opener, tmp_path: Path) -> No
 def test_a_port_that_is_taken_is_not_used(own: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as foreign:
         taken = foreign.getsockname()[1]
-        real = process.reserve_ports
+        real = swtpm_process.reserve_ports
         tries = iter([taken, taken - 1])
-        monkeypatch.setattr(process, "reserve_ports", lambda s, _: next(tries, None) or real(s))
+        monkeypatch.setattr(
+            swtpm_process, "reserve_ports", lambda s, _: next(tries, None) or real(s)
+        )
         device = own("sha256")
         assert not {device.process.port, device.process.port + 1} & {taken}
         assert next(tries, None) is None
@@ -253,7 +255,7 @@ def test_pairs_are_outside_of_the_range_for_connects_where_there_is_room() -> No
     if low < 20_000:
         pytest.skip("this machine's range for connects leaves no room")
     with ExitStack() as stack:
-        ports = [process.reserve_ports(stack) for _ in range(50)]
+        ports = [swtpm_process.reserve_ports(stack) for _ in range(50)]
         assert not [port for port in ports if low <= port + 1 and port <= high]
         assert len({*ports, *(port + 1 for port in ports)}) == 100
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -261,20 +263,20 @@ def test_pairs_are_outside_of_the_range_for_connects_where_there_is_room() -> No
 
 
 def test_without_such_a_room_the_kernel_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_LOWEST_PORT", 65535)
+    monkeypatch.setattr(swtpm_process, "_LOWEST_PORT", 65535)
     with ExitStack() as stack:
-        assert process.reserve_ports(stack) > 0
+        assert swtpm_process.reserve_ports(stack) > 0
 
 
 def test_listeners_of_another_process_are_told_from_ours(own: Opener) -> None:
     device = own("sha256")
     port = device.process.port
-    assert process.owns_listeners(device.process.pid, (port, port + 1))
-    assert not process.owns_listeners(os.getpid(), (port, port + 1))
+    assert swtpm_process.owns_listeners(device.process.pid, (port, port + 1))
+    assert not swtpm_process.owns_listeners(os.getpid(), (port, port + 1))
     with socket.create_server(("127.0.0.1", 0)) as foreign:
         taken = foreign.getsockname()[1]
-        assert process.owns_listeners(os.getpid(), (taken,))
-        assert not process.owns_listeners(device.process.pid, (taken,))
+        assert swtpm_process.owns_listeners(os.getpid(), (taken,))
+        assert not swtpm_process.owns_listeners(device.process.pid, (taken,))
 
 
 def test_a_stranger_who_listens_in_place_of_swtpm_is_not_taken_for_it(
@@ -284,10 +286,10 @@ def test_a_stranger_who_listens_in_place_of_swtpm_is_not_taken_for_it(
     idle.write_text("#!/bin/sh\necho never listens\nexec sleep 60\n")
     idle.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(process, "START_DEADLINE", 0.3)
+    monkeypatch.setattr(swtpm_process, "START_DEADLINE", 0.3)
     with ExitStack() as stack:
-        port = process.reserve_ports(stack)
-        monkeypatch.setattr(process, "reserve_ports", lambda *_: port)
+        port = swtpm_process.reserve_ports(stack)
+        monkeypatch.setattr(swtpm_process, "reserve_ports", lambda *_: port)
         for number in (port, port + 1):
             # SO_REUSEADDR, as the reservation is still there.
             stack.enter_context(socket.create_server(("127.0.0.1", number)))
@@ -325,7 +327,7 @@ def test_the_control_channel_and_others_stay_usable_after_many_resets(own: Opene
 def test_a_fixed_port_is_free_again_at_once(own: Opener) -> None:
     """As a container that was killed and comes back: clients keep their TCTI."""
     with ExitStack() as stack:
-        port = process.reserve_ports(stack)
+        port = swtpm_process.reserve_ports(stack)
     first = SwtpmDevice(state_dir=None, banks=None, port=port)
     try:
         assert first.tcti == f"swtpm:host=127.0.0.1,port={port}"

@@ -16,9 +16,9 @@ import pytest
 
 from imafs.errors import TpmError
 from imafs.formats.algorithms import SHA1, SHA256
-from imafs.tpm import Device, ExtendError, ResetUnsupported, linked, open_device
-from imafs.tpm.process import reserve_ports
+from imafs.tpm import Device, ExtendError, ResetUnsupported, open_device, real
 from imafs.tpm.swtpm import SwtpmDevice
+from imafs.tpm.swtpm_process import reserve_ports
 from tests.support import ROOT, run, wait_for
 from tests.tpm.tools import Call, packed, pcr10, replayed, state_of
 
@@ -72,7 +72,7 @@ def test_a_tpm_that_was_not_started_is_started(theirs: SwtpmDevice) -> None:
 def test_other_banks_after_a_reconnect_are_another_tpm(theirs: SwtpmDevice, device: Device) -> None:
     link = theirs._make_link()
     theirs._allocate(link, [SHA256.tpm_id or 0])
-    assert [i for i, pcrs in linked.allocation(link) if pcrs] == [SHA256.tpm_id]
+    assert [i for i, pcrs in real.allocation(link) if pcrs] == [SHA256.tpm_id]
     with pytest.raises(TpmError, match="another TPM"):
         device.reconnect()
 
@@ -81,7 +81,7 @@ def test_hardware_is_refused_unless_allowed(
     theirs: SwtpmDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert theirs.tcti is not None
-    monkeypatch.setattr(linked, "_SOFTWARE", set())
+    monkeypatch.setattr(real, "_SOFTWARE", set())
     with pytest.raises(TpmError, match=r"'IBM', vendor 'SW   TPM'.*--allow-hardware-tpm"):
         open_device(theirs.tcti)
     open_device(theirs.tcti, allow_hardware=True).close()

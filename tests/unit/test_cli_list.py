@@ -21,10 +21,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from imafs.cli.main import main
-from imafs.formats import kexec
+from imafs.formats import kexec_buffer
 from imafs.formats.algorithms import by_name
 from imafs.formats.exports import Row, json_line
-from imafs.formats.lists import parse
+from imafs.formats.list_file import parse
 from tests.conformance.recordings import DATA, Moment, load, names
 from tests.property import builders
 from tests.property.reference import WIDTHS, Rec, ascii_list, binary_list, ng, u32, violation
@@ -169,7 +169,7 @@ def test_recordings_and_directories(tmp_path: Path, capsysbinary: Output) -> Non
 
 
 def test_the_buffer_of_a_kexec(file: Path, capsysbinary: Output) -> None:
-    file.write_bytes(kexec.encode(binary_list(RECS, "sha1"), len(RECS)) + bytes(4096))
+    file.write_bytes(kexec_buffer.encode(binary_list(RECS, "sha1"), len(RECS)) + bytes(4096))
     assert listed(capsysbinary, file) == ascii_list(RECS, "sha1")
     assert b"form        the buffer of a kexec\n" in listed(capsysbinary, file, "--stats")
 

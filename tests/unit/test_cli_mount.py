@@ -13,8 +13,8 @@ from imafs.cli import mount
 from imafs.cli.daemon import Plan
 from imafs.cli.main import build_parser, main
 from imafs.errors import FormatError, UsageError
-from imafs.kernel.profiles import PROFILES
-from imafs.sources import lists
+from imafs.interface.profiles import PROFILES
+from imafs.sources import load
 from tests.crash.collected import made
 
 Output = pytest.CaptureFixture[str]
@@ -187,21 +187,21 @@ def test_a_wrong_bank_is_named_with_the_right_one(tmp_path: Path) -> None:
     path = tmp_path / "list"
     path.write_bytes(made(1) + made(2))
     with pytest.raises(FormatError, match="a list of bank sha1, not sha256") as caught:
-        lists.load(str(path), "sha256")
+        load.load(str(path), "sha256")
     assert caught.value.source == str(path)
     with pytest.raises(UsageError, match="'none' is no bank of a list"):
-        lists.load(str(path), "none")
+        load.load(str(path), "none")
 
 
 def test_a_list_of_violations_alone_asks_for_its_bank(tmp_path: Path) -> None:
     path = tmp_path / "list"
     path.write_bytes(b"".join(made(n)[:4] + bytes(20) + made(n)[24:] for n in range(3)))
     with pytest.raises(FormatError, match=r"with --bank \(imafs mount: --load-bank\)"):
-        lists.load(str(path))
+        load.load(str(path))
     # Where the named bank cannot be proved wrong, the place is what is said.
     with pytest.raises(FormatError, match="record 0, byte "):
-        lists.load(str(path), "sha256")
-    assert len(lists.load(str(path), "sha1").records) == 3
+        load.load(str(path), "sha256")
+    assert len(load.load(str(path), "sha1").records) == 3
 
 
 @pytest.mark.parametrize("text", ["", "K", "1T", "-1", "1.5M"])

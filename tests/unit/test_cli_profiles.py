@@ -9,7 +9,8 @@ import re
 import pytest
 
 from imafs.cli.main import main
-from imafs.kernel.profiles import PROFILES, compare
+from imafs.interface.profiles import PROFILES
+from imafs.kernel import profile_table
 from tests.support import ROOT
 
 Output = pytest.CaptureFixture[str]
@@ -37,8 +38,8 @@ def test_json_has_every_row_of_every_profile(capsys: Output) -> None:
     found = json.loads(capsys.readouterr().out)
     assert [each["name"] for each in found] == [profile.name for profile in PROFILES]
     for each, profile in zip(found, PROFILES, strict=True):
-        assert list(each["facts"]) == list(compare.ROWS)
-        assert each["facts"] == compare.facts(profile)
+        assert list(each["facts"]) == list(profile_table.ROWS)
+        assert each["facts"] == profile_table.facts(profile)
         assert tuple(each["aliases"]) == profile.aliases
 
 
@@ -61,7 +62,7 @@ def test_columns_fit_the_terminal(capsys: Output, monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_profile_is_in_one_series() -> None:
-    names = [profile.name for _, group in compare.series() for profile in group]
+    names = [profile.name for _, group in profile_table.series() for profile in group]
     assert sorted(names) == sorted(profile.name for profile in PROFILES)
 
 

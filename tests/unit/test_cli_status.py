@@ -44,7 +44,7 @@ async def test_the_only_daemon_is_found(
 ) -> None:
     monkeypatch.setattr("imafs.control.paths.socket_directory", lambda: tmp_path)
     # Whatever else this machine has mounted.
-    monkeypatch.setattr("imafs.cli.sockets._own_mounts", lambda: iter(()))
+    monkeypatch.setattr("imafs.cli.find_daemon._own_mounts", lambda: iter(()))
     assert main(["status"]) == 6
     assert "no imafs listens" in capsys.readouterr().err
     async with serving(tmp_path / "mnt-a.sock", {"status": handler(STATUS)}):

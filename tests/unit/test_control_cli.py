@@ -242,7 +242,7 @@ async def test_the_only_socket_is_found(
 ) -> None:
     monkeypatch.setattr("imafs.control.paths.socket_directory", lambda: tmp_path)
     # Whatever else this machine has mounted.
-    monkeypatch.setattr("imafs.cli.sockets._own_mounts", lambda: iter(()))
+    monkeypatch.setattr("imafs.cli.find_daemon._own_mounts", lambda: iter(()))
     assert main(["ctl", "status"]) == 6
     assert capsys.readouterr().err.startswith(f"imafs: no imafs listens in {tmp_path}")
     async with serving(tmp_path / "mnt-a.sock", {"status": handler(STATUS)}):

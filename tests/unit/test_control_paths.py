@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imafs.cli import stale
+from imafs.cli import leftovers
 from imafs.control import paths, peers
 from imafs.errors import ControlError
 from tests.support import ROOT
@@ -244,7 +244,7 @@ def test_sockets_that_are_another_users_do_not_count(
         monkeypatch.setattr(paths, "listener", closed)
         found = paths.find_beside([str(tmp_path / "theirs"), str(tmp_path / "ours")])
         assert [one.path.stem for one in found] == ["ours"]
-        assert stale.remove_dead_socket(tmp_path / "theirs.sock") == []
+        assert leftovers.remove_dead_socket(tmp_path / "theirs.sock") == []
 
 
 def test_names_with_line_ends_forge_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from imafs.control import locks, peers, wire
+from imafs.control import peers, wire
 from imafs.control.server import serve
 from imafs.errors import ControlError
+from imafs.host import locks
 from tests.support import ExpectedLogs, run
 from tests.unit.control_fake import handler, serving
 

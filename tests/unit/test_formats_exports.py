@@ -15,7 +15,7 @@ from imafs.errors import FormatError
 from imafs.formats import exports
 from imafs.formats.algorithms import by_name
 from imafs.formats.exports import Row
-from imafs.formats.lists import parse
+from imafs.formats.list_file import parse
 from tests.property.reference import Rec, binary_list, ng, u32, violation
 
 RECS = [

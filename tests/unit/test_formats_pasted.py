@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from imafs.errors import FormatError
-from imafs.formats.lists import parse
+from imafs.formats.list_file import parse
 from tests.property.reference import Rec, ascii_list, ng
 
 BANKS = ("sha1", "sha256", "sha384", "sha512")

@@ -10,11 +10,11 @@ import pytest
 
 from imafs.errors import Refused
 from imafs.formats.algorithms import by_name
-from imafs.kernel.layout import Layout, View
-from imafs.kernel.packed import PackedList
-from imafs.kernel.profiles import lookup
+from imafs.interface.behaviour import MAINLINE
+from imafs.interface.profiles import lookup
 from imafs.kernel.queue import Queue
-from imafs.kernel.rules import MAINLINE
+from imafs.lists.banks import Layout, View
+from imafs.lists.packed import PackedList
 from tests.property.builders import banks, record
 from tests.property.reference import Rec, binary_list, ng, u32, violation
 
@@ -305,7 +305,7 @@ def test_newest() -> None:
 
 
 def test_freeing_goes_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imafs.kernel.packed.SEGMENT", 2)
+    monkeypatch.setattr("imafs.lists.packed.SEGMENT", 2)
     made = queue(*(ng(10, b"/%d" % number) for number in range(20)), flush_htable=True)
     made.stage()
     made.delete_staged()
@@ -360,7 +360,7 @@ def test_a_restored_record_that_is_trimmed_does_not_unlink_its_twin() -> None:
 def test_what_does_not_reach_the_next_kernel_is_freed_in_slices(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr("imafs.kernel.packed.SEGMENT", 2)
+    monkeypatch.setattr("imafs.lists.packed.SEGMENT", 2)
     old = queue(*(ng(10, b"/%d" % n) for n in range(12)))
     old.stage()
     for n in range(12, 20):

@@ -7,13 +7,13 @@ from functools import cache
 
 import pytest
 
-from imafs.attest.replay import Replay
 from imafs.errors import FormatError
 from imafs.formats.binary import Record, read
-from imafs.kernel.layout import Layout, View
-from imafs.kernel.packed import PackedList
-from imafs.kernel.profiles import Entry, Kind, directory, lookup
+from imafs.interface.profiles import Entry, Kind, directory, lookup
 from imafs.kernel.queue import Queue
+from imafs.lists.banks import Layout, View
+from imafs.lists.packed import PackedList
+from imafs.lists.replay import Replay
 from tests.conformance.recordings import Moment, load, names
 from tests.property.builders import BANKS, banks
 

@@ -12,8 +12,8 @@ import pytest
 from imafs.formats.algorithms import SHA256, bank_named
 from imafs.formats.binary import Reader
 from imafs.kernel import kexec
-from imafs.kernel.layout import Layout, View
 from imafs.kernel.queue import Queue
+from imafs.lists.banks import Layout, View
 
 CASES = [
     json.loads(line) for line in Path("tests/data/kexec-formats.jsonl").read_text().splitlines()

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from imafs.cli.main import main
 from imafs.control.ops import validate
 from imafs.errors import FileError, FormatError, UsageError
-from imafs.kernel.triggers import Condition
 from imafs.scenarios import library
+from imafs.scenarios.events import Condition
 from imafs.scenarios.script import Action, Scenario, Step, parse
 
 WHOLE = """\

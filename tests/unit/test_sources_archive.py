@@ -20,7 +20,7 @@ import pytest
 
 from imafs.errors import FormatError, NotThereError
 from imafs.sources import archive, recording, tarball
-from imafs.sources.lists import load
+from imafs.sources.load import load
 from imafs.sources.recording import CURRENT, lists_of
 from imafs.sources.tarball import BrokenError, Entry, Limits, Stream, walk
 from tests.support import ROOT

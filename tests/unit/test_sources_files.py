@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from imafs.engine.config import EmulatorConfig
+from imafs.emulator.config import EmulatorConfig
 from imafs.errors import Refused
 from imafs.formats.algorithms import HashAlgorithm, by_name
 from imafs.formats.fields import Measurement
 from imafs.sources.files import describe, walk
-from imafs.sources.judging import Judge, root_read
+from imafs.sources.measure_file import Judge, root_read
 from tests.support import require
 
 SHA256 = by_name("sha256")

@@ -18,7 +18,7 @@ import pytest
 from imafs.errors import FileError, FormatError, ImafsError, MismatchError, NotThereError
 from imafs.sources import archive as archives
 from imafs.sources import recording
-from imafs.sources.lists import load
+from imafs.sources.load import load
 from imafs.sources.recording import CURRENT, Snapshot, lists_of, take, write
 from tests.property.builders import record
 from tests.property.reference import Rec, ascii_list, binary_list, extend, ng

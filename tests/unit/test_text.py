@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from imafs.cli import answers, logs
+from imafs.cli import answers
 from imafs.cli.main import main, show_bug
 from imafs.control.ops import OPERATIONS, Kind, Operation
-from imafs.engine.notify import notify
 from imafs.errors import Refused
+from imafs.host import logs
+from imafs.host.sd_notify import notify
 from imafs.text import lines_shown, quoted, shown
 from tests.property.reference import binary_list, ng
 from tests.support import require

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from imafs.sources.watch import allowance
-from imafs.sources.watch.allowance import MOST, ONE_USE, RATE, SAVED, Allowance
+from imafs.sources.watch.child import allowance
+from imafs.sources.watch.child.allowance import MOST, ONE_USE, RATE, SAVED, Allowance
 
 
 def test_what_is_saved_is_used_up_and_comes_back() -> None:

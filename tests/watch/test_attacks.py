@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from imafs.sources.watch.hashing import THREADS
+from imafs.sources.watch.child.hashing import THREADS
 from tests.emulator import Emulator, StartEmulator
 from tests.support import run
 from tests.watch.disk import Disk

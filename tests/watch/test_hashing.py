@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from imafs.sources.watch import hashing
-from imafs.sources.watch.hashing import PER_DEVICE, THREADS, Pool, Steps, Work
-from imafs.sources.watch.opener import Account
+from imafs.sources.watch.child import hashing
+from imafs.sources.watch.child.hashing import PER_DEVICE, THREADS, Pool, Steps, Work
+from imafs.sources.watch.child.task import Account
 from tests.support import wait_for
 
 SECONDS = 20

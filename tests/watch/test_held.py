@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from imafs.sources.watch.held import FIRST, LONGEST, Held
+from imafs.sources.watch.child.held import FIRST, LONGEST, Held
 
 
 def test_pauses_grow() -> None:

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from imafs.sources.watch.hooks import executed, is_elf, opened, writes
-from imafs.sources.watch.opener import Way
+from imafs.sources.watch.child.hooks import executed, is_elf, opened, writes
+from imafs.sources.watch.child.task import Way
 
 MMAP = ("MMAP_CHECK", 1)
 

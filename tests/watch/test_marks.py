@@ -7,8 +7,8 @@ import errno
 
 import pytest
 
-from imafs.sources.watch import wire
-from imafs.sources.watch.marks import Marks
+from imafs.sources.watch import messages
+from imafs.sources.watch.child.marks import Marks
 
 
 class Kernel:
@@ -53,7 +53,7 @@ class Watched:
         self, *points: bytes, required: tuple[bytes, ...] = (), silent: tuple[bytes, ...] = ()
     ) -> tuple[int, dict[bytes, int]]:
         self.opens.touched.clear()
-        message = wire.Watch(1, points, points, (), silent=silent, required=required)
+        message = messages.Watch(1, points, points, (), silent=silent, required=required)
         return self._marks.change(message)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from imafs.kernel.policy.match import Access
-from imafs.sources.watch.rulebook import DEFAULT_PCR, Rulebook
+from imafs.sources.watch.child.rulebook import DEFAULT_PCR, Rulebook
 
 
 def use(uid: int) -> tuple[Access, ...]:

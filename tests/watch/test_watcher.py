@@ -15,20 +15,21 @@ import pytest
 import trio
 import trio.testing
 
-from imafs.engine.config import EmulatorConfig
-from imafs.engine.emulator import Emulator
-from imafs.engine.policy import PolicyWriter
+from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.emulator import Emulator
+from imafs.emulator.policy_writer import PolicyWriter
 from imafs.errors import Refused
-from imafs.ratelimit import BURST
-from imafs.sources.watch import watcher, wire
-from imafs.sources.watch.listening import Gone
-from imafs.sources.watch.surveyor import Found, Surveyor
+from imafs.host.ratelimit import BURST
+from imafs.sources.watch import messages
+from imafs.sources.watch.daemon import watcher
+from imafs.sources.watch.daemon.filesystems import Found, Surveyor
+from imafs.sources.watch.daemon.listening import Gone
 from tests.support import ExpectedLogs, wait_for_async
-from tests.unit.engine_fake import DEADLINE, FakeDevice
+from tests.unit.emulator_fake import DEADLINE, FakeDevice
 
 
 class Played:
-    """A :class:`~imafs.sources.watch.listening.Listening` of the test's; ``lives`` in their order.
+    """A ``Listening`` of the test's; ``lives`` in their order.
 
     The answer to a later one's paths waits for ``marked``.
     """
@@ -39,7 +40,7 @@ class Played:
     def __init__(
         self,
         deadline: float,
-        take: Callable[[wire.Use | wire.Violation], None],
+        take: Callable[[messages.Use | messages.Violation], None],
         mounted: Callable[[], None],
         threads: trio.CapacityLimiter,
     ) -> None:
@@ -47,10 +48,10 @@ class Played:
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
         self.take = take
         self.mounted = mounted
-        self.sent: list[wire.ToListener] = []
-        self.told: list[wire.Watch] = []
+        self.sent: list[messages.ToListener] = []
+        self.told: list[messages.Watch] = []
         self.left_out: dict[bytes, Refused] = {}
-        self.counters = wire.Counters(pid=len(self.lives) + 1)
+        self.counters = messages.Counters(pid=len(self.lives) + 1)
         self.asked, self.marked, self.dead = trio.Event(), trio.Event(), trio.Event()
         self.ended = trio.Event()
         self.ended.set()
@@ -58,10 +59,10 @@ class Played:
             self.marked.set()
         self.lives.append(self)
 
-    def send(self, message: wire.ToListener) -> None:
+    def send(self, message: messages.ToListener) -> None:
         self.sent.append(message)
 
-    async def watch(self, message: wire.Watch) -> dict[bytes, Refused]:
+    async def watch(self, message: messages.Watch) -> dict[bytes, Refused]:
         self.told.append(message)
         self.asked.set()
         await self.marked.wait()
@@ -140,7 +141,7 @@ async def test_a_policy_comes_while_a_listener_restarts(lives: list[Played]) -> 
         session = PolicyWriter(emulator)
         await session.write(b"measure func=FILE_CHECK uid=4711\n", 0)
         session.close()
-        (rules,) = (message for message in listener.sent if isinstance(message, wire.Rules))
+        (rules,) = (message for message in listener.sent if isinstance(message, messages.Rules))
         assert b"uid=4711" in rules.text
         assert rules.text.count(b"\n") == 1
 
@@ -148,14 +149,14 @@ async def test_a_policy_comes_while_a_listener_restarts(lives: list[Played]) -> 
 async def test_a_boot_comes_while_a_listener_restarts(lives: list[Played]) -> None:
     async with _restarting(lives) as (emulator, _, listener):
         await emulator.reset()
-        assert wire.Forget() in listener.sent
+        assert messages.Forget() in listener.sent
 
 
 async def test_openers_are_answered_while_a_listener_restarts(lives: list[Played]) -> None:
     """Marks work one after the other: the first ones ask before the last one is set."""
     async with _restarting(lives) as (_, _, listener):
-        listener.take(wire.Violation(7, b"/x", "ToMToU"))
-        while wire.Done(7) not in listener.sent:
+        listener.take(messages.Violation(7, b"/x", "ToMToU"))
+        while messages.Done(7) not in listener.sent:
             await trio.sleep(0.01)
 
 
@@ -399,7 +400,7 @@ async def test_a_refused_use_is_told(
     async with _watching("/usr/bin/env") as (emulator, watching):
         emulator.queue.suspended = True
         for number in range(100):
-            lives[0].take(wire.Violation(number, b"/a", "ToMToU"))
+            lives[0].take(messages.Violation(number, b"/a", "ToMToU"))
         assert (await watching.status())["refused"] == 100
     assert sum("not measured" in line for line in caplog.messages) == 1
 
@@ -411,9 +412,9 @@ async def test_appended_rules_alone_are_told(lives: list[Played]) -> None:
             session = PolicyWriter(emulator)
             await session.write(b"measure func=FILE_CHECK uid=%d\n" % number, 0)
             session.close()
-        told = [message for message in lives[0].sent if isinstance(message, wire.Rules)][1:]
+        told = [message for message in lives[0].sent if isinstance(message, messages.Rules)][1:]
         assert [message.more for message in told] == [False, True, True]
         assert [message.text.count(b"\n") for message in told] == [1, 1, 1]
         await emulator.reset()
-        last = [message for message in lives[0].sent if isinstance(message, wire.Rules)][-1]
+        last = [message for message in lives[0].sent if isinstance(message, messages.Rules)][-1]
         assert not last.more

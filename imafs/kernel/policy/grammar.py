@@ -16,7 +16,7 @@ from typing import Any
 from imafs.errors import Refused
 from imafs.formats.algorithms import ALGORITHMS
 from imafs.formats.templates import TEMPLATES, Template
-from imafs.kernel.numbers import kstrtoul
+from imafs.interface.kstrtox import kstrtoul
 from imafs.kernel.policy.rules import FUNCTIONS, LSM, MASKS, Action, Compare, Rule
 from imafs.kernel.policy.validity import check
 

@@ -19,7 +19,7 @@ from imafs.kernel.policy.builtin import NEWEST, Release
 from imafs.kernel.policy.grammar import DEFAULT_WORDS, Words, first_line, line_end, parse
 from imafs.kernel.policy.match import Policy
 from imafs.kernel.policy.rules import Action, Rule
-from imafs.kernel.seqfile import PAGE
+from imafs.lists.seqfile import PAGE
 
 #: Words of each line, and whether it was taken: what a kernel logs of a policy.
 Audited = list[tuple[Sequence[str], bool]]

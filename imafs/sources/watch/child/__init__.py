@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The side of watched files that runs in the listener's own process."""

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The operations that make bad days: faults, a TPM in trouble, another agent."""
+
+from __future__ import annotations
+
+import errno
+
+from imafs.control.server import Handler, ProgressCallback
+from imafs.emulator.emulator import Emulator
+from imafs.errors import Refused, UsageError
+from imafs.interface import file_names
+from imafs.interface.grammar import Grammar, Operation, Request, parse
+from imafs.interface.opens import Accounting, Holder, Opening, Role
+from imafs.scenarios.faults import Rule, number_of
+from imafs.verbs.values import Answer, Options, number, text
+
+#: The other agent's thread: no client's, so that it never counts as the same writer.
+_STRANGER = -1
+
+#: What it wants -> the operation, and the words of all profiles for it, N the number of
+#: records and T those trimmed since the boot.
+_REQUESTS: dict[str, tuple[Operation, tuple[str, ...]]] = {
+    "stage": (Operation.STAGE, ("A\n", "0\n")),
+    "delete": (Operation.DELETE_STAGED, ("D\n", "1\n")),
+    "trim": (Operation.DELETE_FIRST, ("{n}\n", "-{n}\n", "{t}:{n}\n", "{n:02}")),
+}
+
+
+class Faulting:
+    """Handlers over one emulator."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        self._agent = OtherAgent(emulator)
+
+    def handlers(self) -> dict[str, Handler]:
+        """The table for the server."""
+        return {
+            "fault": self.fault,
+            "fault_clear": self.fault_clear,
+            "fault_list": self.fault_list,
+            "tpm": self.tpm,
+            "agent": self.agent,
+        }
+
+    async def fault(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Adds a rule. Raises :class:`UsageError` for one that could never hit."""
+        chosen = {k: options[k] for k in ("writing", "reading") if options.get(k) is True}
+        if len(chosen) == 2:
+            raise UsageError("fault: of writing and reading give one")
+        rule = Rule(
+            operation=text(options, "operation"),
+            errno=number_of(text(options, "errno")),
+            files=text(options, "files", "*"),
+            next=number(options, "next"),
+            every=number(options, "every"),
+            percent=number(options, "percent"),
+            seed=number(options, "seed") or 0,
+            writing="writing" in chosen if chosen else None,
+        )
+        config, lists = self._emulator.config, self._emulator.layout
+        known = file_names.names(lists.lists, staging=config.staging, tpm=bool(lists.banks))
+        if wrong := file_names.unmatched(rule.files, known):
+            raise UsageError(f"fault: files: {wrong}")
+        return {"fault": self._emulator.trouble.faults.add(rule)}
+
+    async def fault_clear(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Drops rules."""
+        return {"cleared": self._emulator.trouble.faults.clear(number(options, "fault"))}
+
+    async def fault_list(self, options: Options, progress: ProgressCallback) -> Answer:
+        """All rules and what they did."""
+        return {"faults": self._emulator.trouble.faults.describe()}
+
+    async def tpm(self, options: Options, progress: ProgressCallback) -> Answer:
+        """Changes what is given and tells the pace that results."""
+        emulator, pace = self._emulator, self._emulator.pace
+        if options.get("work"):
+            if len(options) > 1:
+                raise UsageError("tpm: work stands alone")
+            options = {"behind": 0, "delay": 0, "fail": 0, "hang": False}
+        hang = options.get("hang")
+        if hang is not None:
+            if hang:
+                emulator.device.hang()
+            else:
+                emulator.device.go_on()
+            pace.hang = bool(hang)
+        behind, delay = number(options, "behind"), number(options, "delay")
+        fail = number(options, "fail")
+        pace.behind = pace.behind if behind is None else behind
+        pace.delay = pace.delay if delay is None else delay / 1000
+        pace.fail = pace.fail if fail is None else fail
+        emulator.extender.hurry()
+        return {
+            "behind": pace.behind,
+            "delay": round(pace.delay * 1000),
+            "fail": pace.fail,
+            "hang": pace.hang,
+        }
+
+    async def agent(self, options: Options, progress: ProgressCallback) -> Answer:
+        """One act of the other agent."""
+        return self._agent.act(text(options, "action"), number(options, "count"))
+
+
+class OtherAgent:
+    """A second client: it opens files as any other does and gets the same refusals."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        # Beside each holder whose counter it is in: a kexec or a reboot begins another one.
+        self._held: list[tuple[Accounting, Holder]] = []
+
+    def act(self, action: str, count: int | None) -> Answer:
+        """Carries out ``action``; raises :class:`Refused` with what a client would get."""
+        if (action == "trim") != (count is not None):
+            raise UsageError("agent: a number goes with trim, and with nothing else")
+        accounting = self._emulator.accounting
+        if action in _REQUESTS:
+            return self._request(action, count)
+        if action in ("open-read", "open-write"):
+            holder = accounting.open(_STRANGER, write=action == "open-write")
+            self._held = [(its, one) for its, one in self._held if its is accounting]
+            self._held.append((accounting, holder))
+            return {"held": len(self._held)}
+        if action == "close":
+            for its, holder in self._held:
+                its.release(holder)
+            self._held.clear()
+            return {"held": 0}
+        if action == "read":
+            accounting.release(accounting.open(_STRANGER, write=False))
+            queue = self._emulator.queue
+            return {"current": len(queue.current), "staged": len(queue.staged)}
+        known = ", ".join((*_REQUESTS, "read", "open-read", "open-write", "close"))
+        raise UsageError(f"agent: {action!r} is no action; there are: {known}")
+
+    def _request(self, action: str, count: int | None) -> Answer:
+        grammar, opening, words = self._spoken(action, count)
+        accounting = self._emulator.accounting
+        role = opening.role(write=True)
+        holder = accounting.open(_STRANGER, write=role is Role.WRITER) if role else None
+        before = self._emulator.queue.totals.deleted
+        try:
+            self._emulator.write(grammar, words, 0)
+        finally:
+            if holder is not None:
+                accounting.release(holder)
+        queue = self._emulator.queue
+        return {
+            "current": len(queue.current),
+            "staged": len(queue.staged),
+            "deleted": queue.totals.deleted - before,
+        }
+
+    def _spoken(self, action: str, count: int | None) -> tuple[Grammar, Opening, bytes]:
+        """The request in the words of the profile, and the file that takes them."""
+        operation, spellings = _REQUESTS[action]
+        queue = self._emulator.queue
+        wanted = Request(operation, count)
+        trimmed, flush = queue.trimmed, queue.flush_htable
+        for entry in self._emulator.entries:
+            file = entry.files or entry.request
+            if file is None or file.grammar is None:
+                continue
+            for spelling in spellings:
+                words = spelling.format(n=count or 0, t=trimmed).encode()
+                try:
+                    found = parse(file.grammar, words, 0, flush_htable=flush, trimmed=trimmed)
+                except Refused:
+                    continue
+                if found == wanted:
+                    return file.grammar, file.opening, words
+        raise Refused(errno.EOPNOTSUPP, f"no file of this profile takes {action}")

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""seq_file by examples: sizes of reads as a kernel answers them (any sequence: tests/property)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from imafs.kernel.queue import Queue
+from imafs.lists.banks import Layout, View
+from imafs.lists.seqfile import SeqFile
+from tests.property.builders import banks, record
+from tests.property.reference import Rec, ng
+from tests.property.seqmodel import SeqModel
+
+BINARY = View(False, 0)
+
+
+def exact(number: int, size: int) -> Rec:
+    """A record of ``size`` bytes in the SHA-1 binary list."""
+    base = len(ng(10, b"/%06d" % number).binary(bytes(20)))
+    return ng(10, b"/%06d" % number + b"n" * (size - base))
+
+
+class File:
+    """A list of records of these sizes, open once."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.queue = Queue(Layout(banks("sha1")))
+        self.content = b""
+        self.number = 0
+        self.add(*sizes)
+        self.seq = SeqFile(lambda: self.queue.current, BINARY)
+        self.model = SeqModel(lambda: self.records)
+        self.position = 0
+
+    def add(self, *sizes: int) -> None:
+        for size in sizes:
+            self.number += 1
+            self.queue.append(record(exact(self.number, size)))
+
+    @property
+    def records(self) -> list[bytes]:
+        """The records as the list holds them now."""
+        found = [self.queue.current.run(BINARY, n) for n in range(len(self.queue.current))]
+        return [
+            bytes(place[0].data[place[0].offsets[place[1]] : place[0].offsets[place[1] + 1]])
+            for place in found
+            if place is not None
+        ]
+
+    def read(self, size: int, at: int | None = None) -> int:
+        """Length of what a read gives; the model must give the same bytes."""
+        self.position = self.position if at is None else at
+        got = bytes(self.seq.read(self.position, size))
+        assert got == self.model.read(self.position, size)
+        self.position += len(got)
+        return len(got)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reads"),
+    [
+        ([], [0]),
+        # Two records fill the page but for one byte: both. To the byte: overflow, one.
+        ([2047, 2048, 300], [4095, 300, 0]),
+        ([2048, 2048, 300], [2048, 2348, 0]),
+        ([2048, 2049], [2048, 2049, 0]),
+        # One record of a page, less, more: the buffer doubles and stays so.
+        ([4095, 300], [4095, 300, 0]),
+        ([4096, 300], [4396, 0]),
+        ([4097, 4094, 300], [8191, 300, 0]),
+        ([8192, 4000, 4000], [16192, 0]),
+        ([300, 4096, 300, 3500], [300, 7896, 0]),
+        ([4096, 4096, 4096], [4096, 4096, 4096, 0]),
+    ],
+)
+def test_what_reads_of_a_mebibyte_return(sizes: Sequence[int], reads: Sequence[int]) -> None:
+    file = File(*sizes)
+    assert [file.read(1 << 20) for _ in reads] == list(reads)
+
+
+def test_a_short_read_leaves_a_rest_and_the_next_adds_whole_records() -> None:
+    # Recorded on 7.2.13: 100, 100, then 4200 of 5000 and 1584 of 4096 asked.
+    file = File(*[184] * 30)
+    assert file.read(100) == 100
+    assert file.read(100) == 100
+    # The rest of the second record, then a page full of whole ones.
+    assert file.read(5000) == 168 + 22 * 184
+    assert file.read(4096) == 6 * 184
+    assert file.read(4096) == 0
+
+
+def test_a_read_that_ends_with_a_record_prepares_the_next_one() -> None:
+    file = File(200, 200, 200)
+    assert file.read(100) == 100
+    assert file.read(100) == 100  # exactly the rest: the next record is in the buffer now
+    file.queue.delete_first(3)
+    assert file.read(1000) == 200
+    assert file.read(1000) == 0
+
+
+def test_no_more_records_are_shown_than_asked_for() -> None:
+    file = File(200, 200, 200, 200)
+    assert file.read(400) == 400
+    file.queue.delete_first(2)  # the cursor is at index 2: nothing is left there
+    assert file.read(400) == 0
+    file = File(200, 200, 200, 200)
+    assert file.read(401) == 401
+    file.queue.delete_first(2)  # the third record was shown already
+    assert file.read(400) == 199
+
+
+def test_the_cursor_is_an_index_and_skips_after_a_delete() -> None:
+    # Recorded on 7.2.13: read 20, echo 1, read on: the rest of the record, then the end.
+    file = File(134, 134)
+    assert file.read(20) == 20
+    file.queue.delete_first(1)
+    assert file.read(4096) == 114
+    assert file.read(4096) == 0
+    assert file.read(4096, at=0) == 134
+
+
+def test_records_added_after_the_end_are_read_on() -> None:
+    file = File(200)
+    assert [file.read(4096), file.read(4096)] == [200, 0]
+    file.add(300, 400)
+    assert [file.read(4096), file.read(4096)] == [700, 0]
+
+
+def test_position_zero_starts_again() -> None:
+    file = File(200, 300)
+    assert file.read(50) == 50
+    assert file.read(4096, at=0) == 500
+    assert file.read(4096, at=0) == 500
+
+
+@pytest.mark.parametrize("at", [1, 199, 200, 201, 499, 500, 501, 100_000])
+def test_any_other_position_is_resolved(at: int) -> None:
+    file = File(200, 300)
+    # The rest of the record at that position, and the following ones.
+    assert file.read(4096, at=at) == max(0, 500 - at)
+    assert file.read(4096) == 0
+
+
+def test_a_traverse_grows_the_buffer_for_every_record_on_its_way() -> None:
+    # Into a large record, right behind it, right before it, and where it is not reached.
+    for at, expected in ((301, 4999 + 7200), (5300, 7200), (300, 5000 + 2400), (0, 300)):
+        file = File(300, 5000, 2400, 2400, 2400)
+        assert file.read(1 << 20, at=at) == expected, at
+
+
+@pytest.mark.parametrize(("size", "expected"), [(4095, 2048), (4096, 4097), (4097, 4097)])
+def test_a_traverse_over_a_record_of_about_a_page(size: int, expected: int) -> None:
+    assert File(size, 2048, 2049).read(1 << 20, at=size) == expected
+
+
+def test_a_traverse_does_not_grow_for_records_that_are_gone() -> None:
+    file = File(5000, 300, 2400, 2400, 2400)
+    file.queue.delete_first(1)
+    assert file.read(1 << 20, at=300) == 2400
+    assert file.read(1 << 20, at=300) == 2400
+
+
+def test_two_files_do_not_share_a_cursor() -> None:
+    file = File(200, 300)
+    other = SeqFile(lambda: file.queue.current, BINARY)
+    assert file.read(200) == 200
+    assert len(other.read(0, 100)) == 100
+    assert file.read(4096) == 300
+    assert len(other.read(100, 4096)) == 400
+
+
+def test_nothing_asked_is_nothing_read() -> None:
+    file = File(200)
+    assert file.seq.read(0, 0) == b""
+    assert file.seq.read(7, -1) == b""
+
+
+@pytest.mark.parametrize("size", [4096, 8192, 1 << 20])
+def test_a_filled_read_grows_the_buffer_for_each_of_its_records(size: int) -> None:
+    """Asked of 7.2.13: after such reads to the end, one from 0 gives more than a page."""
+    file = File(158, 4200, 300)
+    whole = 158 + 4200 + 300
+    while got := len(file.seq.read(file.position, size, fill=True)):
+        file.position += got
+    assert file.position == whole
+    assert len(file.seq.read(0, 1 << 20)) == whole

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Operations over an emulator in this process."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import trio
+
+from imafs.control import wire
+from imafs.control.ops import OPERATIONS, Kind, Operation
+from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.emulator import Receipt
+from imafs.errors import ImafsError
+from imafs.formats.binary import Record
+from imafs.formats.fields import MOST_FIELD
+from imafs.formats.templates import TEMPLATES
+from imafs.verbs import measuring
+from imafs.verbs.measuring import Verbs
+from tests.unit.emulator_fake import FakeDevice, booted
+
+WAIT = 0.25
+
+
+async def test_all_files_of_a_request_wait_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TPM that hangs is waited for once, not once for each file."""
+    for number in range(4):
+        (tmp_path / f"{number}").write_text(f"{number}")
+    waits: list[float] = []
+    device = FakeDevice()
+    monkeypatch.setattr(measuring, "EXTEND_WAIT", WAIT)
+    async with booted(device) as emulator:
+        device.hang()
+        wait_for = emulator.wait_for
+
+        async def noted(receipt: Receipt, seconds: float) -> bool:
+            waits.append(seconds)
+            return await wait_for(receipt, seconds)
+
+        monkeypatch.setattr(emulator, "wait_for", noted)
+        handler = Verbs(emulator, lambda: None, {}).measure
+        answer = await handler({"paths": [str(tmp_path)]}, lambda done, total: None)
+    rows = answer["measured"]
+    assert isinstance(rows, list)
+    assert [row["extended"] for row in rows] == [False] * 4
+    assert 0 < waits[0] <= WAIT
+    assert waits[1:] == pytest.approx([0.0] * 3, abs=0.001)
+
+
+async def answered(operation: Operation, options: dict[str, object]) -> Mapping[str, object] | int:
+    """What the whole way of a request gives over a real emulator: the answer or its errno."""
+    async with booted(FakeDevice(), EmulatorConfig(boot_aggregate=False)) as emulator:
+        handlers = Verbs(emulator, lambda: None, {"mountpoint": "/m"}).handlers()
+        line = wire.encode({"op": operation.name, **options})
+        try:
+            request = wire.parse_request(line)
+            with trio.move_on_after(5):
+                answer = await handlers[request.op](request.options, lambda done, total: None)
+                return {**answer, "list": emulator.queue.newest()}
+            raise AssertionError("no answer")
+        except ImafsError as error:
+            return error.errno
+
+
+def options_of(operation: Operation, text: str) -> dict[str, object]:
+    values = {Kind.INT: 1, Kind.HEX: "00", Kind.PATH: f"/{text}", Kind.PATHS: [f"/{text}"]}
+    given = {
+        option.name: values.get(option.kind, text)
+        for option in operation.options
+        if option.kind is not Kind.BOOL
+    }
+    for name in operation.exactly_one[1:]:
+        given.pop(name)
+    return given
+
+
+@pytest.mark.parametrize(
+    "text", ["odd\udcff", "a\nb", "\x1b[2J", "x" * 70000], ids=["bytes", "lines", "escape", "long"]
+)
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.name)
+async def test_odd_texts_are_no_bug_in_any_operation(operation: Operation, text: str) -> None:
+    """All of ImafsError's kinds are answers; anything else would be EIO and a traceback."""
+    if operation.name in ("hello", "stop", "watch", "unwatch"):
+        return
+    await answered(operation, options_of(operation, text))
+
+
+async def test_generated_names_are_bytes() -> None:
+    answer = await answered(OPERATIONS["generate"], {"count": 1, "name": "/a\udcff"})
+    assert isinstance(answer, Mapping)
+    newest = answer["list"]
+    assert isinstance(newest, bytes)
+    assert b"/a\xff00000000\0" in newest
+
+
+@pytest.mark.parametrize(
+    ("size", "errno_"), [(1, None), (MOST_FIELD, None), (MOST_FIELD + 1, errno.ENOMEM)]
+)
+@pytest.mark.parametrize("from_file", [False, True])
+async def test_critical_data_of_a_kernel_s_size(
+    size: int, errno_: int | None, from_file: bool, tmp_path: Path
+) -> None:
+    data = bytes(size)
+    path = tmp_path / "data"
+    path.write_bytes(data)
+    source = {"file": str(path)} if from_file else {"data": data.hex()}
+    answer = await answered(OPERATIONS["critical_data"], {"label": "l", "name": "n", **source})
+    if errno_ is None:
+        assert isinstance(answer, Mapping)
+        assert answer["number"] == 1
+    else:
+        assert answer == errno_
+
+
+async def test_others_have_turns_between_large_records(tmp_path: Path) -> None:
+    """By bytes as well: 256 records of 4 MiB would be a second in which nobody is served."""
+    turn = measuring._Turn()
+    large = Record(10, TEMPLATES["ima-buf"], bytes(600 << 10))
+    small = Record(10, TEMPLATES["ima-buf"], b"")
+    assert [turn.ends(large) for _ in range(4)] == [False, True, False, True]
+    assert [turn.ends(small) for _ in range(256)] == [*[False] * 255, True]
