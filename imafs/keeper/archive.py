@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The archive of one life: segments of records in the kernel's own form, and their journal.
+
+A life is the time from one reset of the PCRs to the next. Its directory has
+
+* ``000000000000.bin``: records in the kernel's SHA-1 binary form; the name is the index of the
+  first one, so that ``cat *.bin`` is the list,
+* ``000000000000.idx``: the index of a full segment (:mod:`imafs.keeper.index`),
+* ``journal``: which bytes of them count (:mod:`imafs.keeper.journal`).
+
+A batch is committed when its records and then its frame are durable; before that the kernel
+keeps it. A file whose sync failed is never synced again: a second try says yes to pages that
+were dropped. Its batch is written anew, into another file. Blocking: called in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+from dataclasses import dataclass, field
+
+from imafs.errors import FormatError, StoreBrokenError
+from imafs.keeper import files as files_
+from imafs.keeper import journal
+from imafs.keeper.book import JOURNAL, Book
+from imafs.keeper.facts import Anchor, Clock, Frame, Gap, How, Modes, PcrValues
+from imafs.keeper.files import Files, failed
+from imafs.keeper.index import Index, Measured, measured
+from imafs.keeper.journal import Seal
+from imafs.keeper.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+#: When a segment is full. The frames bound what a start reads, where each holds a record or two.
+SEGMENT_RECORDS = 1 << 16
+SEGMENT_SIZE = 16 << 20
+SEGMENT_FRAMES = 4096
+#: Bytes of a journal at most: some thousand seals and frames.
+_JOURNAL_MAX = 1 << 30
+#: Errors of a full disk: what was written before is as it was.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records to be stored, whole ones in SHA-1 binary form, and where they come from.
+
+    See :class:`imafs.keeper.journal.Frame`.
+    """
+
+    data: bytes
+    count: int
+    boot: str
+    staged: int = 0
+    staged_sha256: bytes = bytes(32)
+    skip: int = 0
+    how: How = How.STAGE
+    clock: Clock | None = None
+    pcrs: PcrValues = field(default_factory=dict)
+    modes: Modes = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A full segment: records from index ``first`` on, ``size`` bytes of them."""
+
+    path: str
+    first: int
+    size: int
+    index: Index
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a commit has made of the archive. ``sealed``: segments that became full."""
+
+    frame: Frame
+    measured: Measured
+    path: str
+    sealed: tuple[Sealed, ...] = ()
+
+
+class _Growing:
+    """The open segment."""
+
+    __slots__ = ("descriptor", "digest", "first", "index", "name", "path", "size")
+
+    def __init__(self, path: str, name: str, first: int, descriptor: int) -> None:
+        self.path = path
+        self.name = name
+        self.first = first
+        self.descriptor = descriptor
+        self.index = Index()
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def grow(self, data: bytes, measured: Measured) -> None:
+        """``data`` counts now."""
+        self.index.take(measured)
+        self.digest.update(data)
+        self.size += len(data)
+
+
+def begin(files: Files, directory: str) -> Archive:
+    """The archive of a new life in its directory, which is there.
+
+    Durable but for the directory's own name. Raises :class:`DegradedError`.
+    """
+    try:
+        files_.replace(files, directory, JOURNAL, b"")
+    except OSError as error:
+        raise failed(f"{directory}/{JOURNAL}", error) from None
+    return recover(files, directory)
+
+
+def recover(files: Files, directory: str) -> Archive:
+    """The archive in ``directory``, with all that a crash left half done put in order.
+
+    Twice is as good as once. Raises :class:`StoreBrokenError` and :class:`DegradedError`.
+    """
+    path = f"{directory}/{JOURNAL}"
+    try:
+        data = files.read(path, _JOURNAL_MAX)
+    except FileNotFoundError:
+        raise StoreBrokenError(f"{path} is not there") from None
+    except OSError as error:
+        raise failed(path, error) from None
+    ledger = Ledger()
+    try:
+        found = journal.chain(data)
+        ledger.read(found.bodies)
+        if len(data) > found.good:
+            log.warning("%s: cut %d bytes that no sync made durable", path, len(data) - found.good)
+        archive = Archive(files, directory, ledger)
+        archive.recover()
+    except StoreBrokenError as error:
+        raise StoreBrokenError(f"{directory}: {error}") from None
+    except OSError as error:
+        raise failed(directory, error) from None
+    return archive
+
+
+class Archive:
+    """One life, open for writing; see :func:`begin` and :func:`recover`."""
+
+    def __init__(self, files: Files, directory: str, ledger: Ledger) -> None:
+        self._files = files
+        self.directory = directory
+        self._book = Book(files, directory, ledger)
+        self.sealed: list[Sealed] = []
+        self._open: _Growing | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the journal says."""
+        return self._book.ledger
+
+    @property
+    def end(self) -> int:
+        """Records that are stored."""
+        return self.ledger.end
+
+    @property
+    def tail(self) -> Sealed | None:
+        """What is stored of the open segment, as of now."""
+        growing = self._open
+        if growing is None:
+            return None
+        return Sealed(growing.path, growing.first, growing.size, growing.index)
+
+    def _at(self, name: str) -> str:
+        return f"{self.directory}/{name}"
+
+    # Recovery
+
+    def recover(self) -> None:
+        """Cuts what does not count, takes up the rest. Raises OSError too."""
+        self.sealed = [self._sealed(seal) for seal in self.ledger.seals]
+        self._recover_open()
+        # Anew, whatever it is: lines that were read may lie in memory alone, and of a file
+        # whose sync has failed once no later sync tells that.
+        self._book.rewrite(self.ledger)
+        self._remove_strangers()
+
+    def _sealed(self, seal: Seal) -> Sealed:
+        path = self._at(seal.segment)
+        try:
+            size = self._files.size(path)
+        except FileNotFoundError:
+            raise StoreBrokenError(f"{seal.segment} is not there") from None
+        if size < seal.size:
+            raise StoreBrokenError(f"{seal.segment} is shorter than its records")
+        return Sealed(path, seal.first, seal.size, self._index(seal))
+
+    def _index(self, seal: Seal) -> Index:
+        path = self._at(_index_name(seal.segment))
+        try:
+            return self._mapped_index(path, seal.index_sha256, seal.count, seal.size)
+        except FileNotFoundError:
+            log.warning("%s: is not there: made anew", path)
+        except FormatError as error:
+            log.warning("%s: %s: made anew", path, error)
+        return self._made_index(seal)
+
+    def _mapped_index(self, path: str, sha256: bytes, count: int, size: int) -> Index:
+        data = self._files.map(path, self._files.size(path))
+        if hashlib.sha256(data).digest() != sha256:
+            raise FormatError("is not the index that its segment had")
+        return Index.decode(data, count, size)
+
+    def _made_index(self, seal: Seal) -> Index:
+        data = bytes(self._files.map(self._at(seal.segment), seal.size))
+        if hashlib.sha256(data).digest() != seal.sha256:
+            raise StoreBrokenError(f"{seal.segment}: its bytes are not those that were stored")
+        index = Index()
+        index.take(_measured(seal.segment, data))
+        if hashlib.sha256(index.encode()).digest() == seal.index_sha256:
+            files_.replace(self._files, self.directory, _index_name(seal.segment), index.encode())
+            return self._index(seal)
+        return index
+
+    def _recover_open(self) -> None:
+        """The open segment, as far as its frames count."""
+        name = self.ledger.segment
+        if name is None:
+            return
+        path = self._at(name)
+        try:
+            size = self._files.size(path)
+            data = bytes(self._files.map(path, min(size, self.ledger.offset)))
+        except FileNotFoundError:
+            size, data = 0, b""
+        growing = _Growing(path, name, self.ledger.sealed, -1)
+        for frame in [frame for frame in self.ledger.frames if frame.len]:
+            part = data[frame.off : frame.off + frame.len]
+            if hashlib.sha256(part).digest() != frame.sha256:
+                self._drop_lost(frame)
+                break
+            growing.grow(part, _measured(name, part))
+        if growing.size:
+            growing.descriptor = self._files.open(path)
+            self._open = growing
+            if growing.size < size:
+                self._files.truncate(growing.descriptor, growing.size)
+                self._files.sync(growing.descriptor)
+
+    def _drop_lost(self, frame: Frame) -> None:
+        """The bytes of ``frame`` are not those that were stored.
+
+        Right only for the last one, if the kernel was not told to delete its records: then it
+        has them still, and where it was told all the same, the PCRs say so.
+        """
+        if frame is not self.ledger.last or self.ledger.confirmed:
+            raise StoreBrokenError(
+                f"{frame.seg}: the bytes of frame {frame.n} are not those that were stored"
+            )
+        log.warning(
+            "%s: frame %d has lost its bytes: taken as never stored", self.directory, frame.n
+        )
+        self._book.ledger = self.ledger.without(frame)
+
+    def _remove_strangers(self) -> None:
+        """Files of a crash: segments that no frame names, and halves of others."""
+        known = {seal.segment for seal in self.ledger.seals} | {self.ledger.segment}
+        for name in self._files.names(self.directory):
+            if (name.endswith(".bin") and name not in known) or name.endswith(".new"):
+                log.info("%s: removed, nothing counts it", self._at(name))
+                self._files.remove(self._at(name))
+
+    # Storing
+
+    def commit(self, batch: Batch) -> Stored:
+        """Stores a batch: it may be deleted in the kernel behind this. ``batch.count`` may be 0.
+
+        Raises :class:`DegradedError`, with nothing changed, where it is not durable, and
+        :class:`FormatError` where its bytes are not so many records.
+        """
+        found = measured(batch.data)
+        if len(found.ends) != batch.count:
+            raise FormatError(f"{len(found.ends)} records where {batch.count} were said")
+        before = len(self.sealed)
+        try:
+            self._seal_full()
+            if batch.data:
+                self._write(batch.data)
+            frame = self._frame(batch)
+            self._book.tell(frame)
+        except OSError as error:
+            raise failed(self.directory, error) from None
+        if batch.data:
+            assert self._open is not None
+            self._open.grow(batch.data, found)
+        return Stored(frame, found, self._at(frame.seg), tuple(self.sealed[before:]))
+
+    def _frame(self, batch: Batch) -> Frame:
+        ledger = self.ledger
+        return Frame(
+            n=ledger.number + 1,
+            first=ledger.end,
+            count=batch.count,
+            seg=ledger.segment or f"{ledger.end:012d}.bin",
+            off=ledger.offset,
+            len=len(batch.data),
+            sha256=hashlib.sha256(batch.data).digest(),
+            prev=bytes.fromhex(self._book.head),
+            boot=batch.boot,
+            g_count=batch.staged,
+            g_sha256=batch.staged_sha256,
+            skip=batch.skip,
+            how=batch.how,
+            clock=batch.clock,
+            pcrs=batch.pcrs,
+            modes=batch.modes,
+        )
+
+    def confirm(self, *, sync: bool = False) -> None:
+        """The kernel has deleted what the last frame holds. Durable with the next commit, or
+        at once with ``sync``. Raises :class:`DegradedError`."""
+        if self.ledger.confirmed:
+            return
+        try:
+            self._book.tell(self.ledger.number, sync=sync)
+        except OSError as error:
+            raise failed(self._at(JOURNAL), error) from None
+
+    def mark(self, mark: Anchor | Gap) -> None:
+        """An anchor or a gap, durable behind this. Raises :class:`DegradedError`."""
+        try:
+            self._book.tell(mark)
+        except OSError as error:
+            raise failed(self._at(JOURNAL), error) from None
+
+    def room(self, size: int, keep_free: float) -> str | None:
+        """Why ``size`` bytes more and a segment are not to be stored; None: they are."""
+        try:
+            free, whole = self._files.free(self.directory)
+        except OSError as error:
+            return f"{self.directory}: {error.strerror}"
+        wanted = size + SEGMENT_SIZE + int(whole * keep_free)
+        if free >= wanted:
+            return None
+        return f"{self.directory}: {free >> 20} MiB are free, {wanted >> 20} are needed"
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self._book.close()
+        if self._open is not None:
+            self._files.close(self._open.descriptor)
+            self._open = None
+
+    # Segments
+
+    def _write(self, data: bytes) -> None:
+        """``data`` behind what counts of the open segment, durably."""
+        for last in (False, True):
+            growing = self._open or self._new_segment()
+            try:
+                self._files.write(growing.descriptor, growing.size, data)
+                self._files.sync(growing.descriptor)
+            except OSError as error:
+                if error.errno in _FULL:
+                    raise
+                self._poisoned(growing, error)
+                if last:
+                    raise
+            else:
+                return
+
+    def _poisoned(self, growing: _Growing, error: OSError) -> None:
+        """The segment takes no more; what counts of it was durable before."""
+        log.error("%s: %s: no more is written to it", growing.path, error.strerror)
+        if growing.size:
+            self._seal()
+        else:
+            self._open = None
+            self._files.close(growing.descriptor)
+
+    def _new_segment(self) -> _Growing:
+        name = f"{self.ledger.end:012d}.bin"
+        path = self._at(name)
+        try:
+            descriptor = self._files.create(path)
+        except FileExistsError:  # nothing counts it: no frame begins there
+            self._files.remove(path)
+            descriptor = self._files.create(path)
+        try:
+            self._files.sync(descriptor)
+            self._files.sync_directory(self.directory)
+        except OSError:
+            self._files.close(descriptor)
+            raise
+        self._open = _Growing(path, name, self.ledger.end, descriptor)
+        return self._open
+
+    def _seal_full(self) -> None:
+        growing = self._open
+        if growing is not None and (
+            len(growing.index) >= SEGMENT_RECORDS
+            or growing.size >= SEGMENT_SIZE
+            or (growing.size and len(self.ledger.frames) >= SEGMENT_FRAMES)
+        ):
+            self._seal()
+
+    def _seal(self) -> None:
+        """Ends the open segment: its index, and a journal that folds its frames."""
+        growing = self._open
+        assert growing is not None
+        index = growing.index.encode()
+        name = _index_name(growing.name)
+        files_.replace(self._files, self.directory, name, index)
+        sha256 = hashlib.sha256(index).digest()
+        mapped = self._mapped_index(self._at(name), sha256, len(growing.index), growing.size)
+        ledger = self.ledger.copy()
+        ledger.add(ledger.sealing(growing.digest.digest(), sha256))
+        self._book.rewrite(ledger)
+        self._open = None
+        self._files.close(growing.descriptor)
+        self.sealed.append(Sealed(growing.path, growing.first, growing.size, mapped))
+
+
+def _index_name(segment: str) -> str:
+    return segment.removesuffix(".bin") + ".idx"
+
+
+def _measured(name: str, data: bytes) -> Measured:
+    try:
+        return measured(data)
+    except FormatError as error:
+        raise StoreBrokenError(f"{name}: {error}") from None

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The few operations on files that the keeper's store is made of, and what each makes durable.
+
+Blocking: called in a thread. Every method is one step that a crash may come before or behind,
+so that tests put a layer under the store which records the steps and replays any part of
+them. Paths are below the store's own directory. Methods raise OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from typing import Protocol
+
+from imafs.disk import fill
+from imafs.errors import DegradedError
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FILE_MODE = 0o640
+_DIRECTORY_MODE = 0o750
+
+
+class Files(Protocol):
+    """What the store asks of a disk."""
+
+    def make_directory(self, path: str) -> None:
+        """A new directory; durable with :meth:`sync_directory` of its parent."""
+
+    def create(self, path: str) -> int:
+        """A new empty file, open for writing (EEXIST where there is one)."""
+
+    def open(self, path: str) -> int:
+        """A file that is there, open for writing."""
+
+    def write(self, descriptor: int, at: int, data: bytes) -> None:
+        """All of ``data`` at byte ``at``; durable with :meth:`sync`."""
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Cuts a file; durable with :meth:`sync`."""
+
+    def sync(self, descriptor: int) -> None:
+        """The file's content and size are durable behind it; its name is not."""
+
+    def sync_directory(self, path: str) -> None:
+        """The names in a directory are durable behind it."""
+
+    def rename(self, old: str, new: str) -> None:
+        """``new`` is what ``old`` was, in one step, within one directory."""
+
+    def remove(self, path: str) -> None:
+        """The name is gone."""
+
+    def close(self, descriptor: int) -> None:
+        """Lets go of a descriptor."""
+
+    def names(self, path: str) -> list[str]:
+        """The names in a directory, sorted."""
+
+    def read(self, path: str, most: int) -> bytes:
+        """A regular file of at most ``most`` bytes, whole (EFBIG)."""
+
+    def size(self, path: str) -> int:
+        """Of a regular file (EINVAL for anything else)."""
+
+    def map(self, path: str, size: int) -> memoryview:
+        """The first ``size`` bytes of a file for reading: pages of the file, no copy."""
+
+    def free(self, path: str) -> tuple[int, int]:
+        """Bytes of the file system below ``path`` that are free for us, and all of it."""
+
+
+class Disk:
+    """:class:`Files` on a real file system, below the directory ``root``."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def _path(self, path: str) -> str:
+        return os.path.join(self._root, path) if path else self._root
+
+    def make_directory(self, path: str) -> None:
+        """See :class:`Files`."""
+        os.mkdir(self._path(path), _DIRECTORY_MODE)
+
+    def create(self, path: str) -> int:
+        """See :class:`Files`."""
+        return os.open(self._path(path), _WRITE | os.O_CREAT | os.O_EXCL, _FILE_MODE)
+
+    def open(self, path: str) -> int:
+        """See :class:`Files`."""
+        descriptor = os.open(self._path(path), _WRITE)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "is not a regular file", self._path(path))
+        return descriptor
+
+    def write(self, descriptor: int, at: int, data: bytes) -> None:
+        """See :class:`Files`."""
+        os.lseek(descriptor, at, os.SEEK_SET)
+        fill(descriptor, (data,))
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """See :class:`Files`."""
+        os.ftruncate(descriptor, size)
+
+    def sync(self, descriptor: int) -> None:
+        """See :class:`Files`."""
+        os.fdatasync(descriptor)
+
+    def sync_directory(self, path: str) -> None:
+        """See :class:`Files`."""
+        descriptor = os.open(self._path(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, old: str, new: str) -> None:
+        """See :class:`Files`."""
+        os.rename(self._path(old), self._path(new))
+
+    def remove(self, path: str) -> None:
+        """See :class:`Files`."""
+        os.unlink(self._path(path))
+
+    def close(self, descriptor: int) -> None:
+        """See :class:`Files`."""
+        os.close(descriptor)
+
+    def names(self, path: str) -> list[str]:
+        """See :class:`Files`."""
+        return sorted(os.listdir(self._path(path)))
+
+    def read(self, path: str, most: int) -> bytes:
+        """See :class:`Files`."""
+        descriptor = os.open(self._path(path), _READ)
+        try:
+            size = _regular(descriptor, self._path(path))
+            if size > most:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._path(path))
+            pieces = []
+            while size > 0 and (piece := os.read(descriptor, size)):
+                pieces.append(piece)
+                size -= len(piece)
+            return b"".join(pieces)
+        finally:
+            os.close(descriptor)
+
+    def size(self, path: str) -> int:
+        """See :class:`Files`."""
+        found = os.stat(self._path(path), follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", self._path(path))
+        return found.st_size
+
+    def map(self, path: str, size: int) -> memoryview:
+        """See :class:`Files`."""
+        if not size:
+            return memoryview(b"")
+        descriptor = os.open(self._path(path), _READ)
+        try:
+            if _regular(descriptor, self._path(path)) < size:
+                # A page behind the end would be SIGBUS, and the end of the keeper.
+                raise OSError(errno.EIO, "is shorter than its records", self._path(path))
+            return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+        finally:
+            os.close(descriptor)
+
+    def free(self, path: str) -> tuple[int, int]:
+        """See :class:`Files`."""
+        found = os.statvfs(self._path(path))
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+
+def _regular(descriptor: int, path: str) -> int:
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file", path)
+    return found.st_size
+
+
+def replace(files: Files, directory: str, name: str, content: bytes) -> None:
+    """``content`` takes the place of the file ``name``, whole and durable, or not at all."""
+    path = f"{directory}/{name}" if directory else name
+    temporary = f"{path}.new"
+    try:
+        descriptor = files.create(temporary)
+    except FileExistsError:  # a crash came in between
+        files.remove(temporary)
+        descriptor = files.create(temporary)
+    try:
+        files.write(descriptor, 0, content)
+        files.sync(descriptor)
+    finally:
+        files.close(descriptor)
+    files.rename(temporary, path)
+    files.sync_directory(directory)
+
+
+def failed(what: str, error: OSError) -> DegradedError:
+    """An error of the disk as a user reads it."""
+    found = DegradedError(f"{what}: {error.strerror}")
+    found.errno = error.errno or errno.EIO
+    return found

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The journal of a life: which bytes of its segments count, and what was known behind them.
+
+One JSON object a line. Every line has the SHA-256 of the line before it (``prev``) and one of
+itself (``sum``), so that a line counts only whole, unchanged and in its place. Kinds:
+
+* ``frame``: records are in a segment, durably. It goes before the kernel is told to delete.
+* ``done``: the kernel has deleted what the last frame holds.
+* ``anchor``: replays begin here, with these PCRs; says why the earlier ones do not lead here.
+* ``gap``: records may be missing here.
+* ``seal``: a segment is full. A checkpoint: it stands for all its frames.
+
+Pure. A journal may come from another machine or a broken disk: nothing in it is trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass, field
+from typing import Any, NamedTuple
+
+from imafs.errors import StoreBrokenError
+from imafs.keeper.facts import Anchor, Clock, Frame, Gap, How, Mode, Modes, PcrValues
+
+Body = dict[str, Any]
+
+#: What stands before the first line.
+GENESIS = "0" * 64
+#: Bytes of a line at most. Ours have about 1 KiB; four banks of 24 PCRs have 12.
+LINE_MAX = 1 << 16
+#: Lines that no sync has made durable, at most: a ``done`` and what goes before the next D.
+UNSYNCED = 2
+_SUM = re.compile(rb',"sum":"([0-9a-f]{64})"}\Z')
+_HEX = re.compile(r"[0-9a-f]{64}\Z")
+_BANK = re.compile(r"[a-z0-9_-]{1,32}\Z")
+_SEGMENT = re.compile(r"[0-9]{12}\.bin\Z")
+_LARGEST = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Era:
+    """From index ``first`` on records come from this kernel, whose banks have these modes."""
+
+    first: int
+    boot: str
+    modes: Modes
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """A whole segment, and all that its lines said. ``frames``: how many of them there were so
+    far; ``last``: the newest one, and ``done`` whether its batch is deleted."""
+
+    segment: str
+    first: int
+    count: int
+    size: int
+    sha256: bytes
+    index_sha256: bytes
+    frames: int
+    eras: tuple[Era, ...] = ()
+    marks: tuple[Anchor | Gap, ...] = ()
+    pcrs: PcrValues = field(default_factory=dict)
+    last: Frame | None = None
+    done: bool = True
+
+    @property
+    def end(self) -> int:
+        """Index behind its last record."""
+        return self.first + self.count
+
+
+Item = Frame | Anchor | Gap | Seal | int
+
+
+class Chain(NamedTuple):
+    """What of a journal's bytes counts: the first ``good``, whose last line hashes to ``head``."""
+
+    bodies: list[Body]
+    head: str
+    good: int
+
+
+def line(body: Mapping[str, Any], prev: str) -> bytes:
+    """The line of ``body`` behind the line that hashes to ``prev``."""
+    text = json.dumps({"prev": prev, **body}, separators=(",", ":")).encode()
+    return b'%s,"sum":"%s"}\n' % (text[:-1], hashlib.sha256(text).hexdigest().encode())
+
+
+def hashed(whole: bytes) -> str:
+    """What the next line names as ``prev``."""
+    return hashlib.sha256(whole.removesuffix(b"\n")).hexdigest()
+
+
+def chain(data: bytes) -> Chain:
+    """The lines that count. A torn tail is left out: lines that no sync made durable.
+
+    Raises :class:`StoreBrokenError` where a line is damaged that was durable once.
+    """
+    bodies: list[Body] = []
+    head, good = GENESIS, 0
+    lines = data.split(b"\n")
+    whole, rest = lines[:-1], lines[-1]
+    for number, text in enumerate(whole):
+        body = _body(text, head)
+        if body is None:
+            behind = len(whole) - number - 1 + bool(rest)
+            if behind >= UNSYNCED:
+                raise StoreBrokenError(
+                    f"journal, line {number + 1}: damaged, with {behind} lines behind it"
+                )
+            break
+        bodies.append(body)
+        head = hashlib.sha256(text).hexdigest()
+        good += len(text) + 1
+    return Chain(bodies, head, good)
+
+
+def _body(text: bytes, prev: str) -> Body | None:
+    """A line's object; None where it is not whole, or not the one behind ``prev``."""
+    found = _SUM.search(text)
+    if found is None or len(text) > LINE_MAX:
+        return None
+    plain = text[: found.start()] + b"}"
+    if hashlib.sha256(plain).hexdigest().encode() != found[1]:
+        return None
+    try:
+        body = json.loads(plain)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) and body.get("prev") == prev else None
+
+
+# Bodies. A line that is whole and says what no keeper writes breaks the store.
+
+
+def body_of(item: Item) -> Body:
+    """The line's object of what is to be told; a number is that of a frame that is done."""
+    match item:
+        case Frame():
+            return _frame_body(item)
+        case Anchor():
+            return _anchor_body(item)
+        case Gap():
+            return _gap_body(item)
+        case Seal():
+            return _seal_body(item)
+        case number:
+            return {"kind": "done", "n": number}
+
+
+def _frame_body(frame: Frame) -> Body:
+    clock = None if frame.clock is None else list(astuple(frame.clock))
+    return {
+        **{"kind": "frame", "n": frame.n, "first": frame.first, "count": frame.count},
+        **{"seg": frame.seg, "off": frame.off, "len": frame.len, "sha256": frame.sha256.hex()},
+        **{"boot": frame.boot, "g_count": frame.g_count, "g_sha256": frame.g_sha256.hex()},
+        **{"skip": frame.skip, "how": frame.how.value, "clock": clock},
+        **{"pcrs": _pcrs_body(frame.pcrs), "modes": _modes_body(frame.modes)},
+    }
+
+
+def _anchor_body(anchor: Anchor) -> Body:
+    pcrs = _pcrs_body(anchor.pcrs)
+    return {"kind": "anchor", "index": anchor.index, "why": anchor.why, "pcrs": pcrs}
+
+
+def _gap_body(gap: Gap) -> Body:
+    return {"kind": "gap", **asdict(gap)}
+
+
+def _seal_body(seal: Seal) -> Body:
+    eras = [{"first": e.first, "boot": e.boot, "modes": _modes_body(e.modes)} for e in seal.eras]
+    return {
+        **{"kind": "seal", "seg": seal.segment, "first": seal.first, "count": seal.count},
+        **{"len": seal.size, "sha256": seal.sha256.hex(), "idx_sha256": seal.index_sha256.hex()},
+        **{"frames": seal.frames, "eras": eras, "marks": list(map(body_of, seal.marks))},
+        **{"pcrs": _pcrs_body(seal.pcrs)},
+        **{"last": None if seal.last is None else _frame_body(seal.last), "done": seal.done},
+    }
+
+
+def _pcrs_body(pcrs: PcrValues) -> Body:
+    return {bank: {str(n): v.hex() for n, v in values.items()} for bank, values in pcrs.items()}
+
+
+def _modes_body(modes: Modes) -> Body:
+    return {bank: mode.value for bank, mode in modes.items()}
+
+
+class _Reader:
+    """Takes the fields of a body; each must be there, of its type and in its range."""
+
+    def __init__(self, body: object) -> None:
+        if not isinstance(body, dict):
+            raise StoreBrokenError("journal: something inside a line is no object")
+        self._body: Body = body
+
+    def number(self, name: str) -> int:
+        value = self._body.get(name)
+        if type(value) is not int or not 0 <= value < _LARGEST:
+            raise self.wrong(name)
+        return value
+
+    def number_if_any(self, name: str) -> int | None:
+        return None if self._body.get(name) is None else self.number(name)
+
+    def text(self, name: str, most: int = 1000) -> str:
+        value = self._body.get(name)
+        if not isinstance(value, str) or len(value) > most or not value.isprintable():
+            raise self.wrong(name)
+        return value
+
+    def digest(self, name: str) -> bytes:
+        value = self.text(name)
+        if not _HEX.match(value):
+            raise self.wrong(name)
+        return bytes.fromhex(value)
+
+    def segment(self) -> str:
+        value = self.text("seg")
+        if not _SEGMENT.match(value):
+            raise self.wrong("seg")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self._body.get(name)
+        if not isinstance(value, bool):
+            raise self.wrong(name)
+        return value
+
+    def among(self, name: str) -> list[Any]:
+        value = self._body.get(name)
+        if not isinstance(value, list):
+            raise self.wrong(name)
+        return value
+
+    def table(self, name: str) -> Body:
+        value = self._body.get(name)
+        if not isinstance(value, dict) or not all(map(_BANK.match, value)):
+            raise self.wrong(name)
+        return value
+
+    def clock(self) -> Clock | None:
+        if self._body.get("clock") is None:
+            return None
+        match self.among("clock"):
+            case [int(time), int(clock), int(reset), int(restart), bool(safe)]:
+                return Clock(time, clock, reset, restart, safe)
+        raise self.wrong("clock")
+
+    def pcrs(self) -> dict[str, dict[int, bytes]]:
+        try:
+            return {
+                bank: {int(number): bytes.fromhex(value) for number, value in values.items()}
+                for bank, values in self.table("pcrs").items()
+            }
+        except (AttributeError, TypeError, ValueError):
+            raise self.wrong("pcrs") from None
+
+    def modes(self) -> dict[str, Mode]:
+        try:
+            return {bank: Mode(mode) for bank, mode in self.table("modes").items()}
+        except ValueError:
+            raise self.wrong("modes") from None
+
+    def how(self) -> How:
+        try:
+            return How(self.text("how"))
+        except ValueError:
+            raise self.wrong("how") from None
+
+    def wrong(self, name: str) -> StoreBrokenError:
+        return StoreBrokenError(
+            f"journal, {self._body.get('kind')!r}: {name!r} is not to be understood"
+        )
+
+
+def _frame(body: object, prev: bytes) -> Frame:
+    take = _Reader(body)
+    return Frame(
+        n=take.number("n"),
+        first=take.number("first"),
+        count=take.number("count"),
+        seg=take.segment(),
+        off=take.number("off"),
+        len=take.number("len"),
+        sha256=take.digest("sha256"),
+        prev=prev,
+        boot=take.text("boot"),
+        g_count=take.number("g_count"),
+        g_sha256=take.digest("g_sha256"),
+        skip=take.number("skip"),
+        how=take.how(),
+        clock=take.clock(),
+        pcrs=take.pcrs(),
+        modes=take.modes(),
+    )
+
+
+def _mark(body: object) -> Anchor | Gap:
+    take = _Reader(body)
+    match take.text("kind"):
+        case "anchor":
+            return Anchor(take.number("index"), take.pcrs(), take.text("why"))
+        case "gap":
+            when = body.get("verified_at") if isinstance(body, dict) else None
+            if not isinstance(when, int | float | None):
+                raise take.wrong("verified_at")
+            return Gap(
+                take.number("index"),
+                take.text("why"),
+                take.number_if_any("missing"),
+                take.number_if_any("verified"),
+                when,
+            )
+        case _:
+            raise take.wrong("kind")
+
+
+def _era(body: object) -> Era:
+    take = _Reader(body)
+    return Era(take.number("first"), take.text("boot"), take.modes())
+
+
+def _seal(body: Body) -> Seal:
+    take = _Reader(body)
+    return Seal(
+        take.segment(),
+        take.number("first"),
+        take.number("count"),
+        take.number("len"),
+        take.digest("sha256"),
+        take.digest("idx_sha256"),
+        take.number("frames"),
+        tuple(map(_era, take.among("eras"))),
+        tuple(map(_mark, take.among("marks"))),
+        take.pcrs(),
+        None if body.get("last") is None else _frame(body["last"], b""),
+        take.flag("done"),
+    )
+
+
+def item_of(body: Body) -> Item:
+    """What a line told. Raises :class:`StoreBrokenError`."""
+    match body.get("kind"):
+        case "frame":
+            return _frame(body, bytes.fromhex(body["prev"]))
+        case "done":
+            return _Reader(body).number("n")
+        case "anchor" | "gap":
+            return _mark(body)
+        case "seal":
+            return _seal(body)
+        case kind:
+            raise StoreBrokenError(f"journal: a line of kind {kind!r}: of a newer imafs?")

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The keeper's directory: one keeper at a time, and the lives that it has seen.
+
+``store.json`` says which format it is, ``lock`` is held while a keeper runs, ``lives/`` has a
+directory per life: ``000042-`` and the boot_id of its first kernel. A life's directory and its
+``life.json`` are durable before the kernel is asked to stage anything of it. A store may come
+from another machine: nothing in it is trusted. Blocking: called in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from imafs.errors import FileError, Refused, StoreBrokenError
+from imafs.keeper import archive as archives
+from imafs.keeper import files as files_
+from imafs.keeper.archive import Archive
+from imafs.keeper.book import JOURNAL
+from imafs.keeper.facts import Clock, LifeFacts, Mode
+from imafs.keeper.files import Disk, Files, failed
+
+FORMAT = 1
+_LIVES = "lives"
+_STORE = "store.json"
+_LIFE = "life.json"
+_JSON_MAX = 1 << 20
+_NAME = re.compile(r"(?P<number>[0-9]{6,12})-[0-9a-zA-Z-]{1,64}")
+_BANK = re.compile(r"[a-z0-9_-]{1,32}")
+_ORDERS = ("little", "big")
+
+
+@dataclass(frozen=True, slots=True)
+class BankFile:
+    """A bank that has list files: its name in them, and the width of its digests."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """A life and its archive, which is open. ``banks``: in the order of the kernel's files."""
+
+    facts: LifeFacts
+    banks: tuple[BankFile, ...]
+    archive: Archive
+
+
+class Store:
+    """A store that is locked for us; see :func:`open_store`."""
+
+    def __init__(self, files: Files, path: str, lock: int | None = None) -> None:
+        self._files = files
+        self.path = path
+        self._lock = lock
+
+    def prepare(self) -> None:
+        """Makes what is not there yet. Raises :class:`DegradedError`, :class:`StoreBrokenError`."""
+        try:
+            names = self._files.names("")
+            if _LIVES not in names:
+                self._files.make_directory(_LIVES)
+                self._files.sync_directory("")
+            if _STORE not in names:
+                text = json.dumps({"format": FORMAT}).encode() + b"\n"
+                files_.replace(self._files, "", _STORE, text)
+        except OSError as error:
+            raise failed(self.path, error) from None
+        found = self._json(_STORE).get("format")
+        if found != FORMAT:
+            raise StoreBrokenError(
+                f"{self.path}: format {found!r}; this imafs reads format {FORMAT}: use a newer one"
+            )
+
+    def close(self) -> None:
+        """Another keeper may use it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def lives(self) -> list[str]:
+        """Directories of the lives, oldest first. Raises :class:`DegradedError`."""
+        try:
+            names = [name for name in self._files.names(_LIVES) if _NAME.fullmatch(name)]
+        except OSError as error:
+            raise failed(f"{self.path}/{_LIVES}", error) from None
+        return sorted(names, key=_number)
+
+    def newest(self) -> Life | None:
+        """The newest life, recovered; None: there is none yet."""
+        for name in reversed(self.lives()):
+            if self._is_whole(name):
+                return self.open(name)
+        return None
+
+    def _is_whole(self, name: str) -> bool:
+        """False for a directory of a crash while the life was begun: nothing counts it."""
+        try:
+            inside = self._files.names(f"{_LIVES}/{name}")
+        except OSError as error:
+            raise failed(f"{self.path}/{_LIVES}/{name}", error) from None
+        if _LIFE in inside and JOURNAL in inside:
+            return True
+        if any(file.endswith(".bin") for file in inside):
+            raise StoreBrokenError(f"{self.path}/{_LIVES}/{name}: records without a journal")
+        return False
+
+    def open(self, name: str) -> Life:
+        """One life, recovered. Raises :class:`StoreBrokenError` and :class:`DegradedError`."""
+        directory = f"{_LIVES}/{name}"
+        facts, banks = _life(self._json(f"{directory}/{_LIFE}"), _number(name), self._said(name))
+        return Life(facts, banks, archives.recover(self._files, directory))
+
+    def begin(self, facts: LifeFacts, banks: Sequence[BankFile]) -> Life:
+        """A new life, durable behind this; the facts' number is given here."""
+        lives = self.lives()
+        number = _number(lives[-1]) + 1 if lives else 1
+        boot = re.sub(r"[^0-9a-zA-Z-]", "", facts.boot)[:64] or "unknown"
+        directory = f"{_LIVES}/{number:06d}-{boot}"
+        body = _life_body(facts, banks)
+        try:
+            self._files.make_directory(directory)
+            files_.replace(self._files, directory, _LIFE, json.dumps(body).encode() + b"\n")
+            archive = archives.begin(self._files, directory)
+            self._files.sync_directory(_LIVES)
+        except OSError as error:
+            raise failed(f"{self.path}/{directory}", error) from None
+        checked, files = _life(body, number, self._said(directory))
+        return Life(checked, files, archive)
+
+    def _said(self, name: str) -> str:
+        return f"{self.path}/{_LIVES}/{name}/{_LIFE}"
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = f"{self.path}/{name}"
+        try:
+            text = self._files.read(name, _JSON_MAX)
+        except OSError as error:
+            raise failed(path, error) from None
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise StoreBrokenError(f"{path}: is no JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise StoreBrokenError(f"{path}: is no JSON object")
+        return found
+
+
+def open_store(path: str) -> Store:
+    """The store in a directory, made if need be, and locked.
+
+    Raises :class:`FileError`, :class:`Refused` (EBUSY: another keeper has it),
+    :class:`DegradedError`, :class:`StoreBrokenError`.
+    """
+    try:
+        os.makedirs(path, 0o750, exist_ok=True)
+        lock = os.open(
+            os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640
+        )
+    except OSError as error:
+        raise FileError(path, error, option="--store") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise Refused(errno.EBUSY, f"{path}: another keeper uses this store") from None
+    store = Store(Disk(path), path, lock)
+    try:
+        store.prepare()
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _number(name: str) -> int:
+    return int(name.partition("-")[0])
+
+
+def _life_body(facts: LifeFacts, banks: Sequence[BankFile]) -> dict[str, Any]:
+    return {
+        "boot": facts.boot,
+        "banks": [[bank.name, bank.size] for bank in banks],
+        "modes": {bank: mode.value for bank, mode in facts.modes.items()},
+        "byteorder": facts.byteorder,
+        "clock": None if facts.clock is None else list(astuple(facts.clock)),
+        "deciding": list(facts.deciding),
+        "forked": None if facts.forked is None else list(facts.forked),
+    }
+
+
+def _life(body: dict[str, Any], number: int, path: str) -> tuple[LifeFacts, tuple[BankFile, ...]]:
+    """What life.json says. Raises :class:`StoreBrokenError`."""
+    try:
+        clock, forked = body["clock"], body["forked"]
+        facts = LifeFacts(
+            number,
+            _text(body["boot"]),
+            {_bank(bank): Mode(mode) for bank, mode in body["modes"].items()},
+            _among(body["byteorder"], _ORDERS),
+            None if clock is None else _clock(clock),
+            deciding=tuple(map(_whole, body["deciding"])),
+            forked=None if forked is None else (_whole(forked[0]), _whole(forked[1])),
+        )
+        banks = tuple(BankFile(_bank(name), _width(size)) for name, size in body["banks"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise StoreBrokenError(f"{path}: is not what a keeper writes: {error}") from None
+    if not banks:
+        raise StoreBrokenError(f"{path}: names no bank")
+    return facts, banks
+
+
+def _clock(value: Sequence[object]) -> Clock:
+    time, clock, reset, restart = map(_whole, value[:4])
+    return Clock(time, clock, reset, restart, bool(value[4]))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
+        raise ValueError("a text is not to be understood")
+    return value
+
+
+def _bank(value: object) -> str:
+    if not isinstance(value, str) or not _BANK.fullmatch(value):
+        raise ValueError(f"{value!r} is no bank")
+    return value
+
+
+def _among(value: object, known: Sequence[str]) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r} is none of {', '.join(known)}")
+    return str(value)
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+def _width(value: object) -> int:
+    if not 20 <= _whole(value) <= 64:
+        raise ValueError(f"{value!r} is no width of a digest")
+    return _whole(value)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Records as a kernel's SHA-1 binary list has them."""
+
+from __future__ import annotations
+
+import random
+
+from imafs.formats.algorithms import SHA1
+from imafs.formats.binary import Record, encode
+from imafs.formats.templates import TEMPLATES
+
+
+def record(name: str, pcr: int = 10, *, digest: bytes | None = None) -> bytes:
+    """One of template ima-ng."""
+    template = TEMPLATES["ima-ng"]
+    digest = SHA1.digest(name.encode()) * 2 if digest is None else digest
+    parts = [b"sha256:\0" + digest[:32].ljust(32, b"\0"), name.encode() + b"\0"]
+    data = template.join(parts)
+    return encode(Record(pcr, template, data), template.digest(data, SHA1))
+
+
+def violation(name: str, pcr: int = 10) -> bytes:
+    """The record of a violation: zeros where others have digests."""
+    template = TEMPLATES["ima-ng"]
+    data = template.join([b"sha256:\0" + bytes(32), name.encode() + b"\0"])
+    return encode(Record(pcr, template, data, violation=True), bytes(20))
+
+
+def some(rng: random.Random, number: int, first: int) -> list[bytes]:
+    """``number`` records, the numbers in their names from ``first`` on."""
+    return [
+        violation(f"/v/{at}")
+        if rng.random() < 0.1
+        else record(f"/f/{at}" + "x" * rng.randrange(40))
+        for at in range(first, first + number)
+    ]

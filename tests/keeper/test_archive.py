@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The archive and the store on a real disk: commits, full segments, damage, others' files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from imafs.errors import DegradedError, FileError, FormatError, Refused, StoreBrokenError
+from imafs.keeper import archive as archives
+from imafs.keeper.archive import Batch
+from imafs.keeper.facts import Anchor, LifeFacts, Mode
+from imafs.keeper.store import BankFile, open_store
+from tests.keeper import made
+from tests.keeper.diskmodel import RecordingDisk, fails
+from tests.support import ExpectedLogs
+
+FACTS = LifeFacts(0, "0b7c", {"sha1": Mode.REAL}, "little", None)
+BANKS = (BankFile("sha1", 20), BankFile("sha256", 32))
+
+
+def batch(records: list[bytes]) -> Batch:
+    return Batch(b"".join(records), len(records), "boot", len(records))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> RecordingDisk:
+    disk = RecordingDisk(str(tmp_path))
+    disk.make_directory("life")
+    return disk
+
+
+def records(number: int, first: int = 0) -> list[bytes]:
+    return made.some(random.Random(first), number, first)
+
+
+def on_disk(path: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted(path.glob("*.bin")))
+
+
+def test_segments_are_the_kernels_list(disk: RecordingDisk, tmp_path: Path) -> None:
+    archive = archives.begin(disk, "life")
+    some = records(10)
+    for at in range(0, 10, 2):
+        archive.commit(batch(some[at : at + 2]))
+        archive.confirm()
+    assert on_disk(tmp_path / "life") == b"".join(some)
+    archive.close()
+
+
+@pytest.mark.parametrize("limit", ["SEGMENT_RECORDS", "SEGMENT_SIZE", "SEGMENT_FRAMES"])
+def test_full_segment_is_sealed_and_read_by_its_index(
+    limit: str, disk: RecordingDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, limit, {"SEGMENT_RECORDS": 7, "SEGMENT_SIZE": 700}.get(limit, 3))
+    archive = archives.begin(disk, "life")
+    some = records(40)
+    for record in some:
+        archive.commit(batch([record]))
+        archive.confirm()
+    archive.close()
+    again = archives.recover(disk, "life")
+    assert len(again.sealed) > 3
+    assert (again.end, again.ledger.confirmed) == (40, True)
+    at = 0
+    for part in [*again.sealed, again.tail]:
+        assert part is not None
+        assert part.first == at
+        data = disk.map(part.path, part.size)
+        for start, end in zip(part.index.offsets, list(part.index.offsets)[1:], strict=False):
+            assert data[start:end] == some[at]
+            at += 1
+    assert at == 40
+    again.close()
+
+
+def test_lost_index_is_made_anew(
+    disk: RecordingDisk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expected_logs: ExpectedLogs,
+) -> None:
+    monkeypatch.setattr(archives, "SEGMENT_RECORDS", 4)
+    archive = archives.begin(disk, "life")
+    for at in range(3):
+        archive.commit(batch(records(4, 4 * at)))
+    archive.close()
+    first, second = sorted((tmp_path / "life").glob("*.idx"))
+    kept = first.read_bytes()
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-8] + bytes(8))
+    expected_logs.expect("000000000000.idx: is not there: made anew")
+    expected_logs.expect("000000000004.idx: is not the index that its segment had: made anew")
+    archives.recover(disk, "life").close()
+    assert first.read_bytes() == kept
+    archives.recover(disk, "life").close()
+
+
+@pytest.mark.parametrize("kind", ["write", "sync", "create", "syncdir"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_error_of_the_disk_loses_nothing(
+    kind: str, number: int, disk: RecordingDisk, tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("written")
+    archive = archives.begin(disk, "life")
+    archive.commit(batch(records(2)))
+    for times in (1, 2, 3, 5):
+        first = archive.end
+        disk.fail = fails(kind, number, times=times)
+        found = None
+        try:
+            archive.commit(batch(records(2, first)))
+        except DegradedError as error:
+            found = error
+        if found is not None:
+            assert (found.errno, archive.end) == (number, first)
+            disk.fail = lambda step: 0
+            archive.commit(batch(records(2, first)))
+        disk.fail = lambda step: 0
+        assert archive.end == first + 2
+    want = b"".join(b"".join(records(2, at)) for at in range(0, archive.end, 2))
+    archive.close()
+    again = archives.recover(disk, "life")
+    assert again.end == archive.end
+    parts = [*again.sealed, *([again.tail] if again.tail else [])]
+    assert b"".join(bytes(disk.map(part.path, part.size)) for part in parts) == want
+    again.close()
+
+
+def test_segment_whose_sync_failed_is_never_written_to_again(
+    disk: RecordingDisk, tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.expect("000000000000.bin: Input/output error: no more is written to it")
+    archive = archives.begin(disk, "life")
+    archive.commit(batch(records(2)))
+    disk.fail = fails("sync")
+    archive.commit(batch(records(2, 2)))
+    assert [part.first for part in archive.sealed] == [0]
+    assert archive.ledger.segment == "000000000002.bin"
+    archive.close()
+    assert archives.recover(disk, "life").end == 4
+
+
+def test_batch_of_other_than_its_records_is_refused(disk: RecordingDisk) -> None:
+    archive = archives.begin(disk, "life")
+    data = b"".join(records(3))
+    for wrong in (Batch(data, 2, "boot"), Batch(data[:-1], 3, "boot"), Batch(b"nonsense", 1, "b")):
+        with pytest.raises(FormatError):
+            archive.commit(wrong)
+    assert archive.end == 0
+    archive.close()
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_damaged_bytes_of_a_frame(
+    at: int, disk: RecordingDisk, tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    """The last frame's, which was not deleted yet, are taken as never stored; others are not."""
+    archive = archives.begin(disk, "life")
+    archive.commit(batch(records(2)))
+    archive.confirm()
+    archive.commit(batch(records(2, 2)))
+    archive.close()
+    segment = tmp_path / "life" / "000000000000.bin"
+    data = bytearray(segment.read_bytes())
+    data[-30 if at else 30] ^= 1
+    segment.write_bytes(data)
+    if at:
+        expected_logs.expect("frame 1 has lost its bytes: taken as never stored")
+        again = archives.recover(disk, "life")
+        assert (again.end, again.ledger.confirmed) == (2, True)
+        again.close()
+        assert segment.read_bytes() == b"".join(records(2))
+    else:
+        with pytest.raises(StoreBrokenError, match="bytes of frame 0 are not those"):
+            archives.recover(disk, "life")
+
+
+def test_deleted_frame_with_damaged_bytes_breaks_the_store(
+    disk: RecordingDisk, tmp_path: Path
+) -> None:
+    archive = archives.begin(disk, "life")
+    archive.commit(batch(records(2)))
+    archive.confirm(sync=True)
+    archive.close()
+    segment = tmp_path / "life" / "000000000000.bin"
+    segment.write_bytes(segment.read_bytes()[:-1])
+    with pytest.raises(StoreBrokenError, match="frame 0"):
+        archives.recover(disk, "life")
+
+
+def test_missing_or_short_sealed_segment_breaks_the_store(
+    disk: RecordingDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "SEGMENT_RECORDS", 2)
+    archive = archives.begin(disk, "life")
+    for at in range(3):
+        archive.commit(batch(records(2, 2 * at)))
+    archive.close()
+    segment = tmp_path / "life" / "000000000000.bin"
+    data = segment.read_bytes()
+    segment.write_bytes(data[:-1])
+    with pytest.raises(StoreBrokenError, match="shorter"):
+        archives.recover(disk, "life")
+    segment.unlink()
+    with pytest.raises(StoreBrokenError, match="is not there"):
+        archives.recover(disk, "life")
+    segment.symlink_to("/etc/passwd")
+    with pytest.raises((StoreBrokenError, DegradedError)):
+        archives.recover(disk, "life")
+
+
+# The store
+
+
+def test_store_keeps_its_lives(tmp_path: Path) -> None:
+    path = str(tmp_path / "keeper")
+    store = open_store(path)
+    assert store.newest() is None
+    life = store.begin(FACTS, BANKS)
+    life.archive.commit(batch(records(3)))
+    life.archive.mark(Anchor(3, {"sha1": {10: bytes(20)}}, "test"))
+    life.archive.close()
+    second = store.begin(FACTS, BANKS)
+    second.archive.close()
+    store.close()
+    store = open_store(path)
+    newest = store.newest()
+    assert newest is not None
+    assert (newest.facts.number, newest.archive.end, newest.banks) == (2, 0, BANKS)
+    newest.archive.close()
+    older = store.open(store.lives()[0])
+    assert (older.facts.number, older.archive.end) == (1, 3)
+    older.archive.close()
+    store.close()
+    assert oct(os.stat(path).st_mode & 0o777) == "0o750"
+
+
+def test_two_keepers_do_not_share_a_store(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    with pytest.raises(Refused, match="another keeper"):
+        open_store(str(tmp_path))
+    store.close()
+    open_store(str(tmp_path)).close()
+
+
+def test_half_begun_life_is_passed_by(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.begin(FACTS, BANKS).archive.close()
+    half = tmp_path / "lives" / "000002-boot"
+    half.mkdir()
+    newest = store.newest()
+    assert newest is not None
+    assert newest.facts.number == 1
+    newest.archive.close()
+    (half / "000000000000.bin").write_bytes(b"")
+    with pytest.raises(StoreBrokenError, match="records without a journal"):
+        store.newest()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("store.json", b'{"format": 2}', "use a newer one"),
+        ("store.json", b"[" * 100000, "no JSON"),
+        ("store.json", b"[]", "no JSON object"),
+    ],
+)
+def test_store_of_others_is_refused(name: str, text: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(StoreBrokenError, match=why):
+        open_store(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"banks": []},
+        {"banks": [["../x", 20]]},
+        {"banks": [["sha1", 1 << 40]]},
+        {"byteorder": "middle"},
+        {"modes": {"sha1": "x"}},
+        {"modes": 3},
+        {"clock": [1, 2]},
+        {"boot": 3},
+        {"deciding": [-1]},
+        {"forked": [1]},
+    ],
+    ids=json.dumps,
+)
+def test_life_of_others_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.begin(FACTS, BANKS).archive.close()
+    (path,) = tmp_path.glob("lives/*/life.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(StoreBrokenError, match=r"not what a keeper writes|names no bank"):
+        store.newest()
+    store.close()
+
+
+def test_store_on_a_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FileError, match=r"--store .*file: "):
+        open_store(str(tmp_path / "file"))
+
+
+def test_full_disk_is_told_before_anything_is_staged(disk: RecordingDisk) -> None:
+    archive = archives.begin(disk, "life")
+    assert archive.room(1000, 0.0) is None
+    said = archive.room(1 << 60, 0.05)
+    assert said is not None
+    assert "are needed" in said
+    archive.close()
