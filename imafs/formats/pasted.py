@@ -33,6 +33,8 @@ _APART = re.compile(
     re.MULTILINE,
 )
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+#: Bytes of a record's first number, its PCR.
+_SHORTEST = 4
 _SOFT_BREAK = re.compile(rb"=\r?\n")
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 _NO_BREAK = "\u00a0".encode()
@@ -50,8 +52,11 @@ def meant_as_list(head: bytes) -> bool:
 
 
 def is_text(head: bytes) -> bool:
-    """Whether this is a text of whatever kind; each record of a binary list has a NUL."""
-    return len(head) > 0 and _CONTROL.search(head) is None
+    """Whether this is a text of whatever kind; each record of a binary list has a NUL.
+
+    Less than a PCR's number may be what is left of one.
+    """
+    return len(head) >= _SHORTEST and _CONTROL.search(head) is None
 
 
 def restored(data: bytes, proves: Proves) -> Iterator[list[Line]]:

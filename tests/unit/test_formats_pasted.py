@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from imafs.errors import FormatError
+from imafs.formats.algorithms import SHA256, Bank, list_bank
 from imafs.formats.list_file import parse
 from tests.property.reference import Rec, ascii_list, ng
 
@@ -165,6 +166,16 @@ def test_a_digest_that_lost_a_digit_is_no_record() -> None:
     lines[1] = lines[1][:20] + lines[1][21:]
     found = list(parse(b"".join(lines)).items())
     assert "this is no record" in str(found[1])
+
+
+@pytest.mark.parametrize("left", [b"\n", b"\x0b@", b"\xc4\xc4", b"?", b"\x0a\x01\x01"])
+@pytest.mark.parametrize("bank", [None, list_bank(SHA256)])
+def test_the_first_bytes_of_a_record_are_no_text(left: bytes, bank: Bank | None) -> None:
+    """A list that was cut within its first number."""
+    with pytest.raises(FormatError) as caught:
+        list(parse(left, bank).records())
+    assert caught.value.record == 0
+    assert "text" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", [b"hello world, this is no list\n", b'{"a": 1}\n', b"# comment\n"])
