@@ -65,6 +65,7 @@ def _kexec(data: bytes) -> None:
 
 
 def _pcrs(data: bytes) -> None:
+    pcrfile.parse(data)
     pcrfile.parse(data.decode("latin-1"))
 
 
@@ -82,6 +83,13 @@ def _policy(data: bytes) -> None:
         rule.encoded()
 
 
+def _quoted_pcrs(data: bytes) -> None:
+    # With a count and a size that fit: hardly any random one does.
+    pieces = -(-max(len(data) - 132, 0) // 532)
+    head = data[:132].ljust(132, b"\0") + pieces.to_bytes(4, "little")
+    pcrfile.parse(b"\2\0\0\0" + head[4:] + data[132:].ljust(532 * pieces, b"\0"))
+
+
 def _any_form(data: bytes) -> None:
     found = list_file.parse(data)
     for item in found.items():
@@ -94,7 +102,7 @@ def _any_form(data: bytes) -> None:
 
 _TARGETS = (
     *(_lists, _verify, _templates, _requests, _pcrs, _wire, _kexec, _scenario, _policy),
-    _any_form,
+    *(_any_form, _quoted_pcrs),
 )
 
 
