@@ -14,7 +14,8 @@ from typing import NoReturn
 from imafs.attest import bundle as bundles
 from imafs.attest import firmware, quote, signed
 from imafs.attest.explain import BOOT, boots, explain
-from imafs.attest.judgement import Demand, Found, Judgement, Kind
+from imafs.attest.judgement import Demand, Found, Judgement
+from imafs.attest.kinds import Kind
 from imafs.attest.lanes import HASHES
 from imafs.attest.reference import Files, judge
 from imafs.attest.state import REMEMBERED, State

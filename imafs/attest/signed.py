@@ -14,7 +14,8 @@ from cryptography import x509
 from imafs.attest import bundle as bundles
 from imafs.attest import quote, signatures
 from imafs.attest.bundle import Bundle
-from imafs.attest.judgement import Demand, Found, Kind
+from imafs.attest.judgement import Demand, Found
+from imafs.attest.kinds import Kind
 from imafs.attest.lanes import HASHES
 from imafs.attest.state import State
 from imafs.formats.algorithms import HashAlgorithm

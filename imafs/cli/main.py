@@ -30,7 +30,20 @@ _PIPE_CLOSED = 128 + 13  # and SIGPIPE
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line (also what the manual pages are made from)."""
     # Here, so that main() tells it in one line where they do not fit into memory.
-    from imafs.cli import ctl, diff, mount, profiles, record, run, scenarios, status, umount, verify
+    from imafs.cli import (
+        attest,
+        check,
+        ctl,
+        diff,
+        mount,
+        profiles,
+        record,
+        run,
+        scenarios,
+        status,
+        umount,
+        verify,
+    )
     from imafs.cli import list as list_
 
     parser = Parser(
@@ -38,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"imafs {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    lists = (list_, diff, verify, record)
+    lists = (list_, diff, verify, record, attest, check)
     for command in (mount, run, umount, ctl, status, *lists, profiles, scenarios):
         command.add_parser(subparsers)
     return parser

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import re
 
+from imafs.attest import pcrvalues
 from imafs.errors import FormatError, UsageError
 from imafs.formats.algorithms import (
     Bank,
@@ -131,6 +132,30 @@ def _number(text: str, least: int, most: int | None) -> int:
         limits = f"{least} or more" if most is None else f"{least} to {most}"
         raise argparse.ArgumentTypeError(f"{value}: {limits}")
     return value
+
+
+def pcrs(text: str) -> tuple[int, ...]:
+    """Numbers of PCRs, with commas."""
+    return tuple(pcr(word) for word in text.split(","))
+
+
+def pcr_banks(text: str) -> tuple[str, ...]:
+    """Names of PCR banks, with commas, as the kernel or a tool spells them."""
+    found = {word: pcrvalues.bank_named(word) for word in text.split(",")}
+    for word, name in found.items():
+        if name is None:
+            raise argparse.ArgumentTypeError(f"{word!r} is no PCR bank")
+    return tuple(dict.fromkeys(name for name in found.values() if name is not None))
+
+
+def hexadecimal(text: str) -> bytes:
+    """Bytes in hexadecimal digits."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: no hexadecimal digits, two for a byte"
+        ) from None
 
 
 def expression(text: str) -> re.Pattern[bytes]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from imafs.attest import pcrfile
 from imafs.attest.explain import explain, remark
-from imafs.attest.pcrvalues import DEFAULT_PCR, bank_named
+from imafs.attest.pcrvalues import DEFAULT_PCR
 from imafs.attest.verify import Choice, Verdict, verify_parts
 from imafs.cli import options, pcrsource, starts, verdicts
 from imafs.cli.given import Given, given
@@ -59,13 +59,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     options.add_padded_banks(parser)
     parser.add_argument(
         "--banks",
-        type=_banks,
+        type=options.pcr_banks,
         metavar="ALG,...",
         help="compare only these banks of the PCR values (all that are given)",
     )
     parser.add_argument(
         "--pcrs-only",
-        type=_pcrs,
+        type=options.pcrs,
         metavar="N,...",
         help="compare only these PCRs (all to which records of the list went)",
     )
@@ -91,19 +91,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     pcrsource.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
     parser.set_defaults(run=run)
-
-
-def _banks(text: str) -> tuple[str, ...]:
-    """Names of banks, with commas, as the kernel or a tool spells them."""
-    found = {word: bank_named(word) for word in text.split(",")}
-    for word, name in found.items():
-        if name is None:
-            raise argparse.ArgumentTypeError(f"{word!r} is no PCR bank")
-    return tuple(name for name in found.values() if name is not None)
-
-
-def _pcrs(text: str) -> tuple[int, ...]:
-    return tuple(options.pcr(word) for word in text.split(","))
 
 
 def run(args: argparse.Namespace) -> int:

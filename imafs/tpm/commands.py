@@ -233,11 +233,16 @@ def check(response: bytes, what: str) -> None:
         return
     if int.from_bytes(response[:2], "big") == _TAG_OF_1_2:
         raise TpmError(f"{what}: this is a TPM 1.2 ({code:#x}), and IMA's banks need a TPM 2.0")
+    raise TpmError(complaint(code, what))
+
+
+def complaint(code: int, what: str) -> str:
+    """What a TPM_RC means of the command ``what``, and what helps."""
     # A resource manager in between adds its layer above (TSS2_RESMGR_TPM_RC_LAYER).
     if code & 0xFFFF in _STATES:
         state, advice = _STATES[code & 0xFFFF]
-        raise TpmError(f"{what}: the TPM {state} ({code:#x}): {advice}")
-    raise TpmError(f"{what}: the TPM answered {rc_name(code)}")
+        return f"{what}: the TPM {state} ({code:#x}): {advice}"
+    return f"{what}: the TPM answered {rc_name(code)}"
 
 
 def _parse_selection(response: bytes, offset: int) -> tuple[list[tuple[int, list[int]]], int]:

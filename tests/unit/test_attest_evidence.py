@@ -10,7 +10,8 @@ import pytest
 
 from imafs.attest.evidence import check, judge_bundle
 from imafs.attest.firmware import Boot
-from imafs.attest.judgement import Judgement, Kind
+from imafs.attest.judgement import Judgement
+from imafs.attest.kinds import Kind
 from imafs.attest.quote import Clock
 from imafs.attest.signatures import read_keys
 from imafs.attest.state import State, decode

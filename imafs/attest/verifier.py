@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""A verifier: bundles in, verdicts out, with a state per machine on the disk.
+
+Many bundles are judged in processes, a few at a time: memory is bounded by the largest bundle
+times the processes, however many there are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from imafs import disk
+from imafs.attest import bundle as bundles
+from imafs.attest import evidence, signatures, state
+from imafs.attest.judgement import Demand, Judgement
+from imafs.attest.kinds import Kind
+from imafs.errors import FileError, FormatError, ImafsError
+
+#: Bundles that wait for each process: enough that none is idle.
+_WAITING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """``place`` is the state's file, or a directory with a file per machine; None: no state.
+
+    ``new`` begins a state where there is none, or anew. ``nonces`` are those of single bundles.
+    """
+
+    demand: Demand
+    place: Path | None = None
+    new: bool = False
+    nonces: dict[str, bytes] = field(default_factory=dict)
+
+    def check(self, path: str) -> Judgement:
+        """The verdict on a bundle's file; the state is on the disk when it returns.
+
+        Raises :class:`ImafsError` where the file or the state cannot be read or written.
+        """
+        return self.judge(disk.read_whole(path, bundles.MOST), self.nonces.get(path))
+
+    def judge(self, data: bytes, nonce: bytes | None = None) -> Judgement:
+        """As :meth:`check`, of the bytes of a bundle."""
+        demand = self.demand if nonce is None else replace(self.demand, nonce=nonce)
+        if self.place is None:
+            return evidence.judge_bundle(data, demand)
+        try:
+            bundle = bundles.decode(data)
+            key = _key(bundle, demand)
+        except FormatError as error:
+            return Judgement(Kind.MALFORMED, str(error))
+        file = state.place(self.place, key)
+        with _locked(file):
+            known = state.load(file)
+            if known is None and not self.new:
+                return Judgement(
+                    Kind.STALE,
+                    f"there is no state {file}: give --new at a machine's first time. Was it there "
+                    "before, it is lost, and with it what was known of this machine",
+                    key=key or None,
+                )
+            found = evidence.check(bundle, demand, None if self.new else known)
+            if found.state is not None:
+                state.save(file, found.state)
+            return found
+
+    def check_all(self, paths: Sequence[str], jobs: int) -> Iterator[tuple[str, Judgement]]:
+        """Every verdict in the order of ``paths``. Raises as :meth:`check`."""
+        if jobs < 2 or len(paths) < 2:
+            yield from ((path, self.check(path)) for path in paths)
+            return
+        # Forked: nothing is imported again, and there is no other thread yet.
+        context = multiprocessing.get_context("fork")
+        waiting: deque[tuple[str, Future[Judgement]]] = deque()
+        rest = iter(paths)
+        with ProcessPoolExecutor(jobs, context) as pool:
+            try:
+                for path in rest:
+                    waiting.append((path, pool.submit(self.check, path)))
+                    if len(waiting) >= jobs * _WAITING:
+                        yield _next(waiting)
+                while waiting:
+                    yield _next(waiting)
+            except BrokenProcessPool:
+                raise ImafsError(
+                    "a process that checked bundles was killed: for want of memory? Give fewer "
+                    "--jobs"
+                ) from None
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+
+def _next(waiting: deque[tuple[str, Future[Judgement]]]) -> tuple[str, Judgement]:
+    path, future = waiting.popleft()
+    return path, future.result()
+
+
+def _key(bundle: bundles.Bundle, demand: Demand) -> str:
+    """By which the machine of a bundle is found; empty where nothing names one."""
+    if bundle.key is not None:
+        return signatures.read_key(bundle.key, bundles.KEY).fingerprint
+    if bundle.certificates is not None:
+        chain = signatures.read_certificates(bundle.certificates, bundles.CERTIFICATES)
+        return signatures.key_of(chain[0], bundles.CERTIFICATES).fingerprint
+    return demand.keys[0].fingerprint if len(demand.keys) == 1 else ""
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Nobody else judges a bundle of this machine meanwhile. Raises :class:`FileError`."""
+    name = file.with_name(f"{file.name}.lock")
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise FileError(str(name), error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
