@@ -12,6 +12,7 @@ from imafs.emulator.emulator import Emulator
 from imafs.emulator.policy_writer import PolicyWriter
 from imafs.errors import Refused
 from imafs.fuse.caller import has_sys_admin
+from imafs.interface.grammar import Grammar, Operation, asked
 from imafs.interface.opens import Holder
 from imafs.interface.profiles import Entry, RequestFile
 from imafs.kernel.audit import Task
@@ -27,6 +28,15 @@ class Handle:
 
     __slots__ = ()
     waits = False
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """Of the requests that it takes."""
+        return None
+
+    def asked(self, data: bytes) -> Operation | None:
+        """The operation that a write of ``data`` asks for, None: it is no request."""
+        return None if self.grammar is None else asked(self.grammar, bytes(data))
 
     async def prepare(self, offset: int) -> None:
         """Goes before each :meth:`read`; a file whose content takes time makes it here."""
@@ -92,6 +102,10 @@ class ListHandle(Handle):
         self._list: Callable[[], PackedList] = lambda: emulator.queue.list(staged)
         self._seq = SeqFile(self._list, view)
 
+    @property
+    def grammar(self) -> Grammar | None:
+        return None if self._entry.files is None else self._entry.files.grammar
+
     def read(self, offset: int, size: int) -> Bytes:
         files = self._entry.files
         assert files is not None
@@ -104,12 +118,11 @@ class ListHandle(Handle):
         return out
 
     def write(self, offset: int, data: bytes, writer: int) -> int:
-        files = self._entry.files
-        assert files is not None
-        if files.grammar is None:
+        grammar = self.grammar
+        if grammar is None:
             return super().write(offset, data, writer)
         real = self._position.at_write(offset, append=self._append)
-        taken = self._emulator.write(files.grammar, data, real)
+        taken = self._emulator.write(grammar, data, real)
         self._position.after_write(offset, real, taken)
         return taken
 
@@ -136,6 +149,10 @@ class RequestHandle(Handle):
         self._append = bool(flags & os.O_APPEND)
         self._position = Position()
 
+    @property
+    def grammar(self) -> Grammar | None:
+        return self._file.grammar
+
     def read(self, offset: int, size: int) -> Bytes:
         real = self._position.at_read(offset)
         out = self._emulator.shown(self._file)[real : real + size]
@@ -143,7 +160,7 @@ class RequestHandle(Handle):
         return out
 
     def write(self, offset: int, data: bytes, writer: int) -> int:
-        grammar = self._file.grammar
+        grammar = self.grammar
         if grammar is None:
             return super().write(offset, data, writer)
         if self._file.opening.write_takes_admin and not has_sys_admin(writer):

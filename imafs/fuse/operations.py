@@ -356,7 +356,7 @@ class ImaOperations(Refusals):
             return await self._handle(fh).store(off, buf, writer)
 
         with handle.failing():
-            return await trouble.around("write", names, act, data=buf)
+            return await trouble.around("write", names, act, request=handle.asked(buf))
 
     @boundary
     async def release(self, fh: FileHandleT) -> None:

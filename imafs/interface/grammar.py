@@ -67,8 +67,24 @@ class Grammar(ABC):
     position: bool = False
 
     @abstractmethod
-    def read(self, data: bytes, *, flush_htable: bool, trimmed: int) -> Request:
-        """The request in ``data``, whose length and position are right."""
+    def read(self, data: bytes, *, flush_htable: bool, trimmed: int | None) -> Request:
+        """The request in ``data``, whose length and position are right.
+
+        ``trimmed`` None: any number of trimmed records is the right one.
+        """
+
+    @abstractmethod
+    def spell(self, request: Request, total: int = 0) -> bytes | None:
+        """The words of ``request``, which :meth:`read` takes for it; None: there are none.
+
+        ``total`` is the number of records trimmed since boot. What a kernel refuses can be
+        spelled too: more records than there are, or none.
+        """
+
+    @property
+    def counted(self) -> Operation | None:
+        """The operation of a plain number, None: the grammar has no numbers."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +110,7 @@ class Staging(Grammar):
     everything: int | None = None
     newline: bool = True
 
-    def read(self, data: bytes, *, flush_htable: bool, trimmed: int) -> Request:
+    def read(self, data: bytes, *, flush_htable: bool, trimmed: int | None) -> Request:
         if self.newline and not data.endswith(b"\n"):
             raise Refused(errno.EINVAL, "the request does not end in a newline")
         text = data[:-1] if self.newline else data.split(b"\n", 1)[0]
@@ -108,6 +124,21 @@ class Staging(Grammar):
         if flush_htable and not self.number_with_flush:
             raise Refused(errno.EINVAL, "no partial delete with ima_flush_htable")
         return Request(operation_, self._count(text[1:] if minus else text))
+
+    def spell(self, request: Request, total: int = 0) -> bytes | None:
+        for letter, operation in self.letters:
+            if request == Request(operation):
+                return letter + b"\n"
+        number = self.everything if request.number is None else request.number
+        if number is None:
+            return None
+        if request.operation is self.number:
+            return b"%d\n" % number
+        return b"-%d\n" % number if request.operation is self.minus else None
+
+    @property
+    def counted(self) -> Operation | None:
+        return self.number
 
     def _count(self, text: bytes) -> int | None:
         number = kstrtoul(text, self.base)
@@ -124,10 +155,18 @@ class Digits(Grammar):
 
     longest: int = 11
 
-    def read(self, data: bytes, *, flush_htable: bool, trimmed: int) -> Request:
+    def read(self, data: bytes, *, flush_htable: bool, trimmed: int | None) -> Request:
         if not all(48 <= byte <= 57 for byte in data):
             raise Refused(errno.EINVAL, "something that is no digit")
         return Request(Operation.DELETE_FIRST, int(data))
+
+    def spell(self, request: Request, total: int = 0) -> bytes | None:
+        number = _first(request)
+        return None if number is None else b"%0*d" % (self.shortest, number)
+
+    @property
+    def counted(self) -> Operation | None:
+        return Operation.DELETE_FIRST
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +179,22 @@ class Signed(Grammar):
     negative_is_errno: bool = False
     strip: bool = False
 
-    def read(self, data: bytes, *, flush_htable: bool, trimmed: int) -> Request:
+    def read(self, data: bytes, *, flush_htable: bool, trimmed: int | None) -> Request:
         text = data.removesuffix(b"\n") if self.strip else data
         number = kstrtol(text, self.base)
         return Request(Operation.DELETE_FIRST, _natural(number, self.negative_is_errno))
+
+    def spell(self, request: Request, total: int = 0) -> bytes | None:
+        number = _first(request)
+        if number is None:
+            return None
+        # The newline may be left out, and a number of all digits has no room for it.
+        words = b"%d\n" % number
+        return words if len(words) <= self.longest else words[:-1]
+
+    @property
+    def counted(self) -> Operation | None:
+        return Operation.DELETE_FIRST
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +203,7 @@ class Totalled(Grammar):
 
     longest: int = 32
 
-    def read(self, data: bytes, *, flush_htable: bool, trimmed: int) -> Request:
+    def read(self, data: bytes, *, flush_htable: bool, trimmed: int | None) -> Request:
         total = 0
         at = 0
         while data[at : at + 1].isdigit():
@@ -162,12 +213,25 @@ class Totalled(Grammar):
             at += 1
         if data[at : at + 1] != b":":
             raise Refused(errno.EINVAL, "no colon behind T")
-        if total != trimmed:
+        if trimmed is not None and total != trimmed:
             raise Refused(errno.EINVAL, f"T is {total}, but {trimmed} records were trimmed")
         number = kstrtoul(data[at + 1 :], 0)
         # The kernel keeps it in a signed number.
         signed = number if number <= LONG_MAX else number - ULONG_MAX - 1
         return Request(Operation.DELETE_FIRST, _natural(signed, True))
+
+    def spell(self, request: Request, total: int = 0) -> bytes | None:
+        number = _first(request)
+        return None if number is None else b"%d:%d\n" % (total, number)
+
+    @property
+    def counted(self) -> Operation | None:
+        return Operation.DELETE_FIRST
+
+
+def _first(request: Request) -> int | None:
+    """So many of the first records, None: something else is asked for."""
+    return request.number if request.operation is Operation.DELETE_FIRST else None
 
 
 def _natural(number: int, negative_is_errno: bool) -> int:
@@ -185,11 +249,17 @@ class PathName(Grammar):
     longest: int = 254
     position: bool = True
 
-    def read(self, data: bytes, *, flush_htable: bool, trimmed: int) -> Request:
+    def read(self, data: bytes, *, flush_htable: bool, trimmed: int | None) -> Request:
         if not data.startswith(b"/"):
             raise Refused(errno.EINVAL, "not an absolute path")
         path = data.removesuffix(b"\n").split(b"\0", 1)[0]
         return Request(Operation.EXPORT, path=path)
+
+    def spell(self, request: Request, total: int = 0) -> bytes | None:
+        if request.operation is not Operation.EXPORT:
+            return None
+        # A path as long as may be has no room for a newline.
+        return request.path + b"\n"[: self.longest - len(request.path)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +270,7 @@ class PcrSet(Grammar):
     longest: int = 4095
     position: bool = True
 
-    def read(self, data: bytes, *, flush_htable: bool, trimmed: int) -> Request:
+    def read(self, data: bytes, *, flush_htable: bool, trimmed: int | None) -> Request:
         values: list[PcrValue] = []
         at = 0
         while at < len(data):
@@ -208,6 +278,14 @@ class PcrSet(Grammar):
             values.append(value)
             at += size
         return Request(Operation.DELETE_MATCHING, values=tuple(values))
+
+    def spell(self, request: Request, total: int = 0) -> bytes | None:
+        if request.operation is not Operation.DELETE_MATCHING:
+            return None
+        return b"".join(
+            b"pcr%02d:%s:%s" % (one.pcr, one.algorithm.encode(), one.value)
+            for one in request.values
+        )
 
 
 def _pcr_value(data: bytes) -> tuple[PcrValue, int]:
@@ -231,7 +309,12 @@ def _pcr_value(data: bytes) -> tuple[PcrValue, int]:
 
 
 def parse(
-    grammar: Grammar, data: bytes, position: int, *, flush_htable: bool = False, trimmed: int = 0
+    grammar: Grammar,
+    data: bytes,
+    position: int,
+    *,
+    flush_htable: bool = False,
+    trimmed: int | None = 0,
 ) -> Request:
     """The request in ``data``, written at ``position``. Raises :class:`Refused`.
 
@@ -242,3 +325,15 @@ def parse(
     if not grammar.shortest <= len(data) <= grammar.longest:
         raise Refused(errno.EINVAL, f"a request of {len(data)} bytes")
     return grammar.read(data, flush_htable=flush_htable, trimmed=trimmed)
+
+
+def asked(grammar: Grammar, data: bytes) -> Operation | None:
+    """The operation that ``data`` asks for, None: it is no request of ``grammar``.
+
+    By the words alone: a kernel may refuse the request for the state of its lists, for
+    ``ima_flush_htable`` or for the position of the write.
+    """
+    try:
+        return parse(grammar, data, 0, trimmed=None).operation
+    except Refused:
+        return None

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from imafs.errors import Refused
 from imafs.formats.algorithms import SHA256
 from imafs.formats.binary import Record
 from imafs.formats.fields import Measurement
 from imafs.formats.templates import TEMPLATES
-from imafs.interface.grammar import Digits, Grammar, Operation, Request, Staging, Totalled, parse
+from imafs.interface.grammar import Grammar, Operation, Request, parse
 from imafs.interface.profiles.model import ListFiles, Profile, RequestFile
 from imafs.kernel.queue import Queue
 from imafs.lists.banks import Layout
@@ -29,46 +28,22 @@ def _record(number: int) -> Record:
     return Record(10, template, template.build(Measurement(name, SHA256, SHA256.digest(name))))
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where a request is written, and how its bytes are made from N and the total T."""
-
-    grammar: Grammar
-    form: Callable[[int, int], bytes]
-
-
-def _fixed(grammar: Grammar, data: bytes) -> Slot:
-    return Slot(grammar, lambda n, t: data)
-
-
-def writable(profile: Profile) -> list[ListFiles | RequestFile]:
+def grammars(profile: Profile) -> list[Grammar]:
+    """Those of the files that take requests, staged files behind the originals."""
     files: list[ListFiles | RequestFile] = [profile.current, *profile.requests]
     if profile.staged is not None:
         files.insert(1, profile.staged)
-    return [file for file in files if file.grammar is not None]
+    return [file.grammar for file in files if file.grammar is not None]
 
 
-def letter_of(profile: Profile, operation: Operation) -> Slot | None:
-    for file in writable(profile):
-        if isinstance(file.grammar, Staging):
-            for letter, does in file.grammar.letters:
-                if does is operation:
-                    return _fixed(file.grammar, letter + b"\n")
-    return None
+def taking(profile: Profile, request: Request) -> Grammar | None:
+    """The first grammar that has words for ``request``."""
+    return next((g for g in grammars(profile) if g.spell(request) is not None), None)
 
 
-def number_of(profile: Profile) -> Slot | None:
-    for file in writable(profile):
-        grammar = file.grammar
-        if isinstance(grammar, Staging) and grammar.number is not None:
-            return Slot(grammar, lambda n, t: b"%d\n" % n)
-        if isinstance(grammar, Digits):
-            return Slot(grammar, lambda n, t: b"%02d" % n)
-        if isinstance(grammar, Totalled):
-            return Slot(grammar, lambda n, t: b"%d:%d\n" % (t, n))
-        if grammar is not None and not isinstance(grammar, Staging) and grammar.text == "N":
-            return Slot(grammar, lambda n, t: b"%d\n" % n)
-    return None
+def of_number(profile: Profile) -> Grammar | None:
+    """The first grammar that takes a plain number."""
+    return next((g for g in grammars(profile) if g.counted is not None), None)
 
 
 class Play:
@@ -86,13 +61,12 @@ class Play:
         self.queue.append(_record(self._next))
         self._next += 1
 
-    def write(self, slot: Slot | None, number: int = 0, *, position: int = 0) -> str:
+    def write(self, grammar: Grammar | None, request: Request, *, position: int = 0) -> str:
         """What the write is answered with; :data:`NOTHING` where there is no such request."""
-        if slot is None:
+        words = None if grammar is None else grammar.spell(request, self.queue.trimmed)
+        if grammar is None or words is None:
             return NOTHING
-        queue = self.queue
-        data = slot.form(number, queue.trimmed)
-        return self.carry_out(slot.grammar, data, position)
+        return self.carry_out(grammar, words, position)
 
     def carry_out(self, grammar: Grammar, data: bytes, position: int) -> str:
         queue = self.queue
@@ -110,17 +84,26 @@ class Play:
         return "ok"
 
     def stage(self) -> str:
-        return self.write(letter_of(self._profile, Operation.STAGE))
+        return self._whole(Operation.STAGE)
 
     def delete(self) -> str:
-        return self.write(letter_of(self._profile, Operation.DELETE_STAGED))
+        return self._whole(Operation.DELETE_STAGED)
 
-    def number(self, number: int) -> str:
-        return self.write(number_of(self._profile), number)
+    def _whole(self, operation: Operation) -> str:
+        request = Request(operation)
+        return self.write(taking(self._profile, request), request)
 
-    def bytes(self, data: bytes, position: int = 0) -> str:
-        slot = number_of(self._profile)
-        return NOTHING if slot is None else self.carry_out(slot.grammar, data, position)
+    def number(self, number: int, *, position: int = 0) -> str:
+        """A plain number, whatever it means."""
+        grammar = of_number(self._profile)
+        if grammar is None or grammar.counted is None:
+            return NOTHING
+        return self.write(grammar, Request(grammar.counted, number), position=position)
+
+    def bytes(self, data: bytes) -> str:
+        """Any bytes, where numbers go."""
+        grammar = of_number(self._profile)
+        return NOTHING if grammar is None else self.carry_out(grammar, data, 0)
 
     def again(self) -> str:
         """Whether the first record can be measured again."""

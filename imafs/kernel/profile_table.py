@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping
 
-from imafs.interface.grammar import Digits, Operation, Staging, Totalled
+from imafs.interface.grammar import Digits, Grammar, Operation, Request, Staging, Totalled
 from imafs.interface.kstrtox import ULONG_MAX
 from imafs.interface.profiles.model import Profile
 from imafs.interface.profiles.table import PROFILES
-from imafs.kernel.profile_play import NOTHING, RECORDS, Play, letter_of, number_of, writable
+from imafs.kernel.profile_play import NOTHING, RECORDS, Play, grammars, of_number, taking
 
 _SERIES = (
     ("The staging series", ("mainline", "v5", "v4", "v3", "rfc-v2", "rfc-v1", "snap")),
@@ -79,28 +79,30 @@ _MEANING = {
 
 
 def _means(p: Profile) -> str:
-    slot = number_of(p)
-    if slot is None:
-        return NOTHING
-    number = slot.grammar.number if isinstance(slot.grammar, Staging) else Operation.DELETE_FIRST
-    return NOTHING if number is None else _MEANING[number]
+    operation = _counted(p)
+    return NOTHING if operation is None else _MEANING[operation]
+
+
+def _counted(p: Profile) -> Operation | None:
+    grammar = of_number(p)
+    return None if grammar is None else grammar.counted
 
 
 def _minus(p: Profile) -> str:
-    slot = number_of(p)
-    if slot is None or not isinstance(slot.grammar, Staging) or slot.grammar.minus is None:
-        answers = [Play(p).bytes(b"-%d\n" % number) for number in (1, 5)]
-        return "errno N" if answers == ["EPERM", "EIO"] else answers[0]
-    return _MEANING[slot.grammar.minus]
+    grammar = of_number(p)
+    if isinstance(grammar, Staging) and grammar.minus is not None:
+        return _MEANING[grammar.minus]
+    answers = [Play(p).bytes(b"-%d\n" % number) for number in (1, 5)]
+    return "errno N" if answers == ["EPERM", "EIO"] else answers[0]
 
 
 def _base(p: Profile) -> str:
-    slot = number_of(p)
-    if slot is None:
+    grammar = of_number(p)
+    if grammar is None:
         return NOTHING
-    data = b"0:010" if isinstance(slot.grammar, Totalled) else b"010"
+    data = b"0:010" if isinstance(grammar, Totalled) else b"010"
     play = Play(p, 12)
-    answer = play.bytes(data if isinstance(slot.grammar, Digits) else data + b"\n")
+    answer = play.bytes(data if isinstance(grammar, Digits) else data + b"\n")
     return "0" if (answer, len(play.queue.current)) == ("ok", 4) else "10"
 
 
@@ -120,7 +122,7 @@ def _removes(play: Play) -> str:
 def _dedup(p: Profile, *, flush: bool) -> str:
     if flush and not p.flush_htable:
         return NOTHING
-    if p.export is not None or not writable(p) or Play(p).number(1) == NOTHING == Play(p).stage():
+    if p.export is not None or not grammars(p) or Play(p).number(1) == NOTHING == Play(p).stage():
         return "forgotten" if p.export is not None or p.requests else NOTHING
     play = Play(p, flush=flush)
     return play.again() if _removes(play) == "ok" else NOTHING
@@ -146,12 +148,7 @@ def _suspended(p: Profile) -> str:
 
 
 def _number_is_of_staged(p: Profile) -> bool:
-    slot = number_of(p)
-    return (
-        slot is not None
-        and isinstance(slot.grammar, Staging)
-        and slot.grammar.number is Operation.DELETE_STAGED
-    )
+    return _counted(p) is Operation.DELETE_STAGED
 
 
 def _staged_number(p: Profile, number: int) -> str:
@@ -180,35 +177,48 @@ def _while_staged(p: Profile) -> str:
     return play.number(1)
 
 
+def _ten_or_all(p: Profile) -> tuple[Grammar, Request] | None:
+    """A request that is taken: of ten records, or where there are no numbers of all."""
+    grammar = of_number(p)
+    if grammar is not None and grammar.counted is not None:
+        return grammar, Request(grammar.counted, 10)
+    request = Request(Operation.STAGE)
+    grammar = taking(p, request)
+    return None if grammar is None else (grammar, request)
+
+
 def _newline(p: Profile) -> str:
-    slot = number_of(p) or letter_of(p, Operation.STAGE)
-    if slot is None:
+    found = _ten_or_all(p)
+    words = None if found is None else found[0].spell(found[1])
+    if found is None or words is None:
         return NOTHING
-    data = slot.form(10, 0).rstrip(b"\n")
-    play = Play(p, 12)
-    without = play.carry_out(slot.grammar, data, 0)
-    play = Play(p, 12)
-    with_ = play.carry_out(slot.grammar, data + b"\n", 0)
+    data = words.rstrip(b"\n")
+    answers = [Play(p, 12).carry_out(found[0], data + end, 0) for end in (b"", b"\n")]
     return {
         ("ok", "ok"): "may be left out",
         ("ok", "EINVAL"): "EINVAL",
-    }.get((without, with_), "needed")
+    }.get((answers[0], answers[1]), "needed")
 
 
-def _counted(play: Play) -> str:
+def _position(p: Profile) -> str:
+    found = _ten_or_all(p)
+    answer = NOTHING if found is None else Play(p, 12).write(*found, position=1)
+    return answer.replace("ok", "ignored")
+
+
+def _count(play: Play) -> str:
     return str(play.queue.count)
 
 
 def _limit(p: Profile) -> str:
-    slot = number_of(p)
-    largest = ULONG_MAX
-    if slot is not None and slot.grammar.longest < 20:
+    grammar = of_number(p)
+    if grammar is not None and grammar.longest < 20:
         return NOTHING
     play = Play(p)
     if _number_is_of_staged(p):
         play.stage()
-    answer = play.number(largest)
-    everything = slot is not None and isinstance(slot.grammar, Staging) and slot.grammar.everything
+    answer = play.number(ULONG_MAX)
+    everything = isinstance(grammar, Staging) and grammar.everything
     return "all" if everything == ULONG_MAX and answer == "ok" else answer
 
 
@@ -293,11 +303,7 @@ ROWS: Mapping[str, Callable[[Profile], str]] = {
     "-N": _minus,
     "base of N": _base,
     "newline": _newline,
-    "position above 0": lambda p: (
-        Play(p)
-        .write(number_of(p) or letter_of(p, Operation.STAGE), 2, position=1)
-        .replace("ok", "ignored")
-    ),
+    "position above 0": _position,
     "N = 0": lambda p: _staged_number(p, 0),
     "N = 2^64-1": _limit,
     "N too large": lambda p: _staged_number(p, RECORDS + 1),
@@ -315,8 +321,8 @@ ROWS: Mapping[str, Callable[[Profile], str]] = {
     "CAP_SYS_ADMIN is asked for": _capability,
     "a writer opens again": _writer,
     "too many readers": lambda p: "ENFILE" if p.reader_limit else NOTHING,
-    "count after A of 5": lambda p: _after(p, Play.stage, _counted),
-    "count after all 5 are removed": lambda p: _after(p, _removes, _counted),
+    "count after A of 5": lambda p: _after(p, Play.stage, _count),
+    "count after all 5 are removed": lambda p: _after(p, _removes, _count),
     "a removed record again": lambda p: _dedup(p, flush=False),
     "the same with ima_flush_htable": lambda p: _dedup(p, flush=True),
     "while suspended for kexec": _suspended,

@@ -7,18 +7,31 @@ steps become due; who carries them out, and how long that takes, is no matter he
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from imafs.interface.grammar import Operation
+
+#: What a request is called, by the operation that it is in the profile that runs.
+REQUESTS: Mapping[Operation, str] = {
+    Operation.STAGE: "stage",
+    Operation.DELETE_STAGED: "delete",
+    Operation.DELETE_FIRST: "trim",
+    Operation.DELETE_MATCHING: "trim",
+    Operation.EXPORT: "export",
+}
+
 _PHASES = ("before", "after", "refused")
 _CALLS = ("open", "read", "write")
-_REQUESTS = ("stage", "delete", "trim")
 
 #: What may stand behind ``when``: calls and requests in three phases, and what has one only.
 EVENTS: tuple[str, ...] = (
-    *(f"{phase} {what}" for phase in _PHASES for what in (*_CALLS, *_REQUESTS)),
+    *(
+        f"{phase} {what}"
+        for phase in _PHASES
+        for what in (*_CALLS, *dict.fromkeys(REQUESTS.values()))
+    ),
     "after end",
     "after close",
     "start",
@@ -31,8 +44,8 @@ class Condition:
     """One ``when``.
 
     ``event`` is one of :data:`EVENTS`. ``before`` is before a call acts, ``after`` when it
-    has succeeded, ``refused`` when it has failed. stage, delete and trim are writes of
-    ``A``, of ``D`` and of a number; ``after end`` is a read that told the end of the file.
+    has succeeded, ``refused`` when it has failed. stage, delete, trim and export are writes
+    that ask for it (:data:`REQUESTS`); ``after end`` is a read that told the end of the file.
     ``file`` is a shell pattern over the file's names; ``writing`` chooses among opens.
     ``nth`` is the occurrence at which the step is due (from 1); with ``every`` it is due
     again each so many after that. ``records``: as soon as so many were added since the boot.
@@ -87,18 +100,3 @@ class Triggers:
                 self.seen[number] = 1
                 due.append(number)
         return due
-
-
-_NUMBER = re.compile(rb"(?:\d*:)?[+-]?\d+\n?\Z")
-
-
-def requested(data: bytes) -> str | None:
-    """Which request the bytes of a write are (``stage``, ``delete``, ``trim``); None: no such.
-
-    By the words alone, which are mainline's: a number stands for ``trim`` in all profiles.
-    """
-    if data == b"A\n":
-        return "stage"
-    if data == b"D\n":
-        return "delete"
-    return "trim" if _NUMBER.match(data) else None

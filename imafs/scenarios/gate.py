@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
-from imafs.scenarios.events import requested
+from imafs.interface.grammar import Operation
+from imafs.scenarios.events import REQUESTS
 from imafs.scenarios.faults import Faults
 
 T = TypeVar("T")
@@ -51,16 +52,16 @@ class Trouble:
         act: Callable[[], Awaitable[T]],
         *,
         writing: bool | None = None,
-        data: bytes = b"",
+        request: Operation | None = None,
     ) -> T:
         """What ``await act()`` returns, in between what is due before it and after it.
 
-        ``data`` is what a write says. Raises what ``act`` raises, and
+        ``request`` is what a write asks for. Raises what ``act`` raises, and
         :class:`imafs.errors.Refused` where a fault is due.
         """
         whats = [operation]
-        if operation == "write" and (request := requested(data)) is not None:
-            whats.append(request)
+        if request is not None:
+            whats.append(REQUESTS[request])
         await self._tell("before", whats, names, writing)
         try:
             self.faults.check(operation, names, writing=writing)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 
 from imafs.control.server import Handler, ProgressCallback
 from imafs.emulator.emulator import Emulator
 from imafs.errors import Refused, UsageError
 from imafs.interface import file_names
-from imafs.interface.grammar import Grammar, Operation, Request, parse
+from imafs.interface.grammar import Grammar, Operation, Request
 from imafs.interface.opens import Accounting, Holder, Opening, Role
 from imafs.scenarios.faults import Rule, number_of
 from imafs.verbs.values import Answer, Options, number, text
@@ -17,12 +18,11 @@ from imafs.verbs.values import Answer, Options, number, text
 #: The other agent's thread: no client's, so that it never counts as the same writer.
 _STRANGER = -1
 
-#: What it wants -> the operation, and the words of all profiles for it, N the number of
-#: records and T those trimmed since the boot.
-_REQUESTS: dict[str, tuple[Operation, tuple[str, ...]]] = {
-    "stage": (Operation.STAGE, ("A\n", "0\n")),
-    "delete": (Operation.DELETE_STAGED, ("D\n", "1\n")),
-    "trim": (Operation.DELETE_FIRST, ("{n}\n", "-{n}\n", "{t}:{n}\n", "{n:02}")),
+#: What it may ask for.
+_REQUESTS: Mapping[str, Operation] = {
+    "stage": Operation.STAGE,
+    "delete": Operation.DELETE_STAGED,
+    "trim": Operation.DELETE_FIRST,
 }
 
 
@@ -156,20 +156,12 @@ class OtherAgent:
 
     def _spoken(self, action: str, count: int | None) -> tuple[Grammar, Opening, bytes]:
         """The request in the words of the profile, and the file that takes them."""
-        operation, spellings = _REQUESTS[action]
-        queue = self._emulator.queue
-        wanted = Request(operation, count)
-        trimmed, flush = queue.trimmed, queue.flush_htable
+        request, total = Request(_REQUESTS[action], count), self._emulator.queue.trimmed
         for entry in self._emulator.entries:
             file = entry.files or entry.request
             if file is None or file.grammar is None:
                 continue
-            for spelling in spellings:
-                words = spelling.format(n=count or 0, t=trimmed).encode()
-                try:
-                    found = parse(file.grammar, words, 0, flush_htable=flush, trimmed=trimmed)
-                except Refused:
-                    continue
-                if found == wanted:
-                    return file.grammar, file.opening, words
+            words = file.grammar.spell(request, total)
+            if words is not None:
+                return file.grammar, file.opening, words
         raise Refused(errno.EOPNOTSUPP, f"no file of this profile takes {action}")

@@ -408,6 +408,59 @@ def test_a_scenario_that_is_none(start: Starter, daemon: Daemon, tmp_path: Path)
     assert daemon.call("status")["scenario"] is None
 
 
+#: profile -> what a client writes there with ten records, and what has happened then. The same
+#: words stage in one draft, delete what is staged in another, and trim in a third.
+EVENTS_OF_WRITES: list[tuple[str, list[tuple[str, bytes, bool, str]]]] = [
+    (
+        "v3",
+        [
+            (f"{BINARY}_staged", b"A\n", True, "after stage"),
+            (f"{BINARY}_staged", b"3\n", True, "after delete"),
+            (f"{BINARY}_staged", b"3\n", False, "refused delete"),
+        ],
+    ),
+    (
+        "rfc-v2",
+        [
+            (f"{BINARY}_staged", b"3\n", True, "after stage"),
+            (f"{BINARY}_staged", b"D\n", True, "after delete"),
+            (f"{BINARY}_staged", b"-2\n", True, "after trim"),
+        ],
+    ),
+    ("rfc-v1", [(f"{BINARY}_staged", b"3\n", True, "after stage")]),
+    (
+        "snap",
+        [
+            (f"{BINARY}_snap", b"0\n", True, "after stage"),
+            (f"{BINARY}_snap", b"1\n", True, "after delete"),
+        ],
+    ),
+    ("trim-v5", [("ima_trim_log", b"7:1\n", False, "refused trim")]),
+    ("export-2020", [("list_name", b"{root}/list\n", True, "after export")]),
+]
+
+
+@pytest.mark.parametrize(("profile", "writes"), EVENTS_OF_WRITES)
+def test_a_write_is_told_as_what_it_asks_for_in_its_profile(
+    start: Starter, tmp_path: Path, profile: str, writes: list[tuple[str, bytes, bool, str]]
+) -> None:
+    more = ("--export-root", str(tmp_path)) if profile.startswith("export") else ()
+    daemon = start("--profile", profile, *more)
+    daemon.generate(10)
+    requests = ("stage", "delete", "trim", "export")
+    events = [f"{phase} {what}" for phase in ("after", "refused") for what in requests]
+    step = '[[step]]\nwhen = "{0}"\nevery = 1\ndo = [{{ op = "violation", name = "/{0}" }}]\n'
+    text = "".join(step.format(event) for event in events)
+    ctl(daemon, "scenario", scenario(tmp_path, text))
+    for name, data, taken, event in writes:
+        before = [due for due, _, _ in steps(daemon)]
+        answer = daemon.write(name, data.replace(b"{root}", os.fsencode(tmp_path)))
+        assert (answer == "ok") is taken, answer
+        after = [due for due, _, _ in steps(daemon)]
+        told = [e for e, now, then in zip(events, after, before, strict=True) if now != then]
+        assert told == [event]
+
+
 def test_opens_and_closes_in_turn_stay_in_order(daemon: Daemon, tmp_path: Path) -> None:
     """A listener that has nothing to do costs no EBUSY: no turn is given away."""
     text = '[[step]]\nwhen = "after trim"\ndo = [{ op = "repeat" }]\n'

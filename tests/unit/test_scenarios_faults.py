@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from imafs.errors import NotThereError, Refused, UsageError
-from imafs.scenarios.events import EVENTS, Condition, Triggers, requested
+from imafs.scenarios.events import EVENTS, Condition, Triggers
 from imafs.scenarios.faults import MOST, Faults, Rule, name_of, number_of
 
 STAGED = ["binary_runtime_measurements_sha1_staged", "binary_runtime_measurements_staged"]
@@ -184,28 +184,6 @@ def test_steps_of_one_event_keep_their_order() -> None:
 def test_a_number_of_records_is_reached_once() -> None:
     triggers = Triggers([Condition("records", records=5), Condition("records", records=3)])
     assert [triggers.added(total) for total in (1, 3, 4, 9, 10)] == [[], [1], [], [0], []]
-
-
-@pytest.mark.parametrize(
-    ("data", "request_"),
-    [
-        (b"A\n", "stage"),
-        (b"D\n", "delete"),
-        (b"12\n", "trim"),
-        (b"+5\n", "trim"),
-        (b"A", None),
-        (b"\n", None),
-        (b"", None),
-        (b"05", "trim"),
-        (b"-3\n", "trim"),
-        (b"7:3\n", "trim"),
-        (b"7:\n", None),
-        (b"5\n\n", None),
-        (b"x\n", None),
-    ],
-)
-def test_requests_by_their_bytes(data: bytes, request_: str | None) -> None:
-    assert requested(data) == request_
 
 
 def test_events_are_told_once() -> None:

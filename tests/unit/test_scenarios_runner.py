@@ -15,6 +15,7 @@ from trio.testing import MockClock, assert_no_checkpoints
 from imafs.control.ops import validate
 from imafs.control.server import Handler, ProgressCallback
 from imafs.errors import Refused
+from imafs.interface.grammar import Operation
 from imafs.scenarios.faults import Rule
 from imafs.scenarios.gate import Trouble
 from imafs.scenarios.runner import LONGEST, MOST_ERRORS, MOST_LATER, Director
@@ -72,7 +73,7 @@ async def test_events_around_a_call() -> None:
     assert await trouble.around("read", NAMES, done(b"")) == b""
     assert ear.heard == ["before read", "after read", "after end"]
     ear.heard.clear()
-    assert await trouble.around("write", NAMES, done(2), data=b"A\n") == 2
+    assert await trouble.around("write", NAMES, done(2), request=Operation.STAGE) == 2
     assert ear.heard == ["before write", "before stage", "after write", "after stage"]
     ear.heard.clear()
     await trouble.around("open", NAMES, done(1), writing=True)
@@ -89,12 +90,12 @@ async def test_a_call_that_fails_by_itself_or_by_a_fault() -> None:
         raise Refused(errno.ENOENT, "nothing is staged")
 
     with pytest.raises(Refused, match="nothing is staged"):
-        await trouble.around("write", NAMES, fail, data=b"D\n")
+        await trouble.around("write", NAMES, fail, request=Operation.DELETE_STAGED)
     assert ear.heard == ["before write", "before delete", "refused write", "refused delete"]
     ear.heard.clear()
     trouble.faults.add(Rule("write", errno.EIO, next=1))
     with pytest.raises(Refused, match="asked for"):
-        await trouble.around("write", NAMES, fail, data=b"D\n")
+        await trouble.around("write", NAMES, fail, request=Operation.DELETE_STAGED)
     assert ear.heard[-1] == "refused delete"
 
 
