@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imafs.sources.watch.daemon.survey import super_block
+from imafs.sources.watch.daemon.filesystems import super_block
 from tests.emulator import StartEmulator
 from tests.support import run, wait_for
 from tests.watch.disk import Disk

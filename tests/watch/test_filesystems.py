@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from imafs.errors import Refused
-from imafs.sources.watch.daemon import filesystems, survey
+from imafs.sources.watch.daemon import filesystems
 from imafs.sources.watch.daemon.filesystems import THREADS, Surveyor
 from tests.unit.emulator_fake import DEADLINE
 
@@ -23,9 +23,9 @@ class Dead:
         self.hangs = "dead"
         self.answers = threading.Event()
         self.looks: list[str] = []
-        look, resolve = survey.look, survey.resolve
+        look, resolve = filesystems.look_at, filesystems.resolve
 
-        def hanging_look(point: bytes) -> survey.Point:
+        def hanging_look(point: bytes) -> filesystems.Point:
             self._look(point.decode())
             return look(point)
 
@@ -33,8 +33,8 @@ class Dead:
             self._look(path)
             return resolve(path, leave)
 
-        monkeypatch.setattr(survey, "look", hanging_look)
-        monkeypatch.setattr(survey, "resolve", hanging_resolve)
+        monkeypatch.setattr(filesystems, "look_at", hanging_look)
+        monkeypatch.setattr(filesystems, "resolve", hanging_resolve)
 
     def _look(self, path: str) -> None:
         if Path(path).name.startswith(self.hangs):

@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 
 from imafs.errors import FormatError
 from imafs.kernel.audit import Task
-from imafs.kernel.policy.match import Access
 from imafs.sources.watch import messages
 from imafs.sources.watch.messages import decode, encode
 
-ACCESS = Access("FILE_CHECK", 4, uid=1, fsuuid=bytes(range(16)), cap_setuid=True)
 MESSAGES: tuple[messages.Message, ...] = (
-    messages.Settings("sha256", True, ((1, 100), (2, 200))),
+    messages.Settings("sha256", True, ((1, 100), (2, 200)), "d-ng|n-ng"),
     messages.Rules(b"measure func=BPRM_CHECK \n"),
     messages.Watch(
         3,
@@ -33,9 +31,7 @@ MESSAGES: tuple[messages.Message, ...] = (
     messages.Forget(),
     messages.Ask(),
     messages.Watching(3, 22, ((b"/a/mnt", 22),)),
-    messages.Use(
-        8, b"/a/x", (ACCESS, Access("MMAP_CHECK", 1)), 0, 5, 0o100644, b"d", b"", b"s", b""
-    ),
+    messages.Use(8, b"/a/x", ((-1, ""), (11, "ima-sig")), 0, 5, 0o100644, b"d", b"", b"s", b""),
     messages.Missed(3, b"/a/x\n", "it cannot be read", -1),
     messages.Mounted(),
     messages.Violation(9, b"/a/x", "ToMToU"),

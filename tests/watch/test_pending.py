@@ -13,25 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from imafs.kernel.policy.match import Access
 from imafs.sources import files
 from imafs.sources.watch import fanotify
 from imafs.sources.watch import messages as wire
 from imafs.sources.watch.channel import Channel
-from imafs.sources.watch.child import attributes, pending
-from imafs.sources.watch.child.decide import Judge
+from imafs.sources.watch.child import pending
 from imafs.sources.watch.child.iint import Inode
-from imafs.sources.watch.child.job import Job
+from imafs.sources.watch.child.job import Job, Missed, Use, Verdict
 from imafs.sources.watch.child.pending import Jobs
-from imafs.sources.watch.child.rulebook import DEFAULT_PCR
 from imafs.sources.watch.child.task import UNKNOWN
 from imafs.sources.watch.fanotify import Event
+from imafs.sources.watch.messages import DEFAULT_PCR
 from tests.support import wait_for
 
 DEADLINE = 0.2
 #: Read without asking first what is in memory.
-TMPFS = 0x0102_1994
-ACCESSES = (Access("FILE_CHECK", 4),)
+TMPFS = wire.FileSystem(0, 0x0102_1994, "tmpfs", "", b"", b"tmpfs")
 
 
 class World:
@@ -54,15 +51,20 @@ class World:
         path = self.folder / hashlib.sha256(content).hexdigest()
         if not path.exists():
             path.write_bytes(content)
+        use = self.use(path)
+        file = inode or self.inode
+        job = Job(use, file, {DEFAULT_PCR: ""}, file.generation, again=again)
+        self.jobs.carry_out(Verdict(use, measure=job))
+        if not self.jobs.settle(use.event):
+            self._allow(use.event)
+        return use.event
+
+    def use(self, path: Path) -> Use:
+        """An open of ``path`` that is being judged."""
         event = Event(fanotify.OPEN_PERM, os.open(path, os.O_RDONLY), 1)
-        info = os.fstat(event.fd)
         self.jobs.current = event
-        job = Job(event, inode or self.inode, b"/n", info, {DEFAULT_PCR}, ACCESSES, again=again)
-        job.content = attributes.whole(event.fd, pending.SMALL, TMPFS)
-        self.jobs.add(job, self.deadline())
-        if not self.jobs.settle(event):
-            self._allow(event)
-        return event
+        info = os.fstat(event.fd)
+        return Use(event, b"/n", info, TMPFS, UNKNOWN, 0, self.deadline(), elf=False)
 
     def messages(self) -> list[wire.Message]:
         """What the watcher has been sent."""
@@ -193,20 +195,23 @@ def test_a_violation_and_a_use(world: World) -> None:
     """The opener waits for both, in whatever order they are answered."""
     path = world.folder / "file"
     path.write_bytes(b"x")
-    event = Event(fanotify.OPEN_PERM, os.open(path, os.O_RDONLY), 1)
-    world.jobs.current = event
-    deadline = world.deadline()
-    world.jobs.violation(event, b"/n", "open_writers", UNKNOWN, deadline)
-    job = Job(event, world.inode, b"/n", os.fstat(event.fd), {10}, ACCESSES, content=b"x")
-    world.jobs.add(job, deadline)
-    assert world.jobs.settle(event)
-    violation, use = world.messages()
+    use = world.use(path)
+    job = Job(use, world.inode, {10: "ima-sig"}, 0)
+    world.jobs.carry_out(Verdict(use, ("open_writers",), job))
+    assert world.jobs.settle(use.event)
+    violation, told = world.messages()
     assert isinstance(violation, wire.Violation)
-    assert isinstance(use, wire.Use)
-    world.jobs.done(use.number, measured=True)
+    assert (violation.cause, violation.dev, violation.ino) == (
+        "open_writers",
+        b"tmpfs",
+        use.info.st_ino,
+    )
+    assert isinstance(told, wire.Use)
+    assert told.pcrs == ((10, "ima-sig"),)
+    world.jobs.done(told.number, measured=True)
     assert world.allowed == []
     world.jobs.done(violation.number, measured=True)
-    assert world.allowed == [event]
+    assert world.allowed == [use.event]
 
 
 def test_a_daemon_that_reads_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +233,51 @@ def test_a_daemon_that_reads_nothing(world: World, monkeypatch: pytest.MonkeyPat
 
 
 def test_overflow_is_counted(world: World) -> None:
-    judge = Judge(world.jobs)
-    judge.consider(Event(fanotify.Q_OVERFLOW, -1, 0))
+    world.jobs.overflowed()
     assert world.jobs.counts.overflows == 1
-    os.close(judge.mounts)
+    assert world.jobs.missed.total == 1
+
+
+def test_what_a_verdict_counts_and_misses(world: World) -> None:
+    """Nobody waits for it."""
+    path = world.folder / "file"
+    path.write_bytes(b"x")
+    use = world.use(path)
+    missed = (Missed(b"/n", "too many files are being opened", 1000),)
+    world.jobs.carry_out(Verdict(use, missed=missed, counts=("watched", "lost")))
+    assert not world.jobs.settle(use.event)
+    os.close(use.event.fd)
+    counts = world.jobs.counts
+    assert (counts.watched, counts.lost, world.jobs.missed.total) == (1, 1, 1)
+    world.jobs.missed.flush()
+    [told] = world.messages()
+    assert told == wire.Missed(1, b"/n", "too many files are being opened", 1000)
+
+
+def test_a_truncation_by_the_use_itself_outlives_its_measurement(world: World) -> None:
+    """``process_measurement`` comes before the truncation of O_TRUNC: the next one measures."""
+    path = world.folder / "file"
+    path.write_bytes(b"x")
+    use = world.use(path)
+    job = Job(use, world.inode, {10: ""}, world.inode.generation)
+    world.inode.truncated()
+    world.jobs.carry_out(Verdict(use, measure=job))
+    assert world.jobs.settle(use.event)
+    [told] = world.uses()
+    world.jobs.done(told.number, measured=True)
+    assert world.inode.measured == set()
+
+
+def test_the_head_is_read_by_a_thread_while_a_use_is_held(world: World) -> None:
+    path = world.folder / "file"
+    path.write_bytes(b"\x7fELF...")
+    use = world.use(path)
+    use.elf = None
+    world.jobs.carry_out(Verdict(use, held=True))
+    look = use.look
+    assert look is not None
+    wait_for(lambda: look.result == b"\x7fELF", 10, "a thread has read it")
+    world.jobs.carry_out(Verdict(use, held=True))
+    assert use.look is look
+    assert not world.jobs.settle(use.event)
+    os.close(use.event.fd)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from imafs.errors import Refused
 from imafs.host.ratelimit import BURST
 from imafs.sources.watch import messages
 from imafs.sources.watch.daemon import watcher
+from imafs.sources.watch.daemon.append import Told
 from imafs.sources.watch.daemon.filesystems import Found, Surveyor
 from imafs.sources.watch.daemon.listening import Gone
 from tests.support import ExpectedLogs, wait_for_async
@@ -40,13 +41,14 @@ class Played:
     def __init__(
         self,
         deadline: float,
-        take: Callable[[messages.Use | messages.Violation], None],
+        take: Callable[[messages.Use | messages.Violation, Told], None],
         mounted: Callable[[], None],
         threads: trio.CapacityLimiter,
     ) -> None:
         if self.broken:
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
-        self.take = take
+        self._take = take
+        self._nursery: trio.Nursery | None = None
         self.mounted = mounted
         self.sent: list[messages.ToListener] = []
         self.told: list[messages.Watch] = []
@@ -58,6 +60,14 @@ class Played:
         if not self.lives:
             self.marked.set()
         self.lives.append(self)
+
+    def take(self, message: messages.Use | messages.Violation) -> None:
+        """The listener tells it."""
+        self._take(message, self)
+
+    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(task)
 
     def send(self, message: messages.ToListener) -> None:
         self.sent.append(message)
@@ -72,7 +82,9 @@ class Played:
         return True
 
     async def run(self) -> None:
-        await self.dead.wait()
+        async with trio.open_nursery() as self._nursery:
+            await self.dead.wait()
+            self._nursery.cancel_scope.cancel()
         raise Gone("killed")
 
     async def end(self) -> str:
@@ -403,6 +415,28 @@ async def test_a_refused_use_is_told(
             lives[0].take(messages.Violation(number, b"/a", "ToMToU"))
         assert (await watching.status())["refused"] == 100
     assert sum("not measured" in line for line in caplog.messages) == 1
+
+
+async def test_a_use_is_recorded_as_the_listener_has_decided_it(
+    lives: list[Played], expected_logs: ExpectedLogs
+) -> None:
+    """One record per PCR, by the template of its rule; the policy is not asked again."""
+    expected_logs.expect("not measured: /a: template format 'nonsense")
+    async with _watching("/usr/bin/env") as (emulator, _):
+        before = emulator.queue.totals.added
+        pcrs = ((messages.DEFAULT_PCR, "ima-sig"), (11, "d-ng|n-ng|iuid"), (12, ""))
+        lives[0].take(messages.Use(7, b"/a", pcrs, 5, 6, 0o100644, bytes(32), b"", b"", b""))
+        await _until(lambda: messages.Done(7) in lives[0].sent)
+        assert emulator.queue.totals.added == before + 3
+        lines = b"".join(emulator.queue.ascii_list()).splitlines()
+        found = [line.split(b" ") for line in lines][before:]
+        assert [(words[0], words[2]) for words in found] == [
+            (b"10", b"ima-sig"),
+            (b"11", b"d-ng|n-ng|iuid"),
+            (b"12", b"ima-ng"),
+        ]
+        lives[0].take(messages.Use(8, b"/a", ((11, "nonsense|n-ng"),), 5, 6, 0, b"", b"", b"", b""))
+        assert messages.Done(8, False) in lives[0].sent
 
 
 async def test_appended_rules_alone_are_told(lives: list[Played]) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 from imafs.errors import FormatError
 from imafs.kernel.audit import Task
-from imafs.kernel.policy.match import Access
 
 #: Send buffer asked for: many messages may wait while the other end is busy.
 BUFFER = 4 << 20
+#: Stands for CONFIG_IMA_MEASURE_PCR_IDX, which only the daemon knows.
+DEFAULT_PCR = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +39,19 @@ class FileSystem:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """First of all. ``excused``: processes whose opens are allowed at once, each with when it
-    began (:func:`imafs.sources.watch.child.task.began`): its number outlives it."""
+    began (:func:`imafs.sources.watch.child.task.began`): its number outlives it.
+    ``template_fmt`` is that of the command line, which rules may name; empty: none."""
 
     algorithm: str
     want_sha1: bool
     excused: tuple[tuple[int, int], ...]
+    template_fmt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The active policy (:meth:`imafs.kernel.policy.match.Policy.source`), no templates; or
-    ``more`` rules behind those that were told before."""
+    """The active policy (:meth:`imafs.kernel.policy.match.Policy.source`), or ``more`` rules
+    behind those that were told before."""
 
     text: bytes
     more: bool = False
@@ -108,12 +111,12 @@ class Watching:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A file whose use a rule measures: what the hooks know, its owner, its digests and
-    signatures (empty: none)."""
+    """A file whose use rules measure: into which PCRs (:data:`DEFAULT_PCR`), each with the name
+    of its template (empty: the default one); its owner, digests and signatures (empty: none)."""
 
     number: int
     name: bytes
-    accesses: tuple[Access, ...]
+    pcrs: tuple[tuple[int, str], ...]
     uid: int
     gid: int
     mode: int
@@ -188,7 +191,7 @@ _KINDS: dict[str, Any] = {
         *(Watching, Use, Violation, Missed, Counters, Mounted),
     )
 }
-_PARTS: dict[str, Any] = {kind.__name__: kind for kind in (FileSystem, Access, Task)}
+_PARTS: dict[str, Any] = {kind.__name__: kind for kind in (FileSystem, Task)}
 _NAMES = {
     kind: tuple(f.name for f in fields(kind)) for kind in (*_KINDS.values(), *_PARTS.values())
 }
@@ -206,7 +209,7 @@ def _plain(value: object) -> object:
         return {"hex": value.hex()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, FileSystem | Access | Task):
+    if isinstance(value, FileSystem | Task):
         kind = type(value)
         return {kind.__name__: [_plain(getattr(value, name)) for name in _NAMES[kind]]}
     return value

@@ -28,13 +28,16 @@ from typing import NoReturn
 
 from imafs.errors import FormatError
 from imafs.host.linux import die_with_parent
-from imafs.sources.watch import messages
+from imafs.sources.watch import fanotify, messages
 from imafs.sources.watch.channel import Channel
 from imafs.sources.watch.child import attributes
-from imafs.sources.watch.child.decide import Judge
+from imafs.sources.watch.child.decide import NOTHING, Judge
 from imafs.sources.watch.child.forward import Late, Relay
+from imafs.sources.watch.child.held import FIRST, Held
+from imafs.sources.watch.child.job import Use, Verdict
 from imafs.sources.watch.child.marks import Marks
 from imafs.sources.watch.child.pending import Jobs
+from imafs.sources.watch.child.task import Account
 from imafs.sources.watch.fanotify import Event, Moves, Permissions
 from imafs.sources.watch.missed import reason
 from imafs.text import shown
@@ -63,12 +66,15 @@ class Listener:
         self._signed = 0.0
         self._writing = False
         self._jobs = Jobs(channel, deadline, self._allow)
-        self._judge = Judge(self._jobs)
+        self._judge = Judge(deadline, self._has_room)
+        # Uses that cannot be judged yet.
+        self._held: Held[Use] = Held()
+        #: So many descriptors may be held, and half of them by one account.
+        self._room = _raise_limit() - _SPARE
         self._permissions: Permissions | None = None
         self._moves: Moves | None = None
         self._marks: Marks | None = None
         self._poll = select.poll()
-        self._judge.room = _raise_limit() - _SPARE
         finished = partial(os.eventfd_write, self._jobs.finished, 1)
         self._relay: Relay[list[Event]] = Relay(self._loop, finished)
 
@@ -108,8 +114,8 @@ class Listener:
             self._jobs.send(messages.Mounted())
         if self._moves is not None and self._moves.moved():
             self._forget_ignored()
-        for use, pause in self._judge.due():
-            self._answer(use.event, partial(self._judge.again, use, pause))
+        for use, pause in self._held.due(time.monotonic()):
+            self._answer(use.event, partial(self._judge.again, use), pause)
         self._jobs.expire()
         self._jobs.missed.flush()
         if self._writing is not bool(self._jobs.unsent):
@@ -130,13 +136,17 @@ class Listener:
 
     def _consider(self, events: list[Event]) -> None:
         for event in events:
+            if event.mask & fanotify.Q_OVERFLOW:
+                self._jobs.overflowed()
+                continue
+            self._jobs.counts.events += 1
             self._answer(event, partial(self._judge.consider, event))
 
     def _ready(self) -> dict[int, int]:
         """What is readable, soon: poll() knows milliseconds only, and does not wait for less."""
         if not self._judge.rulebook.ready:
             return dict(self._poll.poll(0))
-        seconds = self._judge.wait(self._jobs.wait(_BEAT))
+        seconds = self._held.wait(time.monotonic(), self._jobs.wait(_BEAT))
         if not 0 < seconds < 0.001:
             return dict(self._poll.poll(1000 * seconds))
         ready = self._poll.poll(0)
@@ -159,20 +169,30 @@ class Listener:
 
     # Events
 
-    def _answer(self, event: Event, judge: Callable[[], bool]) -> None:
-        """Judges an event; whoever opened it goes on unless it is held, or waits."""
+    def _answer(self, event: Event, judge: Callable[[], Verdict], pause: float = FIRST) -> None:
+        """Has an event judged and does what is to be done; its opener goes on unless it waits."""
         self._jobs.current = event
+        verdict = NOTHING
         try:
-            held = judge()
+            verdict = judge()
+            self._jobs.carry_out(verdict)
         except Exception as error:
-            held = False
+            verdict = NOTHING
             self._jobs.trouble(error)
             self._jobs.missed.note(b"", f"an event cannot be judged: {reason(error)}")
-        if not self._jobs.settle(event) and not held:
+        waits = self._jobs.settle(event)
+        if verdict.held and verdict.use is not None:
+            self._held.add(verdict.use, time.monotonic(), verdict.use.deadline, pause)
+        elif not waits:
             self._allow(event)
-        ignorable, self._judge.ignorable = self._judge.ignorable, None
-        if ignorable is not None:
-            self._ignore(*ignorable)
+        if verdict.ignore is not None:
+            self._ignore(*verdict.ignore)
+
+    def _has_room(self, account: Account) -> bool:
+        held = self._jobs.descriptors + len(self._held)
+        if held < self._room // 2:
+            return True
+        return held < self._room and self._jobs.share(account) < self._room // 2
 
     def _allow(self, event: Event) -> None:
         if event.fd < 0:
@@ -206,7 +226,7 @@ class Listener:
                 case messages.Done():
                     self._jobs.done(message.number, measured=message.measured)
                 case messages.Settings():
-                    self._judge.settings = message
+                    self._judge.know(message)
                     self._jobs.settings = message
                 case messages.Rules():
                     self._judge.rulebook.take(message.text, more=message.more)
@@ -214,6 +234,7 @@ class Listener:
                     self._jobs.send(self._watch(message))
                 case messages.Forget():
                     self._judge.forget()
+                    self._jobs.forget()
                 case messages.Ask():
                     self._jobs.report(ignoring=self._judge.ignoring)
                 case _:

@@ -22,11 +22,11 @@ from imafs.formats.fields import Measurement
 from imafs.sources import files
 from imafs.sources.watch import messages
 from imafs.sources.watch.channel import MOST, Channel
+from imafs.sources.watch.child import attributes
 from imafs.sources.watch.child import task as opener
-from imafs.sources.watch.child.attributes import Info
 from imafs.sources.watch.child.hashing import Pool, Steps, Work
-from imafs.sources.watch.child.job import Job, Opener, covers
-from imafs.sources.watch.child.task import Account, Credentials
+from imafs.sources.watch.child.job import Job, Opener, Use, Verdict, covers
+from imafs.sources.watch.child.task import Account
 from imafs.sources.watch.fanotify import Event
 from imafs.sources.watch.missed import Missed, reason
 
@@ -87,50 +87,72 @@ class Jobs:
 
     # Beginning
 
-    def add(self, job: Job, deadline: float) -> None:
+    def carry_out(self, verdict: Verdict) -> None:
+        """Does what a verdict asks for; :meth:`settle` tells then whether the opener waits."""
+        for name in verdict.counts:
+            setattr(self.counts, name, getattr(self.counts, name) + 1)
+        for each in verdict.missed:
+            self.missed.note(each.name, each.why, each.uid)
+        use = verdict.use
+        if use is None:
+            return
+        if use.elf is None:
+            self._look(use, wanted=verdict.held)
+        for cause in verdict.violations:
+            self._violation(use, cause)
+        if verdict.measure is not None:
+            self._add(verdict.measure)
+
+    def _look(self, use: Use, *, wanted: bool) -> None:
+        """Has the first bytes of a file read by a thread; the judge looks at the work."""
+        if wanted and use.look is None:
+            descriptor = os.dup(use.event.fd)
+            use.look = Work(descriptor, use.info.st_dev, _head(descriptor), {use.account})
+            self._pool.add(use.look)
+        elif not wanted and use.look is not None:
+            self._pool.drop(use.look)
+
+    def _add(self, job: Job) -> None:
         """Has a use measured; its opener waits for that."""
         pending = self._pending.get(job.key)
         if pending is not None and covers(pending, job):
-            self._join(pending, job, deadline)
+            self._join(pending, job)
             return
+        use = job.use
         job.number = self._number()
-        job.generation = job.inode.generation
         self._jobs[job.number] = job
         self._pending[job.key] = job
-        self._wait_for(job.event, job.number, job.who, deadline)
-        job.until = deadline
+        self._wait_for(use, job.number)
+        job.until = use.deadline
         job.unasked = self._silent
-        if job.content is None and not job.direct:
+        content = None
+        if use.info.st_size <= SMALL and not use.is_direct:
+            content = attributes.whole(use.event.fd, SMALL, use.system.magic)
+        if content is None and not use.is_direct:
             self._hash_in_thread(job)
             return
         try:
-            self._ask(job, self._hash(job))
+            self._ask(job, self._hash(job, content))
         except (OSError, Refused) as error:
             self._fail(job, error)
 
-    def _join(self, pending: Job, job: Job, deadline: float) -> None:
-        self._wait_for(job.event, pending.number, job.who, deadline)
-        pending.until = max(pending.until, deadline)
+    def _join(self, pending: Job, job: Job) -> None:
+        use = job.use
+        self._wait_for(use, pending.number)
+        pending.until = max(pending.until, use.deadline)
         pending.unasked = pending.unasked or self._silent
         if pending.work is not None:
-            self._pool.join(pending.work, self._account(job))
-            self._note_beginning(job.event)
+            self._pool.join(pending.work, use.account)
+            self._note_beginning(use.event)
 
-    def violation(
-        self,
-        event: Event,
-        name: bytes,
-        cause: str,
-        who: Credentials,
-        deadline: float,
-        place: tuple[bytes, int] = (b"", 0),
-    ) -> None:
-        """Has a violation recorded; the opener waits for that. ``place``: as in an audit log,
-        the name of the super block, and the inode."""
+    def _violation(self, use: Use, cause: str) -> None:
+        """Has a violation recorded; the opener waits for that."""
         number = self._number()
-        self._wait_for(event, number, who, deadline)
-        task = tasks.of(event.tid)
-        self._send(messages.Violation(number, name, cause, task, *place), number)
+        self._wait_for(use, number)
+        task = tasks.of(use.event.tid)
+        # As an audit log has it: the name of the super block, and the inode.
+        place = (use.system.id, use.info.st_ino)
+        self._send(messages.Violation(number, use.name, cause, task, *place), number)
 
     def settle(self, event: Event) -> bool:
         """At the end of judging: whether the opener waits for anything."""
@@ -144,16 +166,17 @@ class Jobs:
         self._next += 1
         return self._next
 
-    def _wait_for(self, event: Event, number: int, who: Credentials, deadline: float) -> None:
+    def _wait_for(self, use: Use, number: int) -> None:
         if self._silent:
             self.counts.unasked += 1
             return
+        event = use.event
         waiting = self._openers.get(event.fd)
         if waiting is None:
-            waiting = Opener(event, deadline, opener.account(event.tid, who.uid))
+            waiting = Opener(event, use.deadline, use.account)
             self._openers[event.fd] = waiting
             self._held[waiting.account] += 1
-            heapq.heappush(self._deadlines, (deadline, number, waiting))
+            heapq.heappush(self._deadlines, (use.deadline, number, waiting))
         waiting.numbers.add(number)
         self._waited.setdefault(number, []).append(event.fd)
 
@@ -163,50 +186,32 @@ class Jobs:
         if not self._held[waiting.account]:
             del self._held[waiting.account]
 
-    def _account(self, job: Job) -> Account:
-        waiting = self._openers.get(job.event.fd)
-        if waiting is not None:
-            return waiting.account
-        return opener.account(job.event.tid, job.who.uid)
-
     # Hashing
 
-    def _hash(self, job: Job) -> Measurement:
-        settings = self.settings
+    def _hash(self, job: Job, content: bytes | None) -> Measurement:
+        settings, use = self.settings, job.use
         algorithm = by_name(settings.algorithm)
-        if job.direct:
-            return Measurement(job.name, algorithm, bytes(algorithm.digest_size), sha1=bytes(20))
+        if use.is_direct:
+            return Measurement(use.name, algorithm, bytes(algorithm.digest_size), sha1=bytes(20))
         return files.describe(
-            job.event.fd,
-            job.name,
+            use.event.fd,
+            use.name,
             algorithm,
             want_sha1=settings.want_sha1,
-            content=job.content,
+            content=content,
         )
 
     def _hash_in_thread(self, job: Job) -> None:
-        settings = self.settings
+        settings, use = self.settings, job.use
         # The event's own descriptor goes with its answer.
-        descriptor = os.dup(job.event.fd)
+        descriptor = os.dup(use.event.fd)
         steps = files.describing(
-            descriptor, job.name, by_name(settings.algorithm), want_sha1=settings.want_sha1
+            descriptor, use.name, by_name(settings.algorithm), want_sha1=settings.want_sha1
         )
-        job.work = Work(descriptor, job.info.st_dev, steps, {self._account(job)})
+        job.work = Work(descriptor, use.info.st_dev, steps, {use.account})
         self._hashed[job.work] = job
-        self._note_beginning(job.event)
+        self._note_beginning(use.event)
         self._pool.add(job.work)
-
-    def look(self, event: Event, info: Info, who: Credentials) -> Work:
-        """Has the first bytes of a file read by a thread; whoever looks at it asks the work."""
-        descriptor = os.dup(event.fd)
-        account = opener.account(event.tid, who.uid)
-        work = Work(descriptor, info.st_dev, _head(descriptor), {account})
-        self._pool.add(work)
-        return work
-
-    def look_away(self, work: Work) -> None:
-        """Nobody wants to know any more."""
-        self._pool.drop(work)
 
     def _note_beginning(self, event: Event) -> None:
         waiting = self._openers.get(event.fd)
@@ -222,7 +227,7 @@ class Jobs:
             for work in self._pool.take_finished():
                 job = self._hashed.pop(work, None)
                 if job is None:
-                    continue  # a look, whose judge asks by itself
+                    continue  # a look: the judge looks at it
                 job.work = None
                 if isinstance(work.result, Measurement):
                     self._ask(job, work.result)
@@ -233,23 +238,29 @@ class Jobs:
     def _fail(self, job: Job, error: OSError | Refused) -> None:
         # As in a kernel, a file that cannot be read is opened all the same.
         self.trouble(error)
-        self.missed.note(job.name, f"it cannot be read: {reason(error)}", job.who.uid)
+        self._miss(job, f"it cannot be read: {reason(error)}")
         self._finish(job.number)
+
+    def _miss(self, job: Job, why: str) -> None:
+        self.missed.note(job.use.name, why, job.use.who.uid)
 
     def _ask(self, job: Job, made: Measurement) -> None:
         self.counts.hashed += 1
-        if job.again and job.inode.digest == made.digest and job.pcrs <= job.inode.recorded:
-            job.inode.measured |= job.pcrs
+        inode = job.inode
+        if job.again and inode.digest == made.digest and job.pcrs.keys() <= inode.recorded:
+            if job.generation == inode.generation:
+                inode.measured |= job.pcrs.keys()
             self._finish(job.number)
             return
         job.digest = made.digest
+        info = job.use.info
         use = messages.Use(
             job.number,
-            job.name,
-            job.accesses,
-            job.info.st_uid,
-            job.info.st_gid,
-            job.info.st_mode & 0xFFFF,
+            job.use.name,
+            tuple(job.pcrs.items()),
+            info.st_uid,
+            info.st_gid,
+            info.st_mode & 0xFFFF,
             made.digest,
             made.sha1 or b"",
             made.signature,
@@ -279,7 +290,7 @@ class Jobs:
         self.counts.lost += 1
         job = self._jobs.get(number)
         if job is not None:
-            self.missed.note(job.name, "the daemon takes no more messages", job.who.uid)
+            self._miss(job, "the daemon takes no more messages")
         self._finish(number)
 
     def _try(self, packet: bytes, number: int) -> bool:
@@ -298,6 +309,11 @@ class Jobs:
         self.counts.unmeasured = self.missed.total
         self.send(self.counts)
 
+    def overflowed(self) -> None:
+        """The kernel has thrown events away."""
+        self.counts.overflows += 1
+        self.missed.note(b"", "the kernel's queue of events was full")
+
     def trouble(self, error: BaseException | None) -> None:
         """An event that could not be judged, or a file that could not be read."""
         self.counts.errors += 1
@@ -309,9 +325,9 @@ class Jobs:
         """The watcher has dealt with ``number``."""
         self._silent = False
         job = self._jobs.get(number)
-        if measured and job is not None and job.digest and not job.direct:
+        if measured and job is not None and job.digest and not job.use.is_direct:
             if job.generation == job.inode.generation:
-                job.inode.measured |= job.pcrs
+                job.inode.measured |= job.pcrs.keys()
             job.inode.digest = job.digest
             job.inode.recorded = frozenset(job.pcrs)
         self._finish(number)
@@ -359,7 +375,7 @@ class Jobs:
     def _give_up(self, job: Job) -> None:
         """The last one who waited has gone on: a file that is hashed is not hashed any more."""
         seconds = f"{self.seconds:g} s"
-        self.missed.note(job.name, f"hashing it takes longer than {seconds}", job.who.uid)
+        self._miss(job, f"hashing it takes longer than {seconds}")
         self._drop(job)
 
     def _drop(self, job: Job) -> None:

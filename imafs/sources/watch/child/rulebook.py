@@ -9,26 +9,33 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 
+from imafs.formats import templates
 from imafs.kernel.policy import grammar
 from imafs.kernel.policy.match import Access, Policy
 from imafs.kernel.policy.rules import Rule
+from imafs.sources.watch.messages import DEFAULT_PCR
 
-#: Stands for CONFIG_IMA_MEASURE_PCR_IDX, which only the daemon knows.
-DEFAULT_PCR = -1
 #: Lines between two looks at the clock.
 _LINES = 64
 _MOST_DECISIONS = 1 << 16
 
 
 class Rulebook:
-    """Decides into which PCRs a use is measured."""
+    """Decides into which PCRs a use is measured, and by which template."""
 
     def __init__(self) -> None:
+        self._words = grammar.DEFAULT_WORDS
         self._lines: deque[bytes] = deque()
         self._rules: list[Rule] = []
         self._policy = Policy()
-        self._decisions: dict[Access, int | None] = {}
+        self._decisions: dict[Access, tuple[int, str] | None] = {}
+
+    def know(self, template_fmt: str) -> None:
+        """The format of ``ima_template_fmt=``, which rules may name; empty: there is none."""
+        template = templates.custom(template_fmt) if template_fmt else None
+        self._words = replace(grammar.DEFAULT_WORDS, template_fmt=template)
 
     def take(self, text: bytes, *, more: bool) -> None:
         """Another policy, or ``more`` rules behind the known ones."""
@@ -49,7 +56,7 @@ class Rulebook:
         end = time.monotonic() + seconds
         while self._lines and time.monotonic() < end:
             for _ in range(min(_LINES, len(self._lines))):
-                rule = grammar.parse(self._lines.popleft(), custom=True)
+                rule = grammar.parse(self._lines.popleft(), self._words, custom=True)
                 if rule is not None:
                     self._rules.append(rule)
         if self.ready:
@@ -60,17 +67,24 @@ class Rulebook:
         """Nothing that was decided counts any more: the facts of file systems are others."""
         self._decisions.clear()
 
-    def pcrs(self, accesses: tuple[Access, ...]) -> set[int]:
-        """The PCRs that rules want this use measured into."""
-        found = set()
+    def pcrs(self, accesses: tuple[Access, ...]) -> dict[int, str]:
+        """The PCRs that rules want this use measured into, each with the name of the template.
+
+        Empty: the default one. Of two rules for one PCR the first access's counts.
+        """
+        found: dict[int, str] = {}
         for access in accesses:
-            if access not in self._decisions:
-                if len(self._decisions) >= _MOST_DECISIONS:
-                    self._decisions.clear()
-                decision = self._policy.decide(access)
-                pcr = DEFAULT_PCR if decision.pcr is None else decision.pcr
-                self._decisions[access] = pcr if decision.measure else None
-            wanted = self._decisions[access]
+            wanted = self._decide(access)
             if wanted is not None:
-                found.add(wanted)
+                found.setdefault(*wanted)
         return found
+
+    def _decide(self, access: Access) -> tuple[int, str] | None:
+        if access not in self._decisions:
+            if len(self._decisions) >= _MOST_DECISIONS:
+                self._decisions.clear()
+            decision = self._policy.decide(access)
+            pcr = DEFAULT_PCR if decision.pcr is None else decision.pcr
+            label = "" if decision.template is None else decision.template.label
+            self._decisions[access] = (pcr, label) if decision.measure else None
+        return self._decisions[access]

@@ -101,6 +101,16 @@ class Way:
     flags: int | None = None
     executes: bool = False
 
+    @property
+    def is_direct(self) -> bool:
+        """Opened with O_DIRECT."""
+        return bool((self.flags or 0) & os.O_DIRECT)
+
+    @property
+    def truncates(self) -> bool:
+        """Opened with O_TRUNC."""
+        return bool((self.flags or 0) & os.O_TRUNC)
+
 
 def way(tid: int) -> Way | None:
     """How thread ``tid``, which waits in an open, opens the file.

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import astuple
 from typing import TypeVar
 
@@ -37,14 +37,15 @@ class Gone(Exception):
 
 
 class Listening:
-    """A running listener. ``take`` is given every use and violation, in their order;
-    ``mounted`` is called when the table of mounts has changed. ``threads`` are those that its
-    management may use: no others' hung files may keep a listener from being replaced."""
+    """A running listener. ``take`` is given every use and violation, in their order, and sends
+    the answer here; ``mounted`` is called when the table of mounts has changed. ``threads`` are
+    those that its management may use: no others' hung files may keep a listener from being
+    replaced."""
 
     def __init__(
         self,
         deadline: float,
-        take: Callable[[messages.Use | messages.Violation], None],
+        take: Callable[[messages.Use | messages.Violation, Listening], None],
         mounted: Callable[[], None],
         threads: trio.CapacityLimiter,
     ) -> None:
@@ -70,6 +71,7 @@ class Listening:
                 cwd="/",
             )
         self._channel = Channel(ours)
+        self._nursery: trio.Nursery | None = None
         self._unsent: deque[bytes] = deque()
         self._more = trio.Event()
         self._heard = trio.Event()
@@ -137,6 +139,7 @@ class Listening:
     async def run(self) -> None:
         """Until the listener has ended: raises :class:`Gone`."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self._send_rest)
             nursery.start_soon(self._look_after)
             try:
@@ -151,6 +154,11 @@ class Listening:
         self._wake()
         raise Gone(await self.end())
 
+    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Runs it until the listener has ended."""
+        assert self._nursery is not None
+        self._nursery.start_soon(task)
+
     async def _receive(self) -> bytes:
         await trio.lowlevel.checkpoint()
         while (packet := self._channel.receive()) is None:
@@ -160,7 +168,7 @@ class Listening:
     def _hear(self, message: messages.Message) -> None:
         match message:
             case messages.Use() | messages.Violation():
-                self._take(message)
+                self._take(message, self)
                 return
             case messages.Missed():
                 log.error("%s", missed.line(*astuple(message)))

@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which an opener goes on without its measurement.
 DEADLINE = 5.0
-#: Seconds that an opener waits for its record's extend; the list has it already.
-_EXTEND_WAIT = 1.0
 _RETRY_FIRST, _RETRY_LONGEST = 0.05, 10.0
 #: A listener that lived so long has not died of its start, seconds.
 _HEALTHY = 30.0
@@ -91,7 +89,7 @@ class Watcher:
         self._restarts = 0
         self._last: str | None = None
         self._before = messages.Counters()
-        self._recorder = Recorder(emulator)
+        self._recorder = Recorder(emulator, deadline)
         self._seldom = Ratelimit(log)
         emulator.observers.append(self._changed)
 
@@ -171,7 +169,7 @@ class Watcher:
             "restarts": self._restarts,
             **self._recorder.counts,
             **counts,
-            "trouble": now.trouble or self._before.trouble or self._last,
+            "trouble": now.trouble or self._before.trouble or self._recorder.refused or self._last,
             "ignoring": now.ignoring,
         }
 
@@ -209,7 +207,7 @@ class Watcher:
             listening = await trio.to_thread.run_sync(
                 Listening,
                 self._deadline,
-                self._take,
+                self._recorder.take,
                 self._mounted,
                 self._threads,
                 limiter=self._threads,
@@ -356,45 +354,25 @@ class Watcher:
             self._send_rules(listening, self._policy)
 
     def _send_rules(self, listening: Listening, known: Policy | None = None) -> None:
-        config, self._policy = self._emulator.config, self._judging
+        emulator = self._emulator
+        config, self._policy = emulator.config, self._judging
         rules = self._policy.rules
         templates = [config.template, *(rule.template for rule in rules)]
         want_sha1 = any(template is not None and template.has("d") for template in templates)
-        listening.send(messages.Settings(config.algorithm.name, want_sha1, self._excused))
+        own = emulator.policy_file.config.words.template_fmt
+        fmt = "" if own is None else own.format
+        settings = messages.Settings(config.algorithm.name, want_sha1, self._excused, fmt)
+        listening.send(settings)
         # A boot script may append rule by rule: what the listener has is not told again.
         more = known is not None and _begins(rules, known.rules)
-        # As they are parsed to the same again, and without templates, which the daemon sees to:
-        # what a kernel prints is shortened, and a format of ours is unknown over there.
+        # As they are parsed to the same again: what a kernel prints is shortened.
         new = rules[len(known.rules) :] if known is not None and more else rules
-        plain = tuple(replace(rule, template=None) if rule.template else rule for rule in new)
-        listening.send(messages.Rules(Policy(plain).source(), more))
+        listening.send(messages.Rules(Policy(new).source(), more))
 
     @property
     def _judging(self) -> Policy:
         emulator = self._emulator
         return emulator.policy or _tcb(emulator.policy_file.config.release)
-
-    # Measuring
-
-    def _take(self, message: messages.Use | messages.Violation) -> None:
-        """Into the list now; the answer follows the extend."""
-        last, measured = self._recorder.take(message, self._judging)
-        if not measured:
-            self._last = self._recorder.refused
-        emulator = self._emulator
-        if emulator.queue.totals.extended >= last or emulator.channel.broken:
-            self._answer(message.number, measured)
-        else:
-            assert self._nursery is not None
-            self._nursery.start_soon(self._answer_extended, message.number, last)
-
-    async def _answer_extended(self, number: int, last: int) -> None:
-        await self._emulator.wait_extended(last, min(_EXTEND_WAIT, self._deadline / 2))
-        self._answer(number, True)
-
-    def _answer(self, number: int, measured: bool) -> None:
-        if self._listening is not None:
-            self._listening.send(messages.Done(number, measured))
 
 
 def _begins(rules: Sequence[Rule], known: Sequence[Rule]) -> bool:
