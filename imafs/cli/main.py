@@ -13,6 +13,7 @@ import errno
 import io
 import os
 import sys
+from importlib import import_module
 from types import TracebackType
 from typing import TypeGuard
 
@@ -27,33 +28,26 @@ INTERRUPTED = 128 + 2
 _PIPE_CLOSED = 128 + 13  # and SIGPIPE
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line (also what the manual pages are made from)."""
-    # Here, so that main() tells it in one line where they do not fit into memory.
-    from imafs.cli import (
-        attest,
-        check,
-        ctl,
-        diff,
-        mount,
-        profiles,
-        record,
-        run,
-        scenarios,
-        status,
-        umount,
-        verify,
-    )
-    from imafs.cli import list as list_
+#: In the order of the manual; each is a module of this room.
+COMMANDS = (
+    *("mount", "run", "umount", "ctl", "status", "list", "diff", "verify", "record", "attest"),
+    *("check", "profiles", "scenarios"),
+)
 
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole command line (also what the manual pages are made from).
+
+    Of one ``command`` alone where it is named: others' modules are not loaded for it.
+    """
     parser = Parser(
         prog="imafs", description="The IMA directory of securityfs as a FUSE filesystem."
     )
     parser.add_argument("--version", action="version", version=f"imafs {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    lists = (list_, diff, verify, record, attest, check)
-    for command in (mount, run, umount, ctl, status, *lists, profiles, scenarios):
-        command.add_parser(subparsers)
+    for name in COMMANDS if command is None else (command,):
+        # Here, so that main() tells it in one line where it does not fit into memory.
+        import_module(f"imafs.cli.{name}").add_parser(subparsers)
     return parser
 
 
@@ -113,7 +107,9 @@ def _discard_output() -> None:
 
 def _run(argv: list[str] | None) -> int:
     try:
-        args = build_parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        first = words[0] if words and words[0] in COMMANDS else None
+        args = build_parser(first).parse_args(words)
         code: int = args.run(args)
     except SystemExit as exit_:  # argparse: --help, --version, usage
         code = exit_.code if isinstance(exit_.code, int) else UsageError.exit_code

@@ -29,7 +29,7 @@ from tests.conformance.recordings import DATA, Moment, load, names
 from tests.property import builders
 from tests.property.reference import WIDTHS, Rec, ascii_list, binary_list, ng, u32, violation
 from tests.schema import check
-from tests.support import ROOT, unpack
+from tests.support import ROOT, run, unpack
 
 BINARY = "binary_runtime_measurements"
 ASCII = "ascii_runtime_measurements"
@@ -547,3 +547,12 @@ def test_options_that_exclude_each_other(
     file: Path, words: list[str], capsysbinary: Output
 ) -> None:
     assert "not allowed with" in refused(capsysbinary, file, *words, code=2)
+
+
+def test_a_command_loads_no_other_one() -> None:
+    """Each start of it would wait for all of them."""
+    code = (
+        "import sys; from imafs.cli.main import COMMANDS, main; main(['list', '/dev/null']); "
+        "print(*(name for name in COMMANDS if f'imafs.cli.{name}' in sys.modules))"
+    )
+    assert run([sys.executable, "-c", code], cwd=ROOT).stdout == "list\n"
