@@ -7,11 +7,12 @@ A violation extends 0xff over the whole width (Linux 7.3 ima_queue.c,
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from imafs.attest.parallel import Progress
-from imafs.attest.walking import Block, Part, blocks, record
+from imafs.attest.walking import BLOCK, Block, Part, Stretch, record, stretch_blocks, whole
 from imafs.formats.algorithms import ALGORITHMS, SHA1, Bank
 from imafs.formats.binary import check_fields, wrong_digest
 
@@ -58,140 +59,167 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one bank is replayed with: ``starts`` are PCRs' values before the first record.
-
-    ``unchecked`` is a replay that only tries something out.
-    """
+    """What one bank is replayed with: ``starts`` are PCRs' values before the first record."""
 
     name: str
     targets: Mapping[int, bytes]
     padded: bool = False
     starts: Mapping[int, bytes] = field(default_factory=dict)
-    unchecked: bool = False
+
+    @property
+    def width(self) -> int:
+        """Bytes of a value."""
+        return HASHES[self.name].digest_size
 
 
 @dataclass(slots=True)
-class Pass:
-    """The replay of one bank over the whole list."""
+class Digests:
+    """What records extend PCRs by: the PCR of each, a byte, and the digests of every bank, back
+    to back."""
 
-    records: int
+    pcrs: bytes
+    packed: dict[str, bytes]
     violations: int
-    lanes: dict[int, Lane]
+
+    @classmethod
+    def joined(cls, some: Sequence[Digests]) -> Digests:
+        """Those of records that follow each other."""
+        if len(some) == 1:
+            return some[0]
+        packed = {name: b"".join(each.packed[name] for each in some) for name in some[0].packed}
+        pcrs = b"".join(each.pcrs for each in some)
+        return cls(pcrs, packed, sum(each.violations for each in some))
+
+
+def digests(
+    stretches: Sequence[Stretch],
+    own: Bank,
+    tasks: Sequence[Task],
+    progress: Progress,
+    *,
+    checked: bool = True,
+) -> Digests:
+    """Those of every record, in the banks of ``tasks``.
+
+    ``checked``: the first of these is the list's own bank. Raises :class:`FormatError` where a
+    record is malformed, or its fields or its template digest are not its own: with its number
+    and byte, where the stretches are whole parts.
+    """
+    hashers = [_Hasher(own, task) for task in tasks]
+    packed: dict[str, list[bytes]] = {task.name: [] for task in tasks}
+    pcrs, violations = bytearray(), 0
+    total = sum(each.stop - each.start for each in stretches)
+    for block in stretch_blocks(stretches, own.digest_size, fields=checked):
+        zero = hashers[0].zero
+        places: list[int] = []
+        if zero in block.digests:
+            places = [n for n, digest in enumerate(block.digests) if digest == zero]
+        violations += len(places)
+        for hasher in hashers:
+            made = hasher.of(block, places)
+            if checked and hasher is hashers[0]:
+                _check(stretches, own, block, made)
+            packed[hasher.name].append(b"".join(made))
+        pcrs += bytes(block.pcrs)
+        progress(block.end, total)
+    return Digests(
+        bytes(pcrs), {name: b"".join(pieces) for name, pieces in packed.items()}, violations
+    )
 
 
 def extended(parts: Sequence[Part], own: Bank, name: str, padded: bool) -> list[tuple[int, bytes]]:
     """(PCR, digest) of what every record extends the bank ``name`` by; nothing is checked."""
-    replay = _Replay(own, Task(name, {}, padded))
-    return [
-        pair
-        for block in blocks(parts, own.digest_size, fields=False)
-        for pair in zip(block.pcrs, replay.digests(block)[0], strict=True)
-    ]
+    task = Task(name, {}, padded)
+    found = digests(whole(parts), own, [task], lambda done, total: None, checked=False)
+    packed, width = found.packed[name], task.width
+    return [(pcr, packed[at * width : (at + 1) * width]) for at, pcr in enumerate(found.pcrs)]
 
 
-def replay(parts: Sequence[Part], own: Bank, task: Task, progress: Progress) -> Pass:
-    """One bank's pass; that of the list's own bank checks fields and template digests.
-
-    Raises :class:`FormatError` (record, byte of all parts as one).
-    """
-    one = _Replay(own, task)
-    total = sum(len(part.data) for part in parts)
-    out = Pass(0, 0, {})
-    for block in blocks(parts, own.digest_size, fields=one.checked):
-        digests, violations = one.digests(block)
-        if one.checked:
-            _check(parts, own, block, digests)
-        one.extend(out.lanes, block, digests)
-        out.violations += violations
-        out.records += len(block.pcrs)
-        if block.end < total:
-            progress(block.end, total)
-    progress(total, total)
-    return out
-
-
-class _Replay:
-    def __init__(self, own: Bank, task: Task) -> None:
-        algorithm = HASHES[task.name]
-        self._hash = algorithm.constructor()
-        self._template_hash = SHA1.constructor() if task.padded else self._hash
-        self._width = algorithm.digest_size
-        self._task = task
-        self._zero = bytes(own.digest_size)
-        self.checked = task.name == own.name and not task.unchecked
-
-    def digests(self, block: Block) -> tuple[list[bytes], int]:
-        """What each record extends the PCR by, and how many of them are violations."""
-        out = [found.digest() for found in map(self._template_hash, block.messages)]
-        if self._task.padded:
-            out = [digest.ljust(self._width, b"\0") for digest in out]
-        violations = block.digests.count(self._zero)
-        if violations:
-            ones = b"\xff" * self._width
-            for place, digest in enumerate(block.digests):
-                if digest == self._zero:
-                    out[place] = ones
-        return out, violations
-
-    def extend(self, lanes: dict[int, Lane], block: Block, digests: list[bytes]) -> None:
-        """Extends every record's PCR."""
-        first = block.pcrs[0]
-        if block.pcrs.count(first) == len(block.pcrs):
-            self._extend_one(self.lane(lanes, first), block.first, digests)
-            return
-        make = self._hash
-        for number, (pcr, digest) in enumerate(
-            zip(block.pcrs, digests, strict=True), block.first + 1
-        ):
-            lane = self.lane(lanes, pcr)
-            lane.moved(number, make(lane.value + digest).digest())
-
-    def _extend_one(self, lane: Lane, first: int, digests: list[bytes]) -> None:
-        """As :meth:`extend`, of a block whose records went to one PCR: nearly every one."""
-        # A copy of a fresh hash takes a tenth less than a new one (OpenSSL 3 looks it up).
-        fresh, value = self._hash().copy, lane.value
-        values: list[bytes] = []
-        add = values.append
-        for digest in digests:
-            made = fresh()
-            made.update(value)
-            made.update(digest)
-            value = made.digest()
-            add(value)
-        if lane.target in values or (lane.hits and lane.hits[-1][1] < 0):
-            for number, value in enumerate(values, first + 1):
-                lane.moved(number, value)
+def replay(found: Digests, task: Task, progress: Progress) -> dict[int, Lane]:
+    """The lane of every PCR that records went to, in one bank."""
+    lanes: dict[int, Lane] = {}
+    packed, width, total = found.packed[task.name], task.width, len(found.pcrs)
+    for first in range(0, total, BLOCK):
+        pcrs = found.pcrs[first : first + BLOCK]
+        piece = packed[first * width : (first + len(pcrs)) * width]
+        made = struct.unpack(f"{width}s" * len(pcrs), piece)
+        if pcrs.count(pcrs[0]) == len(pcrs):
+            _extend_one(_lane(lanes, task, pcrs[0]), task, first, made)
         else:
-            lane.value = value
-            lane.records += len(values)
+            _extend(lanes, task, first, pcrs, made)
+        progress(first + len(pcrs), total)
+    return lanes
 
-    def lane(self, lanes: dict[int, Lane], pcr: int) -> Lane:
-        """That of a PCR; a new one where nothing went to it yet."""
-        known = lanes.get(pcr)
-        if known is None:
-            known = lanes[pcr] = new_lane(self._task, pcr)
-        return known
+
+class _Hasher:
+    """One bank of the records of blocks."""
+
+    def __init__(self, own: Bank, task: Task) -> None:
+        algorithm = SHA1 if task.padded else HASHES[task.name]
+        self.name = task.name
+        self.zero = bytes(own.digest_size)
+        self._hash = algorithm.constructor()
+        self._padding = bytes(task.width - algorithm.digest_size)
+        self._ones = b"\xff" * task.width
+
+    def of(self, block: Block, violations: Sequence[int]) -> list[bytes]:
+        """What each record extends the PCR by; those at the places ``violations`` by ones."""
+        made = [found.digest() for found in map(self._hash, block.messages)]
+        if self._padding:
+            made = [digest + self._padding for digest in made]
+        for place in violations:
+            made[place] = self._ones
+        return made
+
+
+def _extend(
+    lanes: dict[int, Lane], task: Task, first: int, pcrs: bytes, made: Sequence[bytes]
+) -> None:
+    """Extends every record's PCR."""
+    make = HASHES[task.name].constructor()
+    for number, (pcr, digest) in enumerate(zip(pcrs, made, strict=True), first + 1):
+        lane = _lane(lanes, task, pcr)
+        lane.moved(number, make(lane.value + digest).digest())
+
+
+def _extend_one(lane: Lane, task: Task, first: int, made: Sequence[bytes]) -> None:
+    """As :func:`_extend`, of records that went to one PCR: nearly all of every list."""
+    make, value = HASHES[task.name].constructor(), lane.value
+    values = [value := make(value + digest).digest() for digest in made]
+    if lane.target in values or (lane.hits and lane.hits[-1][1] < 0):
+        for number, value in enumerate(values, first + 1):
+            lane.moved(number, value)
+    else:
+        lane.value = value
+        lane.records += len(values)
+
+
+def _lane(lanes: dict[int, Lane], task: Task, pcr: int) -> Lane:
+    """That of a PCR; a new one where nothing went to it yet."""
+    known = lanes.get(pcr)
+    if known is None:
+        known = lanes[pcr] = new_lane(task, pcr)
+    return known
 
 
 def new_lane(task: Task, pcr: int) -> Lane:
     """Of a PCR to which no record went yet."""
-    width = HASHES[task.name].digest_size
-    return Lane(task.targets.get(pcr, b""), task.starts.get(pcr, bytes(width)))
+    return Lane(task.targets.get(pcr, b""), task.starts.get(pcr, bytes(task.width)))
 
 
-def _check(parts: Sequence[Part], own: Bank, block: Block, digests: list[bytes]) -> None:
+def _check(stretches: Sequence[Stretch], own: Bank, block: Block, made: list[bytes]) -> None:
     """Raises :class:`FormatError` at the first record that is not sound."""
-    if not block.doubtful and digests == block.digests:
+    if not block.doubtful and made == block.digests:
         return
     zero = bytes(own.digest_size)
     wrong = (
         place
-        for place, (made, digest) in enumerate(zip(digests, block.digests, strict=True))
-        if made != digest != zero and not _is_of(digest, block.messages[place], own)
+        for place, (mine, digest) in enumerate(zip(made, block.digests, strict=True))
+        if mine != digest != zero and not _is_of(digest, block.messages[place], own)
     )
     for place in sorted({*block.doubtful, *wrong}):
         number = block.first + place
-        parsed = record(parts, own.digest_size, number)
+        parsed = record([each.part for each in stretches], own.digest_size, number)
         check_fields(parsed, number)
         raise wrong_digest(parsed, own, number)
 

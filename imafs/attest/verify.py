@@ -13,17 +13,24 @@ none from 24 on, though rules may send records there (``pcr=0`` to ``63``).
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from imafs.attest.lanes import HASHES, Lane, Pass, Task, new_lane, replay
-from imafs.attest.parallel import Progress, in_processes
+from imafs.attest.lanes import HASHES, Digests, Lane, Task, digests, new_lane, replay
+from imafs.attest.parallel import WORTH, Progress, in_processes
 from imafs.attest.pcrvalues import DEFAULT_PCR
-from imafs.attest.walking import Part
+from imafs.attest.walking import Part, cut, whole
+from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, Bank
 from imafs.formats.binary import detect
 from imafs.lists.replay import PcrValues
 
+#: Bytes of a list that are worth a process.
+_PIECE = WORTH // 2
+#: The share of the work that the template digests are, about.
+_DIGESTS = 0.7
 #: PCRs that firmware extends, those that no kernel can, and the number of PCRs of a TPM.
 FIRMWARE = range(10)
 LOCALITIES = range(17, 23)
@@ -163,30 +170,62 @@ def verify_parts(
     """Replays lists that follow each other, of bank ``own``.
 
     Raises :class:`FormatError` (record, byte, reason) where a record is malformed or its
-    template digest wrong. A long list is replayed in one process per bank.
+    template digest wrong. Of a long list the template digests, which are independent of each
+    other, are computed in pieces, one for each processor; then every bank's chain in a process.
     """
     targets = choice.chosen(actual)
     names = [own.name, *(name for name in targets if name != own.name)]
     tasks = {name: _task(name, targets, choice) for name in names}
     size = sum(len(part.data) for part in parts)
+    found = _digests(parts, own, list(tasks.values()), _share(progress, size, 0, _DIGESTS))
 
-    def work(name: str, report: Progress) -> Pass:
-        return replay(parts, own, tasks[name], report)
+    def chain(name: str, report: Progress) -> dict[int, Lane]:
+        return replay(found, tasks[name], report)
 
-    passes = dict(zip(names, in_processes(work, names, progress, size), strict=True))
-    first = passes[own.name]
+    report = _share(progress, size, _DIGESTS, 1)
+    chains = dict(zip(targets, in_processes(chain, list(targets), report, size), strict=True))
+    records = len(found.pcrs)
+    progress(size, size)
     lanes = {
-        (name, number): passes[name].lanes.get(number) or new_lane(tasks[name], number)
-        for number in sorted({*first.lanes, choice.pcr})
+        (name, number): chains[name].get(number) or new_lane(tasks[name], number)
+        for number in sorted({*found.pcrs, choice.pcr})
         if choice.pcrs is None or number in choice.pcrs
         for name in targets
     }
     known = {key: lane for key, lane in lanes.items() if lane.target}
-    matched = _matched(known, first.records)
-    found = [_finding(key, lane, matched) for key, lane in lanes.items()]
-    if matched is None and first.records:
-        found = _with_padded(found, parts, own, tasks)
-    return Verdict(own.name, first.records, first.violations, matched, tuple(known), tuple(found))
+    matched = _matched(known, records)
+    findings = [_finding(key, lane, matched) for key, lane in lanes.items()]
+    if matched is None and records:
+        findings = _with_padded(findings, parts, own, tasks)
+    compared = tuple(known)
+    return Verdict(own.name, records, found.violations, matched, compared, tuple(findings))
+
+
+def _digests(
+    parts: Sequence[Part], own: Bank, tasks: Sequence[Task], progress: Progress
+) -> Digests:
+    """What every record extends the banks by. Raises as :func:`verify_parts`."""
+    size = sum(len(part.data) for part in parts)
+    if size >= WORTH:
+        with suppress(FormatError):  # the pass over the whole list says which record it is
+            pieces = cut(parts, own, min(len(os.sched_getaffinity(0)), size // _PIECE))
+
+            def work(name: str, report: Progress) -> Digests:
+                return digests(pieces[int(name)], own, tasks, report)
+
+            names = [str(number) for number in range(len(pieces))]
+            return Digests.joined(in_processes(work, names, progress, size))
+    return digests(whole(parts), own, tasks, progress)
+
+
+def _share(progress: Progress, size: int, begin: float, end: float) -> Progress:
+    """The progress of some of the work, as that of all of it."""
+
+    def share(done: int, total: int) -> None:
+        if done < total:
+            progress(int(size * (begin + (end - begin) * done / total)), size)
+
+    return share
 
 
 def _task(name: str, targets: PcrValues, choice: Choice) -> Task:
@@ -261,10 +300,14 @@ def _with_padded(
         wrong = [f for f in found if f.bank == name and f.value is Value.DIFFERS]
         if name == SHA1.name or task.padded or not wrong:
             continue
-        again = replace(task, padded=True, unchecked=True)
-        lanes = replay(parts, own, again, lambda done, total: None).lanes
+        again = replace(task, padded=True)
+        lanes = replay(digests(whole(parts), own, [again], _silent, checked=False), again, _silent)
         found = [_if_padded(f, lanes.get(f.pcr)) if f in wrong else f for f in found]
     return found
+
+
+def _silent(done: int, total: int) -> None:
+    return None
 
 
 def _if_padded(finding: Finding, lane: Lane | None) -> Finding:

@@ -8,17 +8,23 @@ what is wrong.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from imafs.errors import FormatError
-from imafs.formats.binary import PCR_LIMIT, Parsed, Reader
-from imafs.formats.templates import Order, Template
+from imafs.formats.algorithms import Bank
+from imafs.formats.binary import PCR_LIMIT, Parsed, Reader, Record, digest_matches
+from imafs.formats.templates import TEMPLATES, Order, Template
 
 #: Records of a block: few enough for a processor's cache, more than what a block itself costs.
 BLOCK = 4096
+#: Names of templates that are looked at in search of a record.
+_CANDIDATES = 256
 
 
 @dataclass(slots=True)
@@ -45,18 +51,37 @@ class Part:
     order: Order = "little"
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The records of a part that begin at byte ``start`` and end at byte ``stop``."""
+
+    part: Part
+    start: int
+    stop: int
+
+
+def whole(parts: Iterable[Part]) -> list[Stretch]:
+    """All of these parts."""
+    return [Stretch(part, 0, len(part.data)) for part in parts]
+
+
 def blocks(parts: Iterable[Part], width: int, *, fields: bool) -> Iterator[Block]:
-    """All records of lists that follow each other, with digests of ``width`` bytes.
+    """All records of lists that follow each other; see :func:`stretch_blocks`."""
+    return stretch_blocks(whole(parts), width, fields=fields)
+
+
+def stretch_blocks(stretches: Iterable[Stretch], width: int, *, fields: bool) -> Iterator[Block]:
+    """All records of stretches that follow each other, with digests of ``width`` bytes.
 
     ``fields``: those are looked for whose lengths do not fit. Raises :class:`FormatError`
-    (record, byte; of all parts as one) where one is malformed.
+    (record, byte; of all stretches as one) where one is malformed, or goes on behind a stretch.
     """
     number = before = 0
-    for part in parts:
+    for stretch in stretches:
         first = number
         try:
-            for block in _Walker(part, width).blocks(fields=fields):
-                block.first, block.end = number, before + block.end
+            for block in _Walker(stretch, width).blocks(fields=fields):
+                block.first, block.end = number, before + block.end - stretch.start
                 number += len(block.pcrs)
                 yield block
         except FormatError as error:
@@ -65,7 +90,49 @@ def blocks(parts: Iterable[Part], width: int, *, fields: bool) -> Iterator[Block
                 record=None if error.record is None else first + error.record,
                 offset=None if error.offset is None else before + error.offset,
             ) from None
+        before += stretch.stop - stretch.start
+
+
+def cut(parts: Sequence[Part], own: Bank, pieces: int) -> list[list[Stretch]]:
+    """The parts in that many pieces of about one length, or in fewer.
+
+    A piece begins where a record seems to: its template digest is right. Only who walks up to
+    there knows whether that is one, or bytes within another.
+    """
+    total = sum(len(part.data) for part in parts)
+    goals = deque(total * piece // pieces for piece in range(1, pieces))
+    out: list[list[Stretch]] = [[]]
+    before = 0
+    for part in parts:
+        start = 0
+        while goals and goals[0] < before + len(part.data):
+            found = _record_from(part, own, max(goals.popleft() - before, start + 1))
+            if found is not None:
+                out[-1].append(Stretch(part, start, found))
+                out.append([])
+                start = found
+        out[-1].append(Stretch(part, start, len(part.data)))
         before += len(part.data)
+    return out
+
+
+def _record_from(part: Part, own: Bank, after: int) -> int | None:
+    """Where a record seems to begin, not far behind that byte."""
+    assert own.algorithm is not None
+    reader = Reader(part.data, own.digest_size, part.order, opaque=True)
+    labels = {*TEMPLATES, next(reader.walk())[1].label}
+    names = [label.encode("latin-1") for label in labels]
+    pattern = b"|".join(re.escape(len(name).to_bytes(4, part.order) + name) for name in names)
+    front = 4 + own.digest_size
+    found = re.compile(pattern).finditer(part.data, after + front)
+    for match in islice(found, _CANDIDATES):
+        start = match.start() - front
+        with suppress(FormatError):
+            pcr, template, body, digest, _, end = next(reader.walk(start))
+            parsed = Parsed(Record(pcr, template, body), digest, start, end)
+            if any(digest) and digest_matches(parsed, own.algorithm):
+                return start
+    return None
 
 
 def record(parts: Iterable[Part], width: int, number: int) -> Parsed:
@@ -83,26 +150,29 @@ def record(parts: Iterable[Part], width: int, number: int) -> Parsed:
 class _Walker:
     """Walks one part."""
 
-    def __init__(self, part: Part, width: int) -> None:
-        self._data = part.data
+    def __init__(self, stretch: Stretch, width: int) -> None:
+        self._data = stretch.part.data
+        self._start, self._stop = stretch.start, stretch.stop
         self._width = width
-        self._order = part.order
-        self._reader = Reader(part.data, width, part.order, opaque=True)
+        self._order = stretch.part.order
+        self._reader = Reader(self._data, width, self._order, opaque=True)
 
     def blocks(self, *, fields: bool) -> Iterator[Block]:
         """All records. Raises :class:`FormatError`."""
-        at = number = 0
+        at, number = self._start, 0
         template: Template | None = None
-        while at < len(self._data):
+        while at < self._stop:
             block = Block(number)
-            while at < len(self._data) and len(block.pcrs) < BLOCK:
+            while at < self._stop and len(block.pcrs) < BLOCK:
                 if template is not None:
                     at = self._run(block, at, template, fields)
-                if at < len(self._data) and len(block.pcrs) < BLOCK:
+                if at < self._stop and len(block.pcrs) < BLOCK:
                     at, template = self._one(block, at, fields)
             block.end = at
             number += len(block.pcrs)
             yield block
+        if at > self._stop:
+            raise FormatError(f"a record goes on behind byte {self._stop}", record=number)
 
     def _one(self, block: Block, at: int, fields: bool) -> tuple[int, Template | None]:
         """Adds any record; the end, and its template if more of that may be read in a run."""
@@ -120,32 +190,36 @@ class _Walker:
 
     def _run(self, block: Block, at: int, template: Template, fields: bool) -> int:
         """Adds records while they are of this template, and the block has room; the end."""
-        data, size, label = self._data, len(self._data), template.label.encode("latin-1")
+        data, stop, label = self._data, self._stop, template.label.encode("latin-1")
         prefix = "<" if self._order == "little" else ">"
-        # The length of the first field too: most templates have two, and one more look tells.
-        front = struct.Struct(f"{prefix}I{self._width}sI{len(label)}sII")
-        unpack, fixed, length = front.unpack_from, front.size, len(label)
+        # The length of the first field too: most templates have few, and one more look at each
+        # of the others tells.
+        front = struct.Struct(f"{prefix}I{self._width}s{4 + len(label)}sII")
         u32 = struct.Struct(f"{prefix}I").unpack_from
-        two, fields = len(template.fields) == 2, fields and not template.opaque
+        unpack, fixed = front.unpack_from, front.size
+        expected = len(label).to_bytes(4, self._order) + label
+        others = range(len(template.fields) - 1) if fields and not template.opaque else None
         add_pcr, add_digest = block.pcrs.append, block.digests.append
         add_message = block.messages.append
         for place in range(len(block.pcrs), BLOCK):
-            if at + fixed > size:
+            if at + fixed > stop:
                 break
-            pcr, digest, name_length, name, body_length, first = unpack(data, at)
+            pcr, digest, name, length, first = unpack(data, at)
             body = at + fixed - 4
-            end = body + body_length
-            if name_length != length or name != label or pcr >= PCR_LIMIT or end > size:
+            end = body + length
+            if name != expected or pcr >= PCR_LIMIT or end > stop:
                 break
-            message = data[body:end]
-            if fields and not (
-                first + 8 <= body_length and first + 8 + u32(message, first + 4)[0] == body_length
-                if two
-                else template.fits(message)
-            ):
-                block.doubtful.append(place)
+            if others is not None:
+                field = body + 4 + first
+                for _ in others:
+                    if field + 4 > end:
+                        field = -1
+                        break
+                    field += 4 + u32(data, field)[0]
+                if field != end:
+                    block.doubtful.append(place)
             add_pcr(pcr)
             add_digest(digest)
-            add_message(message)
+            add_message(data[body:end])
             at = end
         return at

@@ -91,7 +91,8 @@ def read_list(path: str, moment: str | None = None) -> bytes:
         return b"".join(lists_of_bytes(read_bytes(path), moment))
 
     try:
-        return b"".join(lists_of(path, moment))
+        staged, current = lists_of(path, moment)
+        return staged + current  # which copies nothing where one is empty
     except OSError as error:
         find_daemon.tell_if_dead(path, error)
         raise FileError(error.filename or path, error) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import time
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ import pytest
 from tests.crash.collected import made
 from tests.mount.daemon import IMAFS
 from tests.support import ROOT, require, run
+
+#: Of evmctl's time, and how often that is tried.
+_SHARE = 0.5
+_ROUNDS = 5
 
 
 class Times(NamedTuple):
@@ -60,10 +65,11 @@ def _timed(command: Sequence[str | Path]) -> tuple[str, Times]:
     return done.stdout + done.stderr, Times(time.monotonic() - began, used)
 
 
-def _compare(directory: Path, records: int) -> tuple[Times, Times]:
+def _compare(
+    directory: Path, path: Path, files: dict[str, Path], records: int
+) -> tuple[Times, Times]:
     """Times of imafs and of evmctl; both say that the list leads to the PCRs."""
     require("evmctl")
-    path, files = _case(directory, records)
     pcrs = directory / "both"
     lines = [
         f"{bank} {n} {line.split()[1]}\n"
@@ -74,24 +80,35 @@ def _compare(directory: Path, records: int) -> tuple[Times, Times]:
     text, ours = _timed([*IMAFS, "verify", path, "--pcrs", pcrs, "--json"])
     verdict = json.loads(text)
     assert (verdict["records"], verdict["matched"]) == (records, records)
-    assert verdict["compared"] == ["sha1:10", "sha256:10"]
+    assert verdict["compared"] == [f"{bank}:10" for bank in files]
     options = [word for bank, file in files.items() for word in ("--pcrs", f"{bank},{file}")]
     text, theirs = _timed(["evmctl", "ima_measurement", *options, path])
     assert "Matched per TPM bank" in text
-    print(f"{records} records, two banks: imafs {ours}, evmctl {theirs}", end=" ")
+    print(f"{records} records, {len(files)} banks: imafs {ours}, evmctl {theirs}", end=" ")
     return ours, theirs
 
 
 def test_both_find_the_same_match(tmp_path: Path) -> None:
-    _compare(tmp_path, 2000)
+    _compare(tmp_path, *_case(tmp_path, 2000), 2000)
 
 
 @pytest.mark.nightly
-def test_a_million_records_in_less_than_its_work(tmp_path: Path) -> None:
-    """By processor time, which others on the machine hardly change.
+@pytest.mark.parametrize("banks", [("sha1", "sha256"), ("sha256",)], ids=len)
+def test_a_million_records_in_half_of_its_time(tmp_path: Path, banks: tuple[str, ...]) -> None:
+    """By the clock, of two free processors: one after the other, on the same list.
 
-    imafs spreads its work over one process per bank, so that two free cores take half as
-    long as one would: the times printed are for people.
+    Whatever else the machine does only adds to either: the best of a few rounds counts.
     """
-    ours, theirs = _compare(tmp_path, 1_000_000)
-    assert ours.processor < theirs.processor
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor: imafs takes two")
+    path, files = _case(tmp_path, 1_000_000)
+    given = {bank: files[bank] for bank in banks}
+    rounds = [_compare(tmp_path, path, given, 1_000_000)]
+    while not _is_met(rounds) and len(rounds) < _ROUNDS:
+        rounds.append(_compare(tmp_path, path, given, 1_000_000))
+    assert _is_met(rounds), rounds
+
+
+def _is_met(rounds: Sequence[tuple[Times, Times]]) -> bool:
+    ours, theirs = zip(*rounds, strict=True)
+    return min(times.wall for times in ours) <= _SHARE * min(times.wall for times in theirs)
