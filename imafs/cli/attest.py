@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
 def _tcti(directory: str) -> str:
     """The TPM that the list's records are extended to. Raises :class:`ImafsError`."""
     from imafs.cli import find_daemon
-    from imafs.control.client import ControlClient
+    from imafs.verbs.client import ControlClient
 
     socket = find_daemon.of_place(directory)
     if socket is None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imafs.cli import options as types
-from imafs.control.ops import OPERATIONS, Kind, Operation, Option, metavar, validate
+from imafs.control.ops import Kind, Operation, Option, metavar
 from imafs.errors import Refused, UsageError
+from imafs.verbs.table import TABLE
 
 if TYPE_CHECKING:
-    from imafs.control.client import ControlClient
+    from imafs.verbs.client import ControlClient
 
 
 #: Operations that answer once the records are in the list.
@@ -38,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--uid", dest="listener", metavar="N", type=types.uid, help=_UID)
     parser.set_defaults(run=run)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for operation in OPERATIONS.values():
+    for operation in TABLE.values():
         verb = verbs.add_parser(operation.verb, help=operation.help, description=operation.help)
         verb.add_argument("--json", action="store_true", help="print the answer as JSON")
         # Behind the verb too; not given there, what stands before it holds.
@@ -98,9 +99,9 @@ def run(args: argparse.Namespace) -> int:
     """Ask and print the answer; the exit code. Raises what :class:`ControlClient` raises."""
     from imafs.cli import answers, find_daemon, progress
     from imafs.control import wire
-    from imafs.control.client import ControlClient
+    from imafs.verbs.client import ControlClient
 
-    operation = OPERATIONS[args.operation]
+    operation = TABLE[args.operation]
     uid = find_daemon.listener(args)
     options = _options(operation, args)
     wanted = operation.shows_progress and sys.stderr.isatty()
@@ -156,7 +157,7 @@ def _options(operation: Operation, args: argparse.Namespace) -> dict[str, object
         from imafs.scenarios import library
 
         given = dict(library.request(args.option_file))
-    return validate(operation.name, given, spoken=True)
+    return TABLE.validate(operation.name, given, spoken=True)
 
 
 def _standard_input() -> bytes:

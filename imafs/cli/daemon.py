@@ -21,7 +21,6 @@ from imafs.cli.background import Background
 from imafs.cli.counted import counted
 from imafs.cli.oom import is_out_of_memory
 from imafs.control import paths
-from imafs.control.ops import validate
 from imafs.control.server import serve
 from imafs.emulator.audit_log import Audit, open_log
 from imafs.emulator.config import EmulatorConfig
@@ -45,8 +44,8 @@ from imafs.text import quoted, shown
 from imafs.tpm import Device, open_device
 from imafs.tpm.proxy import DeviceProxy
 from imafs.tpm.swtpm import SwtpmDevice
-from imafs.verbs.measuring import Verbs
-from imafs.verbs.watch import WatchVerbs
+from imafs.verbs.compose import Verbs
+from imafs.verbs.table import TABLE
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ def _run(plan: Plan, early: EarlySignals, background: Background) -> None:
     _check_inputs(plan)
     if plan.watch:
         check_allowed(plan.watch)
-    scenario = library.find(plan.scenario, validate) if plan.scenario else None
+    scenario = library.find(plan.scenario, TABLE.validate) if plan.scenario else None
     with early.breakable():
         loaded = _loaded(plan)
     programs.leave_working_directory()
@@ -232,22 +231,19 @@ async def _main(
             await _measure(emulator, plan.measure)
             beside = extras(emulator, plan.boot_log) if plan.layout == "securityfs" else ()
             async with session.mounted(emulator, mountpoint, plan.layout, end, beside) as mount:
-                verbs = Verbs(emulator, end, about)
-                nursery.start_soon(verbs.director.run)
                 watcher = Watcher(
                     emulator,
                     leave=mountpoint,
                     excused=_own_processes(device),
                     deadline=plan.watch_deadline,
                 )
-                verbs.parts["watch"] = watcher.status
-                verbs.parts["sizes"] = mount.sizes
-                handlers = verbs.handlers() | WatchVerbs(watcher).handlers()
+                verbs = Verbs(emulator, watcher, end, about, {"sizes": mount.sizes})
+                nursery.start_soon(verbs.director.run)
                 nursery.start_soon(watcher.run)
                 if plan.watch:
                     await watcher.watch(plan.watch)
                 await nursery.start(
-                    partial(serve, control, handlers, about={"mountpoint": mountpoint})
+                    partial(serve, control, TABLE, verbs.handlers, about={"mountpoint": mountpoint})
                 )
                 if scenario is not None:
                     await verbs.director.begin(scenario)

@@ -131,7 +131,7 @@ def _of_process(mount: Mount) -> Path | None:
 
 def _is_of(path: Path, mount: Mount) -> bool:
     """Whether the daemon that listens there says that the mount is its own."""
-    from imafs.control.client import ControlClient
+    from imafs.verbs.client import ControlClient
 
     try:
         with ControlClient(path) as client:

@@ -103,7 +103,7 @@ def _piped() -> str | bytes:
 
 
 def _of_imafs(socket: Path, uid: int | None = None) -> Reading:
-    from imafs.control.client import ControlClient
+    from imafs.verbs.client import ControlClient
 
     with ControlClient(socket, uid=uid) as client:
         status = client.status()

@@ -219,8 +219,8 @@ def _show_device(number: object) -> None:
 def _environment(args: argparse.Namespace) -> dict[str, str]:
     """The command's: ours, and where the TPM and the control socket are."""
     from imafs.control import paths
-    from imafs.control.client import ControlClient
     from imafs.tpm.environment import fapi_config
+    from imafs.verbs.client import ControlClient
 
     with ControlClient(CONTROL) as client:
         status = client.status()
@@ -256,8 +256,8 @@ def _tell_port(environment: Mapping[str, str]) -> None:
 
 def _tell_of_scenario() -> None:
     """On stderr, where it did not take place: the command has met no bad day then."""
-    from imafs.control.client import ControlClient
     from imafs.scenarios import outcome
+    from imafs.verbs.client import ControlClient
 
     try:
         with ControlClient(CONTROL) as client:

@@ -29,16 +29,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from imafs.control.ops import validate
     from imafs.scenarios import library
+    from imafs.verbs.table import TABLE
 
     if args.name is not None:
         print(library.text_of(args.name), end="")
     elif args.check is not None:
-        scenario = library.find(args.check, validate)
+        scenario = library.find(args.check, TABLE.validate)
         print(shown(f"{scenario.name}: {counted(len(scenario.steps), 'step')}"))
     else:
-        found = [library.ready(name, validate) for name in library.names()]
+        found = [library.ready(name, TABLE.validate) for name in library.names()]
         width = max(len(scenario.name) for scenario in found)
         for scenario in found:
             print(f"{scenario.name:<{width}}  {scenario.summary}")

@@ -17,7 +17,7 @@ from imafs.cli import options
 from imafs.errors import MountError, UsageError
 
 if TYPE_CHECKING:
-    from imafs.control.client import ControlClient
+    from imafs.verbs.client import ControlClient
 
 #: Seconds between two looks where --watch names none.
 _INTERVAL = 1.0
@@ -67,7 +67,7 @@ def _seconds(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Asks and prints; the exit code. Raises what :class:`ControlClient` raises."""
     from imafs.cli import answers, find_daemon
-    from imafs.control.client import ControlClient
+    from imafs.verbs.client import ControlClient
 
     uid = find_daemon.listener(args)
     try:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from imafs.cli import answers, find_daemon, options
 from imafs.control import paths
-from imafs.control.client import ControlClient
 from imafs.errors import ControlError, MountError, Refused, UntrustedError, UsageError
 from imafs.text import quoted
+from imafs.verbs.client import ControlClient
 
 if TYPE_CHECKING:
     from imafs.host.mounts import Mount

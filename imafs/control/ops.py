@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""The one table of operations of the control socket.
+"""Operations of a control socket as data, and the options of a request.
 
-The server validates requests with it, ``imafs ctl`` builds its command line from
-it, and ``python -m imafs.control.ops`` prints it as Markdown for docs/ctl.md.
+A product describes its own in one :class:`Table`. Server and client validate with it, the
+command line is built from it, and its :meth:`~Table.markdown` is the documentation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 from imafs.errors import UsageError
+
+T = TypeVar("T")
 
 # Keys of a request that are no option of any operation.
 RESERVED = frozenset({"op", "id", "progress"})
 INT_MAX = 2**63 - 1
-#: Some 350 bytes each, and a minute in all: what is more was hardly meant.
-GENERATE_MAX = 1_000_000
-_ID_MAX = 2**32 - 2  # one more is INVALID_UID
 #: Characters of a text; hexadecimal digits may be more.
 _TEXT_MAX = 1 << 20
 
@@ -39,7 +40,8 @@ class Option:
     """One option; ``cli`` is its form on the command line, ``NAME`` or ``--name``.
 
     A positional (no leading dashes) of an option that is not required may be left out.
-    ``minimum`` and ``maximum`` bound integers.
+    ``minimum`` and ``maximum`` bound integers; ``check`` says what is wrong with a value of the
+    right kind, None where nothing is.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Option:
     required: bool = False
     minimum: int = 0
     maximum: int = INT_MAX
+    check: Callable[[str], str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,261 +87,114 @@ class Operation:
         return {"help": self.help, "options": options}
 
 
-_TABLE = (
-    Operation(
-        "measure",
-        "measure files, or a digest without its file, as the policy says",
-        (
-            Option("paths", Kind.PATHS, "files to measure", "PATH"),
-            Option("digest", Kind.STR, "measure this file digest, ALG:HEX; needs name", "--digest"),
-            Option("name", Kind.STR, "name in the record instead of the path", "--name"),
-            Option("func", Kind.STR, "hook that the policy judges by (FILE_CHECK)", "--func"),
-            Option(
-                "mask", Kind.STR, "MAY_READ, MAY_EXEC or several with commas (the hook's)", "--mask"
-            ),
-            *(
-                Option(name, Kind.INT, help, f"--{name}", maximum=_ID_MAX)
-                for name, help in (
-                    ("uid", "who uses the file (0)"),
-                    ("euid", "effective user (uid)"),
-                    ("gid", "group of who uses it (0)"),
-                    ("egid", "effective group (gid)"),
-                    ("fowner", "owner of the file (the true one)"),
-                    ("fgroup", "group of the file (the true one)"),
-                )
-            ),
-            Option("explain", Kind.BOOL, "name the rule that decided", "--explain"),
-        ),
-        exactly_one=("paths", "digest"),
-        needs=(("digest", "name"),),
-        lengthy=True,
-        abandonable=True,
-        shows_progress=True,
-    ),
-    Operation(
-        "violation",
-        "add a violation: a record whose digests are zero",
-        (Option("name", Kind.STR, "name in the record", "NAME", required=True),),
-    ),
-    Operation(
-        "critical_data",
-        "measure critical data as a kernel subsystem would (the CLI reads stdin without --file)",
-        (
-            Option("label", Kind.STR, "label of the data source", "--label", required=True),
-            Option("name", Kind.STR, "name in the record", "--name", required=True),
-            Option("file", Kind.PATH, "file that holds the data", "--file"),
-            Option("data", Kind.HEX, "the data itself", "--data"),
-        ),
-        exactly_one=("file", "data"),
-        abandonable=True,
-    ),
-    Operation(
-        "generate",
-        "add generated records, each of its own digest",
-        (
-            Option(
-                "count",
-                Kind.INT,
-                f"number of records, at most {GENERATE_MAX}",
-                "N",
-                required=True,
-                maximum=GENERATE_MAX,
-            ),
-            Option("name", Kind.STR, "prefix of the records' names", "--name"),
-        ),
-        lengthy=True,
-        abandonable=True,
-        shows_progress=True,
-    ),
-    Operation("repeat", "measure the newest record again: a duplicate", lengthy=True),
-    Operation(
-        "load",
-        "append a recorded measurement list; refused whole when malformed",
-        (
-            Option("file", Kind.PATH, "list, recording or IMA directory", "FILE", required=True),
-            Option("bank", Kind.STR, "PCR bank of that list's digests", "--bank"),
-            Option("moment", Kind.STR, "which one, of a recording of several", "--moment"),
-            Option("as_is", Kind.BOOL, "records with a wrong template digest too", "--as-is"),
-        ),
-        lengthy=True,
-        abandonable=True,
-        shows_progress=True,
-    ),
-    Operation(
-        "wait",
-        "wait until a number of records is there, or all are extended into the TPM",
-        (
-            Option("records", Kind.INT, "records since boot to wait for", "--records"),
-            Option("extended", Kind.BOOL, "wait for the TPM too", "--extended"),
-            Option("timeout", Kind.INT, "give up after so many seconds", "--timeout"),
-        ),
-        lengthy=True,
-        abandonable=True,
-    ),
-    Operation(
-        "watch",
-        "measure files below these paths when they are really executed or read",
-        (Option("paths", Kind.PATHS, "files and directories to watch", "PATH", required=True),),
-        lengthy=True,
-    ),
-    Operation(
-        "unwatch",
-        "watch these paths no more",
-        (Option("paths", Kind.PATHS, "watched files and directories", "PATH", required=True),),
-        lengthy=True,
-    ),
-    Operation("status", "show lists, PCRs, readers and failures"),
-    Operation("suspend", "stop adding records, as a kernel before kexec does"),
-    Operation("resume", "add records again"),
-    Operation(
-        "kexec_load",
-        "load a kernel for kexec: reserves the segment for the lists",
-        (
-            Option(
-                "cmdline",
-                Kind.STR,
-                "its command line, measured by a rule for KEXEC_CMDLINE",
-                "--cmdline",
-            ),
-        ),
-    ),
-    Operation(
-        "kexec_execute",
-        "start the next kernel by kexec: lists carried over, PCRs kept (loads first if needed)",
-        (
-            Option("profile", Kind.STR, "profile of the next kernel", "--profile"),
-            Option("no_carry", Kind.BOOL, "the next kernel does not restore them", "--no-carry"),
-            Option("whole", Kind.BOOL, "refuse to cut lists longer than the segment", "--whole"),
-            Option("hold", Kind.BOOL, "stand still, suspended, until kexec-finish", "--hold"),
-        ),
-        lengthy=True,
-    ),
-    Operation("kexec_finish", "start the next kernel of a kexec that is held", lengthy=True),
-    Operation(
-        "kexec_buffer",
-        "write the kexec buffer as it would be handed over now",
-        (Option("file", Kind.PATH, "file to write", "-o", required=True),),
-        lengthy=True,
-        abandonable=True,
-    ),
-    Operation(
-        "reboot",
-        "reboot: suspended on the way down, then empty lists, PCRs reset",
-        (Option("profile", Kind.STR, "profile of the next kernel", "--profile"),),
-        lengthy=True,
-    ),
-    Operation("reset", "power off and on: as reboot, without a way down", lengthy=True),
-    Operation(
-        "fault",
-        "let calls of clients fail: all that fit, or those that the options choose",
-        (
-            Option("operation", Kind.STR, "open, read or write", "CALL", required=True),
-            Option("errno", Kind.STR, "name of the errno, such as EBUSY", "ERRNO", required=True),
-            Option("files", Kind.STR, "shell pattern of names in the IMA directory", "--files"),
-            Option("next", Kind.INT, "only the next so many calls", "--next", minimum=1),
-            Option("every", Kind.INT, "one call in so many", "--every", minimum=1),
-            Option(
-                "percent",
-                Kind.INT,
-                "so many of a hundred calls, by chance",
-                "--percent",
-                minimum=1,
-                maximum=100,
-            ),
-            Option("seed", Kind.INT, "of that chance", "--seed"),
-            Option("writing", Kind.BOOL, "only opens for writing", "--writing"),
-            Option("reading", Kind.BOOL, "only opens for reading", "--reading"),
-        ),
-    ),
-    Operation(
-        "fault_clear",
-        "drop one fault, or all",
-        (Option("fault", Kind.INT, "number of the fault", "N", minimum=1),),
-    ),
-    Operation("fault_list", "list the faults in force"),
-    Operation(
-        "tpm",
-        "hold the TPM up: extends that come late or fail, a TPM that hangs",
-        (
-            Option("behind", Kind.INT, "never extend the newest so many records", "--behind"),
-            Option("delay", Kind.INT, "milliseconds between a record and its extend", "--delay"),
-            Option("fail", Kind.INT, "the next so many extends fail, for good", "--fail"),
-            Option("hang", Kind.BOOL, "it answers nobody any more (swtpm only)", "--hang"),
-            Option("work", Kind.BOOL, "no more of all this", "--work"),
-        ),
-    ),
-    Operation(
-        "agent",
-        "act as another agent on the same list, through the same locks",
-        (
-            Option(
-                "action",
-                Kind.STR,
-                "stage, delete, trim, read; open-read or open-write to hold a file, then close",
-                "ACTION",
-                required=True,
-            ),
-            Option("count", Kind.INT, "number of records to trim", "N", minimum=1),
-        ),
-    ),
-    Operation(
-        "scenario",
-        "begin a scenario, from a file or a ready one by its name (imafs scenarios)",
-        (
-            Option(
-                "file",
-                Kind.PATH,
-                "scenario file (TOML); on the command line a ready scenario's name as well",
-                "NAME|FILE",
-            ),
-            Option("name", Kind.STR, "name of a ready scenario", "--name"),
-        ),
-        exactly_one=("file", "name"),
-        lengthy=True,
-        abandonable=True,
-    ),
-    Operation("scenario_end", "end the scenario: no more of its steps are due"),
-    Operation("stop", "unmount and end the daemon"),
-    Operation("hello", "tell version, protocol and operations"),
-)
+class Options(dict[str, object]):
+    """Validated options of one request, each of the kind that its operation says."""
 
-OPERATIONS: Mapping[str, Operation] = {operation.name: operation for operation in _TABLE}
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string, ``default`` where it is left out; without one it must be there."""
+        if default is not None and name not in self:
+            return default
+        return self._of(str, name)
+
+    def maybe_text(self, name: str) -> str | None:
+        """A string, None where it is left out."""
+        return self._of(str, name) if name in self else None
+
+    def raw(self, name: str) -> bytes:
+        """The bytes that a string came from: a name need not be UTF-8."""
+        return os.fsencode(self.text(name))
+
+    def number(self, name: str) -> int:
+        """An integer that must be there."""
+        return self._of(int, name)
+
+    def maybe_number(self, name: str) -> int | None:
+        """An integer, None where it is left out."""
+        return self._of(int, name) if name in self else None
+
+    def flag(self, name: str) -> bool:
+        """A boolean, False where it is left out."""
+        return name in self and self._of(bool, name)
+
+    def paths(self, name: str) -> list[str]:
+        """A list of paths that must be there."""
+        return self._of(list, name)
+
+    def _of(self, kind: type[T], name: str) -> T:
+        value = self[name]
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: not of the kind that the table says")
+        return value
 
 
-def validate(op: str, options: Mapping[str, object], *, spoken: bool = False) -> dict[str, object]:
-    """The options of a request for ``op``, checked; :class:`UsageError` names the wrong one.
+#: Answered by every server itself.
+HELLO = Operation("hello", "tell version, protocol and operations")
 
-    An option that is ``None`` (JSON null) counts as left out. ``spoken``: they are named as
-    the command line does, not by their keys.
-    """
-    operation = OPERATIONS.get(op)
-    if operation is None:
-        raise UsageError(f"op: unknown operation {op!r}")
-    known = {option.name: option for option in operation.options}
-    # What it is called by whoever reads the mistake.
-    called = {name: option.cli if spoken else name for name, option in known.items()}
-    verb = operation.verb if spoken else op
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in options:
-        if name not in known:
-            raise UsageError(f"{op}: unknown option {name!r}")
-    for name, value in given.items():
-        problem = _problem(known[name], value)
-        if problem is not None:
-            raise UsageError(f"{verb}: {called[name]}: {problem}")
-    for option in operation.options:
-        if option.required and option.name not in given:
-            raise UsageError(f"{verb}: {called[option.name]}: missing")
-    if operation.exactly_one and sum(name in given for name in operation.exactly_one) != 1:
-        names = ", ".join(called[name] for name in operation.exactly_one)
-        raise UsageError(f"{verb}: give exactly one of {names}")
-    for name, needed in operation.needs:
-        if name in given and needed not in given:
-            raise UsageError(f"{verb}: {called[needed]}: missing ({called[name]} needs it)")
-    paths = given.get("paths")
-    if isinstance(paths, list) and len(paths) > 1 and "name" in given:
-        raise UsageError(f"{verb}: {called['name']}: fits one path only, not {len(paths)}")
-    return given
+
+class Table(Mapping[str, Operation]):
+    """The operations of one product, by name and in order; ``hello`` is the last of each."""
+
+    def __init__(self, *operations: Operation) -> None:
+        self._operations = {operation.name: operation for operation in (*operations, HELLO)}
+        if len(self._operations) <= len(operations):
+            raise ValueError("two operations have one name")
+
+    def __getitem__(self, name: str) -> Operation:
+        return self._operations[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._operations)
+
+    def __len__(self) -> int:
+        return len(self._operations)
+
+    def validate(self, op: str, options: Mapping[str, object], *, spoken: bool = False) -> Options:
+        """The options of a request for ``op``, checked; :class:`UsageError` names the wrong one.
+
+        An option that is ``None`` (JSON null) counts as left out. ``spoken``: they are named as
+        the command line does, not by their keys.
+        """
+        operation = self._operations.get(op)
+        if operation is None:
+            raise UsageError(f"op: unknown operation {op!r}")
+        known = {option.name: option for option in operation.options}
+        # What it is called by whoever reads the mistake.
+        called = {name: option.cli if spoken else name for name, option in known.items()}
+        verb = operation.verb if spoken else op
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in options:
+            if name not in known:
+                raise UsageError(f"{op}: unknown option {name!r}")
+        for name, value in given.items():
+            problem = _problem(known[name], value)
+            if problem is not None:
+                raise UsageError(f"{verb}: {called[name]}: {problem}")
+        for option in operation.options:
+            if option.required and option.name not in given:
+                raise UsageError(f"{verb}: {called[option.name]}: missing")
+        if operation.exactly_one and sum(name in given for name in operation.exactly_one) != 1:
+            names = ", ".join(called[name] for name in operation.exactly_one)
+            raise UsageError(f"{verb}: give exactly one of {names}")
+        for name, needed in operation.needs:
+            if name in given and needed not in given:
+                raise UsageError(f"{verb}: {called[needed]}: missing ({called[name]} needs it)")
+        paths = given.get("paths")
+        if isinstance(paths, list) and len(paths) > 1 and "name" in given:
+            raise UsageError(f"{verb}: {called['name']}: fits one path only, not {len(paths)}")
+        return Options(given)
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        lines = ["| `imafs ctl` | request keys | what it does |", "|---|---|---|"]
+        for operation in self.values():
+            keys = [
+                f"`{o.name}` {o.kind.value}{' (required)' if o.required else ''}: {o.help}"
+                for o in operation.options
+            ]
+            cells = (f"`{synopsis(operation)}`", "<br>".join(keys), operation.help)
+            row = [cell.replace("|", r"\|") for cell in cells]  # else it would end the cell
+            lines.append(f"| {' | '.join(row)} |")
+        return "\n".join(lines)
 
 
 def _problem(option: Option, value: object) -> str | None:
@@ -361,7 +217,10 @@ def _problem(option: Option, value: object) -> str | None:
             if problem is not None:
                 return f"item {index}: {problem}"
         return None
-    return _text_problem(option.kind, value)
+    problem = _text_problem(option.kind, value)
+    if problem is None and option.check is not None:
+        problem = option.check(str(value))
+    return problem
 
 
 def _text_problem(kind: Kind, value: object) -> str | None:
@@ -414,21 +273,3 @@ def metavar(option: Option) -> str:
     """The word that stands for the value of a ``--option``."""
     names = {Kind.INT: "N", Kind.HEX: "HEX", Kind.PATH: "FILE"}
     return names.get(option.kind, option.name.upper())
-
-
-def markdown() -> str:
-    """The table of operations for docs/ctl.md."""
-    lines = ["| `imafs ctl` | request keys | what it does |", "|---|---|---|"]
-    for operation in OPERATIONS.values():
-        keys = [
-            f"`{o.name}` {o.kind.value}{' (required)' if o.required else ''}: {o.help}"
-            for o in operation.options
-        ]
-        cells = (f"`{synopsis(operation)}`", "<br>".join(keys), operation.help)
-        row = [cell.replace("|", r"\|") for cell in cells]  # else it would end the cell
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(markdown())

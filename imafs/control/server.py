@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""The daemon's end of the control socket; knows operations, but no engine."""
+"""The daemon's end of a control socket; its table and handlers are handed in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import trio
 from imafs import __version__
 from imafs.control import paths, peers, wire
 from imafs.control.connections import Connection, Connections
-from imafs.control.ops import OPERATIONS
+from imafs.control.ops import HELLO, Options, Table
 from imafs.errors import ControlError, ImafsError, Refused, UsageError
 from imafs.host import locks
 from imafs.host.ratelimit import Ratelimit
@@ -38,12 +38,13 @@ ProgressCallback = Callable[[int, int], None]
 #: The look-out for the end of the client whose operation this task carries out.
 _hangup: ContextVar[trio.CancelScope] = ContextVar("hangup")
 
-Handler = Callable[[Mapping[str, object], ProgressCallback], Awaitable[Mapping[str, object]]]
+Handler = Callable[[Options, ProgressCallback], Awaitable[Mapping[str, object]]]
 """Takes validated options, returns what stands beside ``"ok": true``; raises ImafsError."""
 
 
 async def serve(
     path: str | os.PathLike[str],
+    table: Table,
     handlers: Mapping[str, Handler],
     *,
     about: Mapping[str, object] | None = None,
@@ -51,18 +52,19 @@ async def serve(
 ) -> None:
     """Listen on ``path`` until cancelled; started with the path once clients can connect.
 
-    ``handlers``: by operation; ``hello`` is answered here, with ``about`` added (for example
-    the mountpoint). An operation without a handler is refused with EOPNOTSUPP. Raises
-    :class:`ControlError` when somebody else listens there or the socket cannot be made.
+    ``handlers``: one for every operation of ``table`` but ``hello``, which is answered here, with
+    ``about`` added (for example the mountpoint). Raises :class:`ControlError` when somebody else
+    listens there or the socket cannot be made.
 
     An answer that is being sent when the server is cancelled is still sent (within
     SEND_SECONDS), so a handler may set off the end of the daemon and return.
     """
-    unknown = set(handlers) - set(OPERATIONS)
-    if unknown or "hello" in handlers:
-        raise ValueError(f"handlers of no operation: {sorted(unknown) or 'hello'}")
+    if odd := {*handlers, HELLO.name} ^ set(table):
+        raise ValueError(f"operations without a handler, or the other way round: {sorted(odd)}")
+    if HELLO.name in handlers:
+        raise ValueError("hello needs no handler")
     async with _listening(Path(path)) as listener:
-        server = _Server(handlers, about or {})
+        server = _Server(table, handlers, about or {})
         task_status.started(Path(path))
         async with listener, trio.open_nursery() as clients:
             while True:
@@ -135,7 +137,10 @@ async def _locked(directory: Path) -> AsyncIterator[None]:
 class _Server:
     """What all connections share."""
 
-    def __init__(self, handlers: Mapping[str, Handler], about: Mapping[str, object]) -> None:
+    def __init__(
+        self, table: Table, handlers: Mapping[str, Handler], about: Mapping[str, object]
+    ) -> None:
+        self._table = table
         self._handlers = handlers
         self._about = about
         self.connections = Connections()
@@ -194,7 +199,7 @@ class _Server:
 
     async def _request(self, stream: trio.SocketStream, line: bytes) -> None:
         try:
-            request = wire.parse_request(line)
+            request = wire.parse_request(self._table, line)
         except wire.BadRequestError as error:
             answer = wire.encode(wire.failure(error, error.id))
         else:
@@ -211,7 +216,7 @@ class _Server:
         async with trio.open_nursery() as nursery:
             if request.progress:
                 nursery.start_soon(progress.run)
-            if OPERATIONS[request.op].abandonable:
+            if self._table[request.op].abandonable:
                 nursery.start_soon(_watch, stream.socket.fileno(), watch, nursery.cancel_scope)
             answer = await self._answer(request, progress.report)
             progress.finish()
@@ -224,12 +229,10 @@ class _Server:
 
     async def _answer(self, request: wire.Request, progress: ProgressCallback) -> bytes:
         try:
-            if request.op == "hello":
+            if request.op == HELLO.name:
                 result = self._hello()
-            elif request.op in self._handlers:
-                result = await self._handlers[request.op](request.options, progress)
             else:
-                raise Refused(errno.EOPNOTSUPP, f"{request.op}: not offered by this daemon")
+                result = await self._handlers[request.op](request.options, progress)
             return await _encoded(wire.success(result, request.id))
         except ImafsError as error:
             return wire.encode(wire.failure(error, request.id))
@@ -239,11 +242,7 @@ class _Server:
             return wire.encode(wire.failure(bug, request.id))
 
     def _hello(self) -> Mapping[str, object]:
-        offered = {
-            name: operation.describe()
-            for name, operation in OPERATIONS.items()
-            if name == "hello" or name in self._handlers
-        }
+        offered = {name: operation.describe() for name, operation in self._table.items()}
         return {**self._about, "imafs": __version__, "protocol": wire.PROTOCOL, "ops": offered}
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from imafs.control import ops
+from imafs.control.ops import RESERVED, Options, Table
 from imafs.errors import ImafsError, UsageError
 from imafs.text import shown
 
@@ -36,7 +36,7 @@ class Request:
     """A request that passed validation."""
 
     op: str
-    options: dict[str, object] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
     id: RequestId = None
     progress: bool = False
 
@@ -95,8 +95,8 @@ def decode(line: bytes) -> dict[str, object]:
     return value
 
 
-def parse_request(line: bytes) -> Request:
-    """The request on a line; :class:`BadRequestError` says what is wrong and where."""
+def parse_request(table: Table, line: bytes) -> Request:
+    """The request of ``table`` on a line; :class:`BadRequestError` says what is wrong and where."""
     try:
         if len(line) > LONG_REQUEST and sum(map(line.count, (b",", b"[", b"{"))) > FEW:
             raise UsageError(f"a request of more than {LONG_REQUEST} bytes has few values")
@@ -115,8 +115,8 @@ def parse_request(line: bytes) -> Request:
         progress = message.get("progress", False)
         if not isinstance(progress, bool):
             raise UsageError("progress: expected true or false")
-        options = {k: v for k, v in message.items() if k not in ops.RESERVED}
-        return Request(op, ops.validate(op, options), request_id, progress)
+        options = {k: v for k, v in message.items() if k not in RESERVED}
+        return Request(op, table.validate(op, options), request_id, progress)
     except UsageError as error:
         raise BadRequestError(str(error), request_id) from None
 

@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from imafs.control.ops import validate
+from imafs.control.ops import Options, Table
 from imafs.control.server import Handler, ProgressCallback, carry_through
 from imafs.errors import ImafsError
 from imafs.host import bounded_thread
@@ -63,15 +63,21 @@ class _Running:
 
 
 class Director:
-    """One scenario at a time over the operations of ``handlers``.
+    """One scenario at a time over the operations of ``table``.
 
-    ``total`` tells how many records were added since the boot.
+    ``handlers`` gives a handler for each of them; ``total`` tells how many records were added
+    since the boot.
     """
 
     def __init__(
-        self, trouble: Trouble, handlers: Handlers, total: Callable[[], int] = lambda: 0
+        self,
+        trouble: Trouble,
+        table: Table,
+        handlers: Handlers,
+        total: Callable[[], int] = lambda: 0,
     ) -> None:
         self._trouble = trouble
+        self._table = table
         self._handlers = handlers
         self._total = total
         self._running: _Running | None = None
@@ -79,28 +85,19 @@ class Director:
         self._waiting = 0
         self._later_in, self._later_out = trio.open_memory_channel[tuple[_Running, int]](MOST_LATER)
 
-    def handlers(self) -> dict[str, Handler]:
-        """The table for the server."""
-        return {"scenario": self.scenario, "scenario_end": self.scenario_end}
-
-    async def scenario(
-        self, options: Mapping[str, object], progress: ProgressCallback
-    ) -> dict[str, object]:
+    async def scenario(self, options: Options, progress: ProgressCallback) -> dict[str, object]:
         """Begins one; its steps at ``start`` are done when this is answered."""
-        name, file = options.get("name"), options.get("file")
-        if isinstance(name, str):
-            found = library.ready(name, validate)
+        validate = self._table.validate
+        if "name" in options:
+            found = library.ready(options.text("name"), validate)
         else:
-            assert isinstance(file, str)
-            work = partial(library.from_file, file, validate)
+            work = partial(library.from_file, options.text("file"), validate)
             found = await bounded_thread.run(work, silence=bounded_thread.SILENCE)
             carry_through()
         number = await self.begin(found)
         return {"scenario": found.name, "number": number, "steps": len(found.steps)}
 
-    async def scenario_end(
-        self, options: Mapping[str, object], progress: ProgressCallback
-    ) -> dict[str, object]:
+    async def scenario_end(self, options: Options, progress: ProgressCallback) -> dict[str, object]:
         """Ends the one that is on; what it has done stays done."""
         told = self.describe()
         self._trouble.listener = None
@@ -139,6 +136,10 @@ class Director:
             for step, told in zip(running.scenario.steps, running.told, strict=True)
         ]
         return {"name": running.scenario.name, "number": running.number, "steps": rows}
+
+    async def status(self) -> dict[str, object] | None:
+        """A part of the daemon's status."""
+        return self.describe()
 
     # imafs.scenarios.gate.Listener
 
@@ -201,12 +202,9 @@ class Director:
 
     async def _act(self, action: Action) -> str | None:
         """What went wrong, None where it is done."""
-        handler = self._handlers().get(action.op)
-        if handler is None:
-            return "not offered by this daemon"
         try:
             with trio.fail_after(LONGEST):
-                await handler(action.options, _silent)
+                await self._handlers()[action.op](action.options, _silent)
         except trio.TooSlowError:
             return f"not done within {LONGEST:g} s"
         except ImafsError as error:

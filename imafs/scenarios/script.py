@@ -18,12 +18,13 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from imafs.control.ops import Options
 from imafs.errors import FormatError, UsageError
 from imafs.interface import file_names
 from imafs.scenarios.events import EVENTS, Condition
 
-Validate = Callable[[str, Mapping[str, object]], dict[str, object]]
-"""Checks an operation's options; raises :class:`UsageError` (``imafs.control.ops.validate``)."""
+Validate = Callable[[str, Mapping[str, object]], Options]
+"""Checks an operation's options; raises :class:`UsageError` (``imafs.control.ops.Table``)."""
 
 #: Operations that no step may ask for: a scenario in a scenario, what only tells, and what
 #: replaces a file of whoever runs a scenario of others.
@@ -38,7 +39,7 @@ class Action:
     """One operation of the control socket."""
 
     op: str
-    options: Mapping[str, object]
+    options: Options
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imafs.control.client import ControlClient
 from imafs.errors import Refused
 from imafs.testing.mounted import Place
 from imafs.testing.scenario import Scenario, Scenarios
+from imafs.verbs.client import ControlClient
 
 if TYPE_CHECKING:
     from imafs.attest.verify import Verdict

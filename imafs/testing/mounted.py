@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from imafs.control.client import ControlClient
 from imafs.errors import MountError
 from imafs.host import mount_table, ownership, programs
+from imafs.verbs.client import ControlClient
 
 START = 30.0
 STOP = 15.0

@@ -6,14 +6,16 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 
-from imafs.control.server import Handler, ProgressCallback
+from imafs.control.ops import Options
+from imafs.control.server import ProgressCallback
 from imafs.emulator.emulator import Emulator
 from imafs.errors import Refused, UsageError
 from imafs.interface import file_names
 from imafs.interface.grammar import Grammar, Operation, Request
 from imafs.interface.opens import Accounting, Holder, Opening, Role
 from imafs.scenarios.faults import Rule, number_of
-from imafs.verbs.values import Answer, Options, number, text
+
+Answer = dict[str, object]
 
 #: The other agent's thread: no client's, so that it never counts as the same writer.
 _STRANGER = -1
@@ -26,22 +28,12 @@ _REQUESTS: Mapping[str, Operation] = {
 }
 
 
-class Faulting:
+class BadDays:
     """Handlers over one emulator."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
         self._agent = OtherAgent(emulator)
-
-    def handlers(self) -> dict[str, Handler]:
-        """The table for the server."""
-        return {
-            "fault": self.fault,
-            "fault_clear": self.fault_clear,
-            "fault_list": self.fault_list,
-            "tpm": self.tpm,
-            "agent": self.agent,
-        }
 
     async def fault(self, options: Options, progress: ProgressCallback) -> Answer:
         """Adds a rule. Raises :class:`UsageError` for one that could never hit."""
@@ -49,13 +41,13 @@ class Faulting:
         if len(chosen) == 2:
             raise UsageError("fault: of writing and reading give one")
         rule = Rule(
-            operation=text(options, "operation"),
-            errno=number_of(text(options, "errno")),
-            files=text(options, "files", "*"),
-            next=number(options, "next"),
-            every=number(options, "every"),
-            percent=number(options, "percent"),
-            seed=number(options, "seed") or 0,
+            operation=options.text("operation"),
+            errno=number_of(options.text("errno")),
+            files=options.text("files", "*"),
+            next=options.maybe_number("next"),
+            every=options.maybe_number("every"),
+            percent=options.maybe_number("percent"),
+            seed=options.maybe_number("seed") or 0,
             writing="writing" in chosen if chosen else None,
         )
         config, lists = self._emulator.config, self._emulator.layout
@@ -66,7 +58,7 @@ class Faulting:
 
     async def fault_clear(self, options: Options, progress: ProgressCallback) -> Answer:
         """Drops rules."""
-        return {"cleared": self._emulator.trouble.faults.clear(number(options, "fault"))}
+        return {"cleared": self._emulator.trouble.faults.clear(options.maybe_number("fault"))}
 
     async def fault_list(self, options: Options, progress: ProgressCallback) -> Answer:
         """All rules and what they did."""
@@ -78,7 +70,7 @@ class Faulting:
         if options.get("work"):
             if len(options) > 1:
                 raise UsageError("tpm: work stands alone")
-            options = {"behind": 0, "delay": 0, "fail": 0, "hang": False}
+            options = Options(behind=0, delay=0, fail=0, hang=False)
         hang = options.get("hang")
         if hang is not None:
             if hang:
@@ -86,8 +78,8 @@ class Faulting:
             else:
                 emulator.device.go_on()
             pace.hang = bool(hang)
-        behind, delay = number(options, "behind"), number(options, "delay")
-        fail = number(options, "fail")
+        behind, delay = options.maybe_number("behind"), options.maybe_number("delay")
+        fail = options.maybe_number("fail")
         pace.behind = pace.behind if behind is None else behind
         pace.delay = pace.delay if delay is None else delay / 1000
         pace.fail = pace.fail if fail is None else fail
@@ -101,7 +93,7 @@ class Faulting:
 
     async def agent(self, options: Options, progress: ProgressCallback) -> Answer:
         """One act of the other agent."""
-        return self._agent.act(text(options, "action"), number(options, "count"))
+        return self._agent.act(options.text("action"), options.maybe_number("count"))
 
 
 class OtherAgent:

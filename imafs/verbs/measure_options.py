@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from imafs.control.ops import Options
 from imafs.errors import UsageError
 from imafs.kernel.policy.match import Access, Decision
 from imafs.kernel.policy.rules import MASKS as MASK_BITS
@@ -34,33 +34,28 @@ class Use:
         return access(self.func, self.mask, self.user, owned)
 
 
-def use(options: Mapping[str, object]) -> Use:
+def use(options: Options) -> Use:
     """From the options of a request. The default is root's read: FILE_CHECK, MAY_READ, uid 0.
 
     euid and egid follow uid and gid where left out. Raises :class:`UsageError` for an
     unknown hook or mask.
     """
-    func = str(options.get("func", "FILE_CHECK"))
+    func = options.text("func", "FILE_CHECK")
     if func not in MASKS:
         raise UsageError(f"func: {func!r} is no hook of files; there are: {', '.join(MASKS)}")
-    ids = {name: number for name in _IDS if (number := _id(options, name)) is not None}
+    ids = {name: number for name in _IDS if (number := options.maybe_number(name)) is not None}
     for real, effective in (("uid", "euid"), ("gid", "egid")):
         if real in ids:
             ids.setdefault(effective, ids[real])
-    mask = options.get("mask")
+    mask = options.maybe_text("mask")
     return Use(
         func,
-        MASKS[func] if mask is None else _mask(str(mask)),
+        MASKS[func] if mask is None else _mask(mask),
         User.of(**ids),
-        _id(options, "fowner"),
-        _id(options, "fgroup"),
-        options.get("explain") is True,
+        options.maybe_number("fowner"),
+        options.maybe_number("fgroup"),
+        options.flag("explain"),
     )
-
-
-def _id(options: Mapping[str, object], name: str) -> int | None:
-    value = options.get(name)
-    return value if isinstance(value, int) else None
 
 
 def _mask(text: str) -> int:

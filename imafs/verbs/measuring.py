@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What each operation of the control socket does to the emulator."""
+"""The operations that add records, and the one that waits for them."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Mapping
+import os
 from functools import partial
+from math import inf
 
 import trio
 
 from imafs import disk
-from imafs.control.server import Handler, ProgressCallback, carry_through
+from imafs.control.ops import Options
+from imafs.control.server import ProgressCallback, carry_through
 from imafs.emulator.emulator import EXTEND_WAIT, Emulator, Receipt
 from imafs.emulator.records import check_data
-from imafs.emulator.status import status
 from imafs.errors import FormatError, NotInTimeError, Refused
 from imafs.formats.algorithms import by_name
 from imafs.formats.binary import Record
@@ -21,14 +22,12 @@ from imafs.formats.fields import Measurement
 from imafs.host import bounded_thread
 from imafs.kernel.audit import File
 from imafs.kernel.policy.match import Access
-from imafs.scenarios.runner import Director
 from imafs.sources import files, generate, measure_file
 from imafs.sources import load as lists
 from imafs.sources.file_attributes import Facts
 from imafs.verbs import measure_options
-from imafs.verbs.faults import Faulting
-from imafs.verbs.restart import LifecycleVerbs
-from imafs.verbs.values import Answer, Options, raw, text
+
+Answer = dict[str, object]
 
 #: Records, and bytes of template data, appended between two turns of everybody else.
 _TURN = 256
@@ -39,51 +38,25 @@ _BACKLOG = 16384
 _MOST_DATA = 64 << 20
 
 
-class Verbs:
-    """Handlers over one emulator; ``stop`` ends the daemon, ``about`` names its mount."""
+class Measuring:
+    """Handlers over one emulator. ``bulk`` is held while records are added in turns."""
 
-    def __init__(
-        self, emulator: Emulator, stop: Callable[[], object], about: Mapping[str, object]
-    ) -> None:
+    def __init__(self, emulator: Emulator, bulk: trio.Lock) -> None:
         self._emulator = emulator
-        self._stop = stop
-        self._about = about
-        #: Parts of the status that others know, by key.
-        self.parts: dict[str, Callable[[], Awaitable[object]]] = {}
+        self._bulk = bulk
         self._generated: dict[str, int] = {}
-        # Bulk operations give turns away in between; what would change the queue's
-        # rules under them (suspend, kexec, reboot) waits, so that a list is loaded whole.
-        self._bulk = trio.Lock()
-        self._faulting = Faulting(emulator)
-        self.director = Director(
-            emulator.trouble, self.handlers, lambda: self._emulator.queue.totals.added
-        )
 
-    def handlers(self) -> dict[str, Handler]:
-        """The table that the server is given."""
-        return {
-            "measure": self.measure,
-            "violation": self.violation,
-            "critical_data": self.critical_data,
-            "generate": self.generate,
-            "repeat": self.repeat,
-            "load": self.load,
-            "wait": self.wait,
-            "status": self.status,
-            "stop": self.stop,
-            **self._faulting.handlers(),
-            **self.director.handlers(),
-            **LifecycleVerbs(self._emulator, self._bulk, self._generated.clear).handlers(),
-        }
+    def booted(self) -> None:
+        """After a boot generated records are numbered from the first on."""
+        self._generated.clear()
 
     async def measure(self, options: Options, progress: ProgressCallback) -> Answer:
         """Files by path, or a digest with a name."""
         if "digest" in options:
             return {"measured": [await self._measure_digest(options)]}
         how = measure_options.use(options)
-        paths = options["paths"]
-        assert isinstance(paths, list)
-        name = options.get("name")
+        paths = options.paths("paths")
+        name = options.raw("name") if "name" in options else None
         # One path that cannot be measured is the answer; one of several is a row of it.
         alone = len(paths) == 1
         rows: list[tuple[Receipt | None, Answer]] = []
@@ -110,12 +83,11 @@ class Verbs:
         }
 
     async def _measure_path(
-        self, path: str, name: object, how: measure_options.Use, *, alone: bool
+        self, path: str, name: bytes | None, how: measure_options.Use, *, alone: bool
     ) -> tuple[Receipt | None, Answer]:
         emulator = self._emulator
-        given = raw(name) if isinstance(name, str) else None
         try:
-            judged = await measure_file.judge(emulator, path, how.access, given)
+            judged = await measure_file.judge(emulator, path, how.access, name)
         except Refused as refused:
             if alone:
                 raise
@@ -129,7 +101,7 @@ class Verbs:
         return receipt, said | {"digest": digest}
 
     async def _measure_digest(self, options: Options) -> Answer:
-        algorithm_name, _, digits = text(options, "digest").partition(":")
+        algorithm_name, _, digits = options.text("digest").partition(":")
         algorithm = by_name(algorithm_name)
         try:
             digest = bytes.fromhex(digits)
@@ -139,14 +111,14 @@ class Verbs:
             raise FormatError(
                 f"a {algorithm.name} digest has {algorithm.digest_size} bytes, not {len(digest)}"
             )
-        name = text(options, "name")
+        name = options.text("name")
         how = measure_options.use(options)
         # No file, so nothing is known of one but what the request says.
         decision = self._emulator.judge(how.access(Facts()))
         said: Answer = {"path": name} | measure_options.explained(decision, how.explain)
         if not decision.measure:
             return said
-        measurement = Measurement(raw(name), algorithm, digest)
+        measurement = Measurement(os.fsencode(name), algorithm, digest)
         record = self._emulator.record(measurement, decision.template, decision.pcr)
         outcome = await self._outcome(self._emulator.append(record))
         return said | {"digest": f"{algorithm.name}:{digest.hex()}"} | outcome
@@ -161,32 +133,31 @@ class Verbs:
 
     async def violation(self, options: Options, progress: ProgressCallback) -> Answer:
         """A violation record."""
-        name = raw(text(options, "name"))
+        name = options.raw("name")
         receipt = self._emulator.append(self._emulator.violation(name))
         self._emulator.audit.violation("ToMToU", File(name))
         return await self._outcome(receipt)
 
     async def critical_data(self, options: Options, progress: ProgressCallback) -> Answer:
         """A buffer in template ima-buf, where the policy measures its label."""
-        file = options.get("file")
-        if isinstance(file, str):
+        file = options.maybe_text("file")
+        if file is not None:
             read = partial(disk.read_whole, file, _MOST_DATA, bounded_thread.going_on)
             data = await bounded_thread.run(read, silence=bounded_thread.SILENCE)
         else:
-            data = bytes.fromhex(text(options, "data"))
+            data = bytes.fromhex(options.text("data"))
         check_data(data)
-        label = text(options, "label")
+        label = options.text("label")
         decision = self._emulator.judge(Access("CRITICAL_DATA", 0, label=label))
         if not decision.measure:
             return measure_options.explained(decision, False)
-        record = self._emulator.critical_data(raw(text(options, "name")), data, decision)
+        record = self._emulator.critical_data(options.raw("name"), data, decision)
         return await self._outcome(self._emulator.append(record))
 
     async def generate(self, options: Options, progress: ProgressCallback) -> Answer:
         """Distinct records; numbering goes on per prefix, so none is a duplicate."""
-        count = options["count"]
-        assert isinstance(count, int)
-        prefix = text(options, "name", generate.PREFIX)
+        count = options.number("count")
+        prefix = options.text("name", generate.PREFIX)
         start = self._generated.get(prefix, 0)
         self._generated[prefix] = start + count
         config = self._emulator.config
@@ -223,8 +194,6 @@ class Verbs:
 
     async def load(self, options: Options, progress: ProgressCallback) -> Answer:
         """A recorded list: parsed and checked whole before the first record is taken."""
-        bank, moment = options.get("bank"), options.get("moment")
-        path = text(options, "file")
         token = trio.lowlevel.current_trio_token()
 
         def parsing(done: int, total: int) -> None:
@@ -234,11 +203,11 @@ class Verbs:
         loaded = await bounded_thread.run(
             partial(
                 lists.load,
-                path,
-                bank if isinstance(bank, str) else None,
+                options.text("file"),
+                options.maybe_text("bank"),
                 parsing,
-                as_is=bool(options.get("as_is")),
-                moment=moment if isinstance(moment, str) else None,
+                as_is=options.flag("as_is"),
+                moment=options.maybe_text("moment"),
             )
         )
         if loaded.unsound:
@@ -266,14 +235,12 @@ class Verbs:
         :class:`NotInTimeError` after ``timeout`` seconds (default: never); :class:`Refused`
         (ENODEV) where a reboot ends what was waited for.
         """
-        records = options.get("records")
-        seconds = options.get("timeout")
+        records = options.maybe_number("records")
+        seconds = options.maybe_number("timeout")
         emulator = self._emulator
-        limit = float(seconds) if isinstance(seconds, int) else float("inf")
-        with trio.move_on_after(limit):
-            wanted = records if isinstance(records, int) else emulator.queue.totals.added
-            await emulator.wait_added(wanted)
-            if options.get("extended"):
+        with trio.move_on_after(inf if seconds is None else seconds):
+            await emulator.wait_added(emulator.queue.totals.added if records is None else records)
+            if options.flag("extended"):
                 behind = emulator.pace.behind
                 await emulator.extender.wait_extended(emulator.queue.totals.added - behind)
             return {
@@ -281,17 +248,6 @@ class Verbs:
                 "extended": emulator.queue.totals.extended,
             }
         raise NotInTimeError(f"not reached within {seconds} s")
-
-    async def status(self, options: Options, progress: ProgressCallback) -> Answer:
-        """Everything that ``imafs ctl status`` shows."""
-        told = await status(self._emulator)
-        parts = {key: await part() for key, part in self.parts.items()}
-        return {**self._about, **told, "scenario": self.director.describe(), **parts}
-
-    async def stop(self, options: Options, progress: ProgressCallback) -> Answer:
-        """Ends the daemon once this is answered."""
-        self._stop()
-        return {}
 
 
 class _Turn:

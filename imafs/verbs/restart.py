@@ -13,7 +13,8 @@ from functools import partial
 import trio
 
 from imafs import disk
-from imafs.control.server import Handler, ProgressCallback
+from imafs.control.ops import Options
+from imafs.control.server import ProgressCallback
 from imafs.emulator.emulator import Emulator
 from imafs.emulator.restart import Lifecycle
 from imafs.errors import FileError, Refused, UsageError
@@ -21,10 +22,11 @@ from imafs.host import bounded_thread, ownership
 from imafs.interface import profiles
 from imafs.interface.profiles import Profile
 from imafs.kernel.kexec import Crossing
-from imafs.verbs.values import Answer, Options, raw, text
+
+Answer = dict[str, object]
 
 
-class LifecycleVerbs:
+class Restarting:
     """Handlers over one emulator.
 
     ``bulk`` is held by whoever adds many records in turns: nothing here happens between
@@ -36,19 +38,6 @@ class LifecycleVerbs:
         self._lifecycle = Lifecycle(emulator)
         self._bulk = bulk
         self._booted = booted
-
-    def handlers(self) -> dict[str, Handler]:
-        """The table that the server is given."""
-        return {
-            "suspend": self.suspend,
-            "resume": self.resume,
-            "kexec_load": self.kexec_load,
-            "kexec_execute": self.kexec_execute,
-            "kexec_finish": self.kexec_finish,
-            "kexec_buffer": self.kexec_buffer,
-            "reboot": self.reboot,
-            "reset": self.reset,
-        }
 
     async def suspend(self, options: Options, progress: ProgressCallback) -> Answer:
         """As the reboot notifier does: no new records, A EACCES, D and N ESTALE."""
@@ -67,7 +56,7 @@ class LifecycleVerbs:
     async def kexec_load(self, options: Options, progress: ProgressCallback) -> Answer:
         """The segment that was reserved."""
         async with self._bulk:
-            cmdline = raw(text(options, "cmdline", ""))
+            cmdline = options.raw("cmdline") if "cmdline" in options else b""
             return {"segment_size": self._lifecycle.load(cmdline).segment_size}
 
     async def kexec_execute(self, options: Options, progress: ProgressCallback) -> Answer:
@@ -76,9 +65,9 @@ class LifecycleVerbs:
         async with self._bulk:
             found = await self._lifecycle.execute(
                 profile,
-                carry_over=not options.get("no_carry"),
-                whole=bool(options.get("whole")),
-                hold=bool(options.get("hold")),
+                carry_over=not options.flag("no_carry"),
+                whole=options.flag("whole"),
+                hold=options.flag("hold"),
             )
         return {"held": True} if found is None else self._crossed(found)
 
@@ -99,7 +88,7 @@ class LifecycleVerbs:
 
     async def kexec_buffer(self, options: Options, progress: ProgressCallback) -> Answer:
         """The file is written whole or not at all."""
-        path = text(options, "file")
+        path = options.text("file")
         data, records = self._lifecycle.buffer()
         await bounded_thread.run(partial(_write, path, data), silence=bounded_thread.SILENCE)
         return {"file": path, "bytes": len(data), "records": records}
@@ -121,8 +110,8 @@ class LifecycleVerbs:
 
 
 def _profile(options: Options) -> Profile | None:
-    name = options.get("profile")
-    return profiles.lookup(name) if isinstance(name, str) else None
+    name = options.maybe_text("profile")
+    return None if name is None else profiles.lookup(name)
 
 
 def _write(path: str, data: bytes) -> None:

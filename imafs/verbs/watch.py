@@ -3,33 +3,25 @@
 
 from __future__ import annotations
 
-from imafs.control.server import Handler, ProgressCallback
+from imafs.control.ops import Options
+from imafs.control.server import ProgressCallback
 from imafs.sources.watch.daemon.watcher import Watcher
-from imafs.verbs.values import Answer, Options
+
+Answer = dict[str, object]
 
 
-class WatchVerbs:
+class Watching:
     """Handlers over one watcher."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
 
-    def handlers(self) -> dict[str, Handler]:
-        """The table that the server is given."""
-        return {"watch": self.watch, "unwatch": self.unwatch}
-
     async def watch(self, options: Options, progress: ProgressCallback) -> Answer:
         """Answered once every use of files below the paths is seen."""
-        await self._watcher.watch(_paths(options))
+        await self._watcher.watch(options.paths("paths"))
         return {"watched": self._watcher.paths}
 
     async def unwatch(self, options: Options, progress: ProgressCallback) -> Answer:
         """The rest stays watched."""
-        await self._watcher.unwatch(_paths(options))
+        await self._watcher.unwatch(options.paths("paths"))
         return {"watched": self._watcher.paths}
-
-
-def _paths(options: Options) -> list[str]:
-    paths = options["paths"]
-    assert isinstance(paths, list)
-    return paths

@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from imafs.control.client import ControlClient
 from imafs.errors import ControlError
 from imafs.host import mounts
+from imafs.verbs.client import ControlClient
 
 #: A prefix that gives names of 60 characters, the eight digits of `generate` included.
 PREFIX = "/usr/lib/imafs/bench/" + "d" * 30 + "/"

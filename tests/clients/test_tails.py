@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from imafs.control.client import ControlClient
+from imafs.verbs.client import ControlClient
 from tests.mount.daemon import ASCII, Daemon
 from tests.mount.fixtures import Starter
 from tests.support import may_take

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from imafs.control.client import ControlClient
+from imafs.verbs.client import ControlClient
 from tests.conformance.draftsteps import Row, payload
 from tests.mount.daemon import Daemon, alive, read_to_end
 from tests.support import wait_for

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from imafs.control.client import ControlClient
+from imafs.verbs.client import ControlClient
 from tests.conformance import draftfileops
 from tests.conformance.differences import (
     COPIED,

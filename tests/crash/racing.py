@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from imafs.control.client import ControlClient
+from imafs.verbs.client import ControlClient
 from tests.crash.collected import Piece, joined, pieces, records, replayed
 from tests.crash.racer import BANKS
 from tests.mount.daemon import BINARY, Daemon

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from imafs.control import wire
-from imafs.control.client import ControlClient
 from imafs.errors import Refused
 from imafs.host import bounded_thread
+from imafs.verbs.client import ControlClient
 from tests.crash.hanging import hanging
 from tests.mount.daemon import Daemon, imafs
 from tests.mount.fixtures import Starter

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imafs.control.client import ControlClient
+from imafs.verbs.client import ControlClient
 from tests.mount.daemon import Daemon, children
 from tests.mount.fixtures import Starter
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from imafs.control.client import ControlClient
 from imafs.errors import Refused
 from imafs.kernel import queue as queues
+from imafs.verbs.client import ControlClient
 from tests.crash.collected import made
 from tests.mount.daemon import Daemon, imafs, layers
 from tests.mount.fixtures import Starter

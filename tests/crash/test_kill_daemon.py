@@ -63,7 +63,7 @@ while True:
 """
 ADDER = """
 import sys
-from imafs.control.client import ControlClient
+from imafs.verbs.client import ControlClient
 with ControlClient(sys.argv[1]) as client:
     while True:
         client.call("generate", {"count": 700}, deadline=30)

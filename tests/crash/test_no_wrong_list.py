@@ -23,8 +23,8 @@ from pathlib import Path
 
 import pytest
 
-from imafs.control.client import ControlClient
 from imafs.formats.binary import Reader
+from imafs.verbs.client import ControlClient
 from tests.crash import viewer
 from tests.crash.viewed import Known
 from tests.mount.daemon import ASCII, BINARY, Daemon

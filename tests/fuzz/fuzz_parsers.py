@@ -17,7 +17,6 @@ with atheris.instrument_imports(include=["imafs"]):
     from imafs.attest import pcrfile
     from imafs.attest.verify import verify
     from imafs.control import wire
-    from imafs.control.ops import validate
     from imafs.errors import FormatError, Refused, UsageError
     from imafs.formats import binary, kexec_buffer, list_file
     from imafs.formats.templates import TEMPLATES
@@ -25,6 +24,7 @@ with atheris.instrument_imports(include=["imafs"]):
     from imafs.interface.profiles import PROFILES
     from imafs.kernel.policy import grammar
     from imafs.scenarios import script
+    from imafs.verbs.table import TABLE
 
 _ZERO = {"sha1": {10: bytes(20)}, "sha256": {10: bytes(32)}}
 
@@ -74,7 +74,7 @@ def _wire(data: bytes) -> None:
 
 
 def _scenario(data: bytes) -> None:
-    script.parse(data.decode("utf-8", "replace"), "fuzz", validate)
+    script.parse(data.decode("utf-8", "replace"), "fuzz", TABLE.validate)
 
 
 def _policy(data: bytes) -> None:

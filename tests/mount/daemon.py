@@ -20,8 +20,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from imafs.control.client import ControlClient
 from imafs.host import mounts
+from imafs.verbs.client import ControlClient
 from tests.support import ROOT, DeadlineError, ExpectedLogs, kill_group, run, wait_for
 
 IMAFS = (sys.executable, "-P", "-m", "imafs")

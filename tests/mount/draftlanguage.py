@@ -31,8 +31,8 @@ import re
 import sys
 from collections.abc import Callable
 
-from imafs.control.client import ControlClient
 from imafs.interface.profiles import Profile, lookup
+from imafs.verbs.client import ControlClient
 from tests.mount.callers import NO_SYS_ADMIN
 from tests.mount.daemon import Daemon, read_to_end
 from tests.support import run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imafs.control import paths
-from imafs.control.client import ControlClient
+from imafs.verbs.client import ControlClient
 from tests.mount.daemon import imafs
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]

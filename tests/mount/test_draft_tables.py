@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from imafs.control.client import ControlClient
 from imafs.interface.profiles import PROFILES, Profile, lookup
+from imafs.verbs.client import ControlClient
 from tests.mount.draftlanguage import Speaker
 from tests.mount.draftrows import TABLES
 from tests.mount.fixtures import Starter

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from imafs.control.client import ControlClient
 from imafs.host import programs
 from imafs.testing.mounted import Mounted
+from imafs.verbs.client import ControlClient
 from tests.support import require, run, wait_for
 from tests.watch.conftest import disk as disk
 from tests.watch.disk import Disk

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imafs.control import ops
+from imafs.verbs.table import TABLE
 from tests.mount.daemon import ALONE
 from tests.support import ROOT, require
 
@@ -84,10 +84,10 @@ def test_the_readme_session(tmp_path: Path) -> None:
 def test_every_verb_is_named() -> None:
     text = (ROOT / "README.md").read_text().partition("| verbs of `imafs ctl`")[2]
     rows = text.partition("\n\n")[0]
-    assert set(re.findall(r"`([a-z-]+)`", rows)) == {op.verb for op in ops.OPERATIONS.values()}
+    assert set(re.findall(r"`([a-z-]+)`", rows)) == {op.verb for op in TABLE.values()}
 
 
 def test_the_table_of_operations_is_the_servers() -> None:
     text = (ROOT / "docs/ctl.md").read_text()
     table = text.partition("<!-- ops -->\n")[2].partition("<!-- /ops -->")[0]
-    assert table.strip() == ops.markdown().strip()
+    assert table.strip() == TABLE.markdown().strip()

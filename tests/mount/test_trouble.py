@@ -461,6 +461,27 @@ def test_a_write_is_told_as_what_it_asks_for_in_its_profile(
         assert told == [event]
 
 
+def test_a_step_watches_files(start: Starter, tmp_path: Path) -> None:
+    """Every operation that a scenario may name is carried out, those of watched files too."""
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    program = watched / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    daemon = start()
+    text = "".join(
+        f'[[step]]\nwhen = "{when}"\ndo = [{{ op = "{op}", paths = ["{watched}"] }}]\n'
+        for when, op in (("after stage", "watch"), ("after delete", "unwatch"))
+    )
+    ctl(daemon, "scenario", scenario(tmp_path, text))
+    assert daemon.write(STAGED, b"A\n") == "ok"
+    run([str(program)])
+    assert str(program).encode() in daemon.read(ASCII), "the step was done before the write"
+    assert daemon.write(STAGED, b"D\n") == "ok"
+    assert steps(daemon) == [(1, 1, []), (1, 1, [])]
+    assert daemon.group("watch")["paths"] == []
+
+
 def test_opens_and_closes_in_turn_stay_in_order(daemon: Daemon, tmp_path: Path) -> None:
     """A listener that has nothing to do costs no EBUSY: no turn is given away."""
     text = '[[step]]\nwhen = "after trim"\ndo = [{ op = "repeat" }]\n'

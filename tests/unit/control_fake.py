@@ -12,7 +12,9 @@ from typing import TypeVar
 import trio
 
 from imafs.control import wire
+from imafs.control.ops import Options, Table
 from imafs.control.server import Handler, ProgressCallback, serve
+from imafs.verbs.table import TABLE
 
 T = TypeVar("T")
 DEADLINE_SECONDS = 20.0
@@ -23,15 +25,18 @@ def handler(
 ) -> Handler:
     """A handler that answers its options and ``result``, or raises ``error``."""
 
-    async def handle(
-        options: Mapping[str, object], progress: ProgressCallback
-    ) -> dict[str, object]:
+    async def handle(options: Options, progress: ProgressCallback) -> dict[str, object]:
         await trio.lowlevel.checkpoint()
         if error is not None:
             raise error
         return {"options": dict(options), **(result or {})}
 
     return handle
+
+
+def table_of(handlers: Mapping[str, Handler]) -> Table:
+    """Of the emulator's operations those that have a handler."""
+    return Table(*(TABLE[name] for name in handlers))
 
 
 async def in_thread(function: Callable[[], T]) -> T:
@@ -87,7 +92,7 @@ async def serving(
     try:
         with trio.fail_after(DEADLINE_SECONDS):
             async with trio.open_nursery() as nursery:
-                await nursery.start(partial(serve, path, handlers, about=about))
+                await nursery.start(partial(serve, path, table_of(handlers), handlers, about=about))
                 yield connect
                 nursery.cancel_scope.cancel()
     finally:

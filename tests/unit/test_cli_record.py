@@ -18,9 +18,9 @@ import pytest
 
 from imafs import __version__
 from imafs.cli.main import main
-from imafs.control.client import ControlClient
 from imafs.errors import UsageError
 from imafs.sources.load import load as load_list
+from imafs.verbs.client import ControlClient
 from tests.conformance.recordings import Moment, load
 from tests.mount.daemon import BINARY, Daemon, imafs
 from tests.mount.fixtures import Starter

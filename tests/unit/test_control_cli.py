@@ -20,10 +20,10 @@ import trio
 from imafs import __version__
 from imafs.cli import answers, ctl
 from imafs.cli.main import main
-from imafs.control.ops import OPERATIONS
 from imafs.control.server import Handler, ProgressCallback
 from imafs.errors import FormatError, ImafsError, Refused, UsageError
 from imafs.formats.fields import MOST_FIELD
+from imafs.verbs.table import TABLE
 from tests.support import ROOT, run
 from tests.unit.control_fake import handler, in_thread, serving
 
@@ -167,7 +167,7 @@ async def test_command_lines_become_requests(
 
 
 def test_every_operation_has_a_command_line_above() -> None:
-    assert {op for _, op, _ in COMMAND_LINES} == set(OPERATIONS) - {"hello"}
+    assert {op for _, op, _ in COMMAND_LINES} == set(TABLE) - {"hello"}
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"imafs {__version__}\n"
     assert main(["ctl", "--help"]) == 0
     out = capsys.readouterr().out
-    for operation in OPERATIONS.values():
+    for operation in TABLE.values():
         assert f" {operation.verb} " in out
     assert main([]) == 2
 
@@ -516,5 +516,5 @@ def test_critical_data_comes_from_stdin_without_a_file(
     ctl.add_parser(parser.add_subparsers())
     args = parser.parse_args(["ctl", "critical-data", "--label", "l", "--name", "n"])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\0state\n")))
-    options = ctl._options(OPERATIONS["critical_data"], args)
+    options = ctl._options(TABLE["critical_data"], args)
     assert options == {"label": "l", "name": "n", "data": b"\0state\n".hex()}

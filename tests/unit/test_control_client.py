@@ -14,10 +14,11 @@ import pytest
 import trio
 
 from imafs.control import wire
-from imafs.control.client import Answer, ControlClient
-from imafs.control.ops import OPERATIONS
+from imafs.control.client import Answer
 from imafs.control.server import Handler, ProgressCallback
 from imafs.errors import ControlError, FormatError, Refused, UsageError
+from imafs.verbs.client import ControlClient
+from imafs.verbs.table import TABLE
 from tests.unit.control_fake import handler, in_thread, serving
 
 CALLS: list[tuple[str, Callable[[ControlClient], Answer], dict[str, object]]] = [
@@ -83,7 +84,7 @@ CALLS: list[tuple[str, Callable[[ControlClient], Answer], dict[str, object]]] = 
 
 
 async def test_every_method_asks_its_operation(tmp_path: Path) -> None:
-    handlers = {name: handler({"op": name}) for name in OPERATIONS if name != "hello"}
+    handlers = {name: handler({"op": name}) for name in TABLE if name != "hello"}
 
     def work() -> None:
         with ControlClient(tmp_path / "s") as client:

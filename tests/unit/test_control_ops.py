@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from imafs.control.ops import OPERATIONS, RESERVED, markdown, validate
+from imafs.control.ops import RESERVED
 from imafs.errors import UsageError
+from imafs.verbs.table import TABLE
 
 GOOD: list[tuple[str, dict[str, object]]] = [
     ("measure", {"paths": ["/a", "/b"]}),
@@ -53,22 +54,22 @@ BAD: list[tuple[str, dict[str, object], str]] = [
 
 @pytest.mark.parametrize(("op", "options"), GOOD)
 def test_good_options_come_back(op: str, options: dict[str, object]) -> None:
-    assert validate(op, options) == options
+    assert TABLE.validate(op, options) == options
 
 
 @pytest.mark.parametrize(("op", "options", "text"), BAD)
 def test_bad_options_are_named(op: str, options: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        validate(op, options)
+        TABLE.validate(op, options)
     assert text in str(caught.value)
 
 
 def test_null_counts_as_left_out() -> None:
-    assert validate("load", {"file": "/f", "bank": None}) == {"file": "/f"}
+    assert TABLE.validate("load", {"file": "/f", "bank": None}) == {"file": "/f"}
 
 
 def test_the_operations_are_these() -> None:
-    assert set(OPERATIONS) == {
+    assert set(TABLE) == {
         *("measure", "violation", "critical_data", "generate", "repeat", "load", "wait"),
         *("watch", "unwatch"),
         *("status", "suspend", "resume", "reset", "stop", "hello"),
@@ -78,7 +79,7 @@ def test_the_operations_are_these() -> None:
 
 
 def test_rules_speak_of_existing_options() -> None:
-    for operation in OPERATIONS.values():
+    for operation in TABLE.values():
         names = [option.name for option in operation.options]
         assert len(set(names)) == len(names)
         assert not RESERVED & set(names)
@@ -87,9 +88,9 @@ def test_rules_speak_of_existing_options() -> None:
 
 
 def test_markdown_has_every_operation_and_option() -> None:
-    rows = markdown().splitlines()[2:]
-    assert len(rows) == len(OPERATIONS)
-    for row, operation in zip(rows, OPERATIONS.values(), strict=True):
+    rows = TABLE.markdown().splitlines()[2:]
+    assert len(rows) == len(TABLE)
+    for row, operation in zip(rows, TABLE.values(), strict=True):
         assert row.startswith(f"| `{operation.verb}")
         assert row.replace(r"\|", "").count("|") == 4  # an escaped one ends no cell
         for option in operation.options:

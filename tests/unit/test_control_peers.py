@@ -14,9 +14,9 @@ import pytest
 
 from imafs.cli.main import main
 from imafs.control import paths, peers
-from imafs.control.client import ControlClient
 from imafs.control.peers import Peer
 from imafs.errors import ControlError, UntrustedError
+from imafs.verbs.client import ControlClient
 from tests.support import require
 from tests.unit.control_fake import handler, in_thread, serving
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from imafs import __version__
 from imafs.control import server, wire
-from imafs.control.server import ProgressCallback, serve
+from imafs.control.ops import HELLO, Table
+from imafs.control.server import Handler, ProgressCallback, serve
 from imafs.errors import FormatError, Refused, TpmError
 from tests.support import ExpectedLogs, wait_for_async
-from tests.unit.control_fake import Talk, handler, serving
+from tests.unit.control_fake import Talk, handler, serving, table_of
 
 STATUS: Mapping[str, object] = {"op": "status"}
 HANDLERS = {"status": handler(), "violation": handler(), "generate": handler()}
@@ -102,17 +103,19 @@ async def test_a_bug_is_logged_and_answered(
         assert (await talk.ask(STATUS))["ok"] is True
 
 
-async def test_operation_without_handler(path: Path) -> None:
-    async with serving(path, HANDLERS) as connect:
-        answer = await (await connect()).ask({"op": "reset"})
-    assert answer["ok"] is False
-    assert getattr(errno, str(answer["errno"])) == errno.EOPNOTSUPP  # by either of its names
+@pytest.mark.parametrize("handlers", [{}, {"status": handler()}, {**HANDLERS, "fly": handler()}])
+async def test_a_table_and_its_handlers_fit(path: Path, handlers: Mapping[str, Handler]) -> None:
+    """What a table says is offered is carried out: it is checked before anybody can ask."""
+    with pytest.raises(ValueError, match="operations without a handler"):
+        await serve(path, table_of(HANDLERS), handlers)
 
 
-@pytest.mark.parametrize("name", ["fly", "hello"])
-async def test_handlers_of_no_operation_are_a_mistake(path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        await serve(path, {name: handler()})
+async def test_hello_is_the_servers_own(path: Path) -> None:
+    with pytest.raises(ValueError, match="hello"):
+        await serve(path, Table(), {"hello": handler()})
+    async with serving(path, {}) as connect:
+        answer = await (await connect()).ask({"op": "hello"})
+    assert answer["ops"] == {"hello": HELLO.describe()}
 
 
 @pytest.mark.parametrize("size", [wire.MAX_REQUEST, 3 * wire.MAX_REQUEST])
@@ -356,7 +359,7 @@ async def test_stop_is_answered_before_the_end(path: Path) -> None:
             nursery.cancel_scope.cancel()
             return {}
 
-        await nursery.start(serve, path, {"stop": stop})
+        await nursery.start(serve, path, table_of({"stop": stop}), {"stop": stop})
         talk = Talk(await trio.open_unix_socket(str(path)))
         with trio.CancelScope(shield=True):
             async with talk.stream:

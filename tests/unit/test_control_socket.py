@@ -20,7 +20,7 @@ from imafs.control.server import serve
 from imafs.errors import ControlError
 from imafs.host import locks
 from tests.support import ExpectedLogs, run
-from tests.unit.control_fake import handler, serving
+from tests.unit.control_fake import handler, serving, table_of
 
 STATUS: Mapping[str, object] = {"op": "status"}
 HANDLERS = {"status": handler()}
@@ -168,7 +168,7 @@ async def test_only_our_own_socket_is_removed(path: Path) -> None:
 async def refused(path: Path, text: str) -> None:
     """No server starts on ``path``."""
     with trio.fail_after(5), pytest.raises(ControlError, match=text):
-        await serve(path, HANDLERS)
+        await serve(path, table_of(HANDLERS), HANDLERS)
 
 
 async def test_places_where_no_socket_can_be(path: Path) -> None:

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imafs.control import wire
+from imafs.control.ops import Options
 from imafs.errors import FormatError, Refused, UsageError
+from imafs.verbs.table import TABLE
 
 BAD_LINES = [
     (b"", "column 1: malformed JSON"),
@@ -39,19 +41,19 @@ BAD_LINES = [
 @pytest.mark.parametrize(("line", "text"), BAD_LINES)
 def test_bad_line_is_named(line: bytes, text: str) -> None:
     with pytest.raises(wire.BadRequestError) as caught:
-        wire.parse_request(line)
+        wire.parse_request(TABLE, line)
     assert text in str(caught.value)
     assert caught.value.errno == errno.EINVAL
 
 
 def test_request() -> None:
-    request = wire.parse_request(b'{"op":"load","file":"/f","id":"x","progress":true}')
-    assert request == wire.Request("load", {"file": "/f"}, "x", True)
+    request = wire.parse_request(TABLE, b'{"op":"load","file":"/f","id":"x","progress":true}')
+    assert request == wire.Request("load", Options(file="/f"), "x", True)
 
 
 def test_bad_request_keeps_its_id() -> None:
     with pytest.raises(wire.BadRequestError) as caught:
-        wire.parse_request(b'{"op":"fly","id":7}')
+        wire.parse_request(TABLE, b'{"op":"fly","id":7}')
     assert caught.value.id == 7
 
 
@@ -91,13 +93,13 @@ def test_any_object_is_a_request_or_refused(op: object, options: dict[str, objec
     except ValueError:  # NaN and infinities cannot be said
         return
     with contextlib.suppress(wire.BadRequestError):
-        assert wire.parse_request(line[:-1]).op == op
+        assert wire.parse_request(TABLE, line[:-1]).op == op
 
 
 @given(st.binary())
 def test_any_bytes_are_a_request_or_refused(line: bytes) -> None:
     with pytest.raises(wire.BadRequestError):
-        wire.parse_request(line)
+        wire.parse_request(TABLE, line)
 
 
 @given(
@@ -131,12 +133,12 @@ def test_a_long_request_is_one_long_text() -> None:
     """Everybody waits while a request is parsed: a million numbers take too long."""
     data = "00" * (wire.LONG_REQUEST // 2)
     request = {"op": "critical_data", "label": "l", "name": "n", "data": data}
-    assert wire.parse_request(wire.encode(request)).options["data"] == data
+    assert wire.parse_request(TABLE, wire.encode(request)).options["data"] == data
     many = b'{"op": "status", "x": [' + b"1," * wire.LONG_REQUEST + b"1]}"
     with pytest.raises(wire.BadRequestError, match="has few values"):
-        wire.parse_request(many)
+        wire.parse_request(TABLE, many)
     with pytest.raises(wire.BadRequestError, match="longer than 1048576 characters"):
-        wire.parse_request(wire.encode({"op": "violation", "name": "x" * (1 << 20) + "x"}))
+        wire.parse_request(TABLE, wire.encode({"op": "violation", "name": "x" * (1 << 20) + "x"}))
 
 
 @pytest.mark.parametrize("rows", [0, 1, wire.ROWS, wire.ROWS + 1, 3 * wire.ROWS])

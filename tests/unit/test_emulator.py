@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from imafs.control.ops import Options
 from imafs.emulator import status
 from imafs.emulator.config import EmulatorConfig
 from imafs.emulator.emulator import Emulator
@@ -25,7 +26,7 @@ from imafs.interface.grammar import Operation, Request
 from imafs.interface.profiles import lookup
 from imafs.tpm import NoTpm
 from imafs.tpm.channel import TpmChannel
-from imafs.verbs.measuring import Verbs
+from imafs.verbs.measuring import Measuring
 from tests.property.builders import record
 from tests.property.reference import Rec, ng, u32, violation
 from tests.support import ExpectedLogs
@@ -346,7 +347,7 @@ async def test_a_reset_that_comes_after_it_was_given_up_is_noticed(
 async def test_a_reset_ends_every_wait_for_the_old_boot() -> None:
     device = FakeDevice()
     async with booted(device) as emulator:
-        verbs = Verbs(emulator, lambda: None, {})
+        verbs = Measuring(emulator, trio.Lock())
         emulator.pace.delay = 1000.0
         receipts = [emulator.append(record(rec)) for rec in LIST]
         answers: list[object] = []
@@ -356,7 +357,7 @@ async def test_a_reset_ends_every_wait_for_the_old_boot() -> None:
 
         async def ask_by_verb() -> None:
             try:
-                await verbs.wait({"extended": True}, lambda done, total: None)
+                await verbs.wait(Options(extended=True), lambda done, total: None)
             except Refused as refused:
                 answers.append(refused.errno_name)
 

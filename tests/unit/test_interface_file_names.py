@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import pytest
 
+from imafs.control.ops import Options
 from imafs.emulator.config import EmulatorConfig
 from imafs.emulator.emulator import Emulator
 from imafs.emulator.sysfs import extras
 from imafs.errors import UsageError
 from imafs.interface import file_names
 from imafs.interface.profiles import PROFILES, directory
-from imafs.verbs.faults import Faulting
+from imafs.verbs.faults import BadDays
 from tests.property.builders import banks
 from tests.unit.emulator_fake import FakeDevice
 
@@ -53,10 +54,10 @@ def test_the_files_beside_the_directory() -> None:
 
 async def test_a_fault_that_could_never_hit() -> None:
     emulator = Emulator(EmulatorConfig(), FakeDevice())
-    faulting = Faulting(emulator)
-    options = {"operation": "open", "errno": "EBUSY", "files": "nope*"}
+    faulting = BadDays(emulator)
+    options = Options(operation="open", errno="EBUSY", files="nope*")
     with pytest.raises(UsageError, match=r"fault: files: 'nope\*' matches no file"):
         await faulting.fault(options, lambda done, total: None)
     assert not emulator.trouble.faults
-    await faulting.fault({**options, "files": "*_staged"}, lambda done, total: None)
+    await faulting.fault(Options(options, files="*_staged"), lambda done, total: None)
     assert emulator.trouble.faults

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imafs.cli.main import main
-from imafs.control.ops import validate
+from imafs.control.ops import Options
 from imafs.errors import FileError, FormatError, UsageError
 from imafs.scenarios import library
 from imafs.scenarios.events import Condition
 from imafs.scenarios.script import Action, Scenario, Step, parse
+from imafs.verbs.table import TABLE
 
 WHOLE = """\
 summary = "busy for a while"
@@ -41,7 +42,7 @@ do = [{ op = "generate", count = 3 }]
 
 
 def read(text: str) -> Scenario:
-    return parse(text, "mine", validate)
+    return parse(text, "mine", TABLE.validate)
 
 
 def test_a_whole_file() -> None:
@@ -52,13 +53,13 @@ def test_a_whole_file() -> None:
             Step(
                 Condition("before open", "*_staged", writing=True, nth=2, every=3),
                 (
-                    Action("agent", {"action": "trim", "count": 4}),
-                    Action("tpm", {"behind": 3}),
+                    Action("agent", Options(action="trim", count=4)),
+                    Action("tpm", Options(behind=3)),
                 ),
             ),
             Step(
                 Condition("records", records=10, seconds=0.5),
-                (Action("generate", {"count": 3}),),
+                (Action("generate", Options(count=3)),),
             ),
         ),
     )
@@ -170,7 +171,7 @@ def test_a_damaged_file_is_refused_or_read(text: str) -> None:
 def test_ready_ones_are_valid_and_say_what_they_are() -> None:
     assert len(library.names()) >= 10
     for name in library.names():
-        scenario = library.ready(name, validate)
+        scenario = library.ready(name, TABLE.validate)
         assert scenario.name == name
         assert 20 < len(scenario.summary) < 100, name
 
@@ -178,13 +179,13 @@ def test_ready_ones_are_valid_and_say_what_they_are() -> None:
 def test_paths_and_names(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(WHOLE)
-    assert library.find(str(file), validate) == read(WHOLE)
+    assert library.find(str(file), TABLE.validate) == read(WHOLE)
     with pytest.raises(UsageError, match="no ready scenario is called 'mine'; there are: "):
-        library.find("mine", validate)
+        library.find("mine", TABLE.validate)
     with pytest.raises(UsageError, match=r"'rebot' \(did you mean reboot\?\); there are: "):
-        library.find("rebot", validate)
+        library.find("rebot", TABLE.validate)
     with pytest.raises(FileError, match="No such file") as caught:
-        library.find(str(tmp_path / "other.toml"), validate)
+        library.find(str(tmp_path / "other.toml"), TABLE.validate)
     assert caught.value.errno == errno.ENOENT
 
 
@@ -220,7 +221,7 @@ def test_a_file_that_the_parser_would_choke_on(tmp_path: Path, text: str, said: 
     file = tmp_path / "s.toml"
     file.write_text(text)
     with pytest.raises((FormatError, UsageError), match=said):
-        library.from_file(str(file), validate)
+        library.from_file(str(file), TABLE.validate)
 
 
 def test_a_pattern_is_no_longer_than_a_name() -> None:

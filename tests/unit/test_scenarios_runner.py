@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock, assert_no_checkpoints
 
-from imafs.control.ops import validate
+from imafs.control.ops import Options
 from imafs.control.server import Handler, ProgressCallback
 from imafs.errors import Refused
 from imafs.interface.grammar import Operation
@@ -20,6 +20,7 @@ from imafs.scenarios.faults import Rule
 from imafs.scenarios.gate import Trouble
 from imafs.scenarios.runner import LONGEST, MOST_ERRORS, MOST_LATER, Director
 from imafs.scenarios.script import parse
+from imafs.verbs.table import TABLE
 from tests.support import ExpectedLogs
 
 T = TypeVar("T")
@@ -102,8 +103,8 @@ async def test_a_call_that_fails_by_itself_or_by_a_fault() -> None:
 async def test_nothing_due_gives_no_turn_away() -> None:
     """Else opens and releases would change the counts in another order than they came."""
     trouble = Trouble()
-    director = Director(trouble, lambda: {})
-    await director.begin(parse(STEPS, "quiet", validate))
+    director = Director(trouble, TABLE, lambda: {})
+    await director.begin(parse(STEPS, "quiet", TABLE.validate))
     with assert_no_checkpoints():
         await trouble.around("open", NAMES, done(1), writing=False)
         await trouble.closed(NAMES)
@@ -132,9 +133,7 @@ class Stage:
         return {name: self._handler(name) for name in ("repeat", "violation", "suspend")}
 
     def _handler(self, name: str) -> Handler:
-        async def handle(
-            options: Mapping[str, object], progress: ProgressCallback
-        ) -> Mapping[str, object]:
+        async def handle(options: Options, progress: ProgressCallback) -> Mapping[str, object]:
             self.asked.append((name, dict(options)))
             if name == self.failing:
                 raise Refused(errno.ENOENT, "no record")
@@ -155,9 +154,9 @@ def steps(director: Director) -> list[dict[str, object]]:
 
 async def test_steps_are_done_in_order_and_told() -> None:
     stage = Stage()
-    director = Director(Trouble(), stage.handlers)
+    director = Director(Trouble(), TABLE, stage.handlers)
     assert director.describe() is None
-    await director.begin(parse(STEPS, "mine", validate))
+    await director.begin(parse(STEPS, "mine", TABLE.validate))
     assert steps(director)[0]["due"] == 0
     await director.happened("before write", NAMES)
     assert stage.asked == [("repeat", {}), ("violation", {"name": "/v"})]
@@ -173,8 +172,8 @@ async def test_a_step_ends_at_what_is_refused(expected_logs: ExpectedLogs) -> No
     expected_logs.expect("scenario mine, step 1: repeat: ENOENT: no record")
     stage = Stage()
     stage.failing = "repeat"
-    director = Director(Trouble(), stage.handlers)
-    await director.begin(parse(STEPS, "mine", validate))
+    director = Director(Trouble(), TABLE, stage.handlers)
+    await director.begin(parse(STEPS, "mine", TABLE.validate))
     await director.happened("before write", NAMES)
     assert stage.asked == [("repeat", {})]
     assert steps(director)[0]["errors"] == ["repeat: ENOENT: no record"]
@@ -187,19 +186,11 @@ async def test_a_client_waits_so_long_and_not_longer(
     expected_logs.expect("violation: not done within 20 s")
     stage = Stage()
     stage.hanging = "violation"
-    director = Director(Trouble(), stage.handlers)
-    await director.begin(parse(STEPS, "mine", validate))
+    director = Director(Trouble(), TABLE, stage.handlers)
+    await director.begin(parse(STEPS, "mine", TABLE.validate))
     begin = trio.current_time()
     await director.happened("before write", NAMES)
     assert trio.current_time() - begin == pytest.approx(LONGEST)
-
-
-async def test_what_this_daemon_does_not_offer(expected_logs: ExpectedLogs) -> None:
-    expected_logs.expect("repeat: not offered by this daemon")
-    director = Director(Trouble(), lambda: {})
-    await director.begin(parse(STEPS, "mine", validate))
-    await director.happened("before write", NAMES)
-    assert steps(director)[0]["errors"] == ["repeat: not offered by this daemon"]
 
 
 async def test_steps_by_records_and_time_are_done_in_the_background(
@@ -207,10 +198,10 @@ async def test_steps_by_records_and_time_are_done_in_the_background(
 ) -> None:
     stage = Stage()
     trouble = Trouble()
-    director = Director(trouble, stage.handlers)
+    director = Director(trouble, TABLE, stage.handlers)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(director.run)
-        await director.begin(parse(STEPS, "mine", validate))
+        await director.begin(parse(STEPS, "mine", TABLE.validate))
         for total in (1, 2, 3, 4):
             director.added(total)
         await trio.sleep(6.9)
@@ -218,9 +209,9 @@ async def test_steps_by_records_and_time_are_done_in_the_background(
         await trio.sleep(0.2)
         assert stage.asked == [("suspend", {})]
         # Of a scenario that has ended nothing is due any more.
-        await director.begin(parse(STEPS, "again", validate))
+        await director.begin(parse(STEPS, "again", TABLE.validate))
         director.added(3)
-        await director.scenario_end({}, lambda done, total: None)
+        await director.scenario_end(Options(), lambda done, total: None)
         assert not trouble.active
         await trio.sleep(10)
         assert len(stage.asked) == 1
@@ -232,31 +223,32 @@ async def test_a_bug_in_an_operation_is_told(
 ) -> None:
     """In the background too, where nothing else would keep it from the daemon."""
 
-    async def repeat(
-        options: Mapping[str, object], progress: ProgressCallback
-    ) -> Mapping[str, object]:
+    async def repeat(options: Options, progress: ProgressCallback) -> Mapping[str, object]:
         raise RecursionError("planted")
 
     expected_logs.expect("operation repeat failed")
     expected_logs.expect("repeat: internal error, see the daemon's log")
-    director = Director(Trouble(), lambda: {"repeat": repeat})
+    director = Director(Trouble(), TABLE, lambda: {"repeat": repeat})
     step = '[[step]]\nwhen = "start"\nseconds = 0.01\ndo = [{ op = "repeat" }]\n'
     async with trio.open_nursery() as nursery:
         nursery.start_soon(director.run)
-        await director.begin(parse(step, "mine", validate))
+        await director.begin(parse(step, "mine", TABLE.validate))
         await trio.sleep(1)
         nursery.cancel_scope.cancel()
     assert steps(director)[0]["errors"] == ["repeat: internal error, see the daemon's log"]
 
 
 async def test_only_the_first_errors_are_told(expected_logs: ExpectedLogs) -> None:
-    expected_logs.expect("repeat: not offered")
-    director = Director(Trouble(), lambda: {})
-    await director.begin(parse(STEPS.replace('write"', 'write"\nevery = 1'), "mine", validate))
+    expected_logs.expect("repeat: ENOENT: no record")
+    stage = Stage()
+    stage.failing = "repeat"
+    director = Director(Trouble(), TABLE, stage.handlers)
+    always = STEPS.replace('write"', 'write"\nevery = 1')
+    await director.begin(parse(always, "mine", TABLE.validate))
     for _ in range(3 * MOST_ERRORS):
         await director.happened("before write", NAMES)
     told = steps(director)[0]
-    assert told["errors"] == MOST_ERRORS * ["repeat: not offered by this daemon"]
+    assert told["errors"] == MOST_ERRORS * ["repeat: ENOENT: no record"]
     assert told["failed"] == 3 * MOST_ERRORS
 
 
@@ -264,18 +256,18 @@ async def test_steps_that_wait_are_bounded_and_end_with_their_scenario(
     autojump_clock: MockClock,
 ) -> None:
     stage = Stage()
-    director = Director(Trouble(), stage.handlers)
+    director = Director(Trouble(), TABLE, stage.handlers)
     step = '[[step]]\nwhen = "after open"\nevery = 1\nseconds = 3000\ndo = [{op = "repeat"}]\n'
     async with trio.open_nursery() as nursery:
         nursery.start_soon(director.run)
         for begun in range(2):
-            await director.begin(parse(step, "mine", validate))
+            await director.begin(parse(step, "mine", TABLE.validate))
             for _ in range(MOST_LATER + 5):
                 await director.happened("after open", NAMES)
             await trio.testing.wait_all_tasks_blocked()
             assert steps(director)[0]["failed"] == 5, begun
             assert trio.lowlevel.current_statistics().tasks_living > MOST_LATER
-            await director.scenario_end({}, lambda done, total: None)
+            await director.scenario_end(Options(), lambda done, total: None)
             await trio.testing.wait_all_tasks_blocked()
             assert trio.lowlevel.current_statistics().tasks_living < 20
         nursery.cancel_scope.cancel()
@@ -284,12 +276,12 @@ async def test_steps_that_wait_are_bounded_and_end_with_their_scenario(
 
 async def test_records_that_are_there_when_a_scenario_begins() -> None:
     stage = Stage()
-    director = Director(Trouble(), stage.handlers, lambda: 3)
+    director = Director(Trouble(), TABLE, stage.handlers, lambda: 3)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(director.run)
         for records, due in ((4, 0), (3, 1), (2, 1)):
             step = f'[[step]]\nwhen = "records"\nrecords = {records}\ndo = [{{op = "repeat"}}]\n'
-            await director.begin(parse(step, "mine", validate))
+            await director.begin(parse(step, "mine", TABLE.validate))
             await trio.testing.wait_all_tasks_blocked()
             assert steps(director)[0]["due"] == steps(director)[0]["done"] == due
         nursery.cancel_scope.cancel()
@@ -301,21 +293,19 @@ async def test_another_scenario_begins_while_a_step_is_done() -> None:
     go_on = trio.Event()
     done: list[str] = []
 
-    async def repeat(
-        options: Mapping[str, object], progress: ProgressCallback
-    ) -> Mapping[str, object]:
+    async def repeat(options: Options, progress: ProgressCallback) -> Mapping[str, object]:
         done.append("repeat")
         begun.set()
         await go_on.wait()
         return {}
 
-    director = Director(Trouble(), lambda: {"repeat": repeat})
+    director = Director(Trouble(), TABLE, lambda: {"repeat": repeat})
     step = '[[step]]\nwhen = "after open"\ndo = [{ op = "repeat" }]\n'
-    await director.begin(parse(2 * step, "first", validate))
+    await director.begin(parse(2 * step, "first", TABLE.validate))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(director.happened, "after open", NAMES)
         await begun.wait()
-        await director.begin(parse(step, "second", validate))
+        await director.begin(parse(step, "second", TABLE.validate))
         go_on.set()
     assert done == ["repeat"]
     assert steps(director)[0]["due"] == 0

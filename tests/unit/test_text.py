@@ -19,11 +19,12 @@ import pytest
 
 from imafs.cli import answers
 from imafs.cli.main import main, show_bug
-from imafs.control.ops import OPERATIONS, Kind, Operation
+from imafs.control.ops import Kind, Operation
 from imafs.errors import Refused
 from imafs.host import logs
 from imafs.host.sd_notify import notify
 from imafs.text import lines_shown, quoted, shown
+from imafs.verbs.table import TABLE
 from tests.property.reference import binary_list, ng
 from tests.support import require
 from tests.unit.control_fake import handler, in_thread, serving
@@ -223,7 +224,7 @@ ANSWERS: tuple[dict[str, object], ...] = (
 )
 
 
-@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.name)
+@pytest.mark.parametrize("operation", TABLE.values(), ids=lambda operation: operation.name)
 def test_no_answer_speaks_to_the_terminal(
     operation: Operation, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,7 +240,7 @@ def test_no_answer_speaks_to_the_terminal(
     assert is_clean(printed.err)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.name)
+@pytest.mark.parametrize("operation", TABLE.values(), ids=lambda operation: operation.name)
 async def test_no_refusal_speaks_to_the_terminal(
     operation: Operation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,15 +11,20 @@ import pytest
 import trio
 
 from imafs.control import wire
-from imafs.control.ops import OPERATIONS, Kind, Operation
+from imafs.control.ops import Kind, Operation, Options
 from imafs.emulator.config import EmulatorConfig
-from imafs.emulator.emulator import Receipt
+from imafs.emulator.emulator import Emulator, Receipt
 from imafs.errors import ImafsError
 from imafs.formats.binary import Record
 from imafs.formats.fields import MOST_FIELD
 from imafs.formats.templates import TEMPLATES
+from imafs.scenarios.script import parse
+from imafs.sources.watch.daemon.watcher import Watcher
 from imafs.verbs import measuring
-from imafs.verbs.measuring import Verbs
+from imafs.verbs.compose import Verbs
+from imafs.verbs.measuring import Measuring
+from imafs.verbs.table import TABLE
+from tests.support import ExpectedLogs
 from tests.unit.emulator_fake import FakeDevice, booted
 
 WAIT = 0.25
@@ -43,8 +48,8 @@ async def test_all_files_of_a_request_wait_together(
             return await wait_for(receipt, seconds)
 
         monkeypatch.setattr(emulator, "wait_for", noted)
-        handler = Verbs(emulator, lambda: None, {}).measure
-        answer = await handler({"paths": [str(tmp_path)]}, lambda done, total: None)
+        handler = Measuring(emulator, trio.Lock()).measure
+        answer = await handler(Options(paths=[str(tmp_path)]), lambda done, total: None)
     rows = answer["measured"]
     assert isinstance(rows, list)
     assert [row["extended"] for row in rows] == [False] * 4
@@ -52,13 +57,35 @@ async def test_all_files_of_a_request_wait_together(
     assert waits[1:] == pytest.approx([0.0] * 3, abs=0.001)
 
 
+def verbs_of(emulator: Emulator) -> Verbs:
+    watcher = Watcher(emulator, leave="/m", excused=[])
+    return Verbs(emulator, watcher, lambda: None, {"mountpoint": "/m"}, {})
+
+
+async def test_every_operation_has_its_handler() -> None:
+    async with booted(FakeDevice()) as emulator:
+        assert verbs_of(emulator).handlers.keys() | {"hello"} == TABLE.keys()
+
+
+async def test_steps_of_scenarios_have_the_same_handlers(expected_logs: ExpectedLogs) -> None:
+    """Those of watched files too, which passed the check and could never run."""
+    expected_logs.expect("unwatch: ENOENT")
+    text = '[[step]]\nwhen = "start"\ndo = [{ op = "unwatch", paths = ["/none"] }]\n'
+    async with booted(FakeDevice()) as emulator:
+        director = verbs_of(emulator).director
+        await director.begin(parse(text, "mine", TABLE.validate))
+        told = director.describe()
+    assert told is not None
+    assert "not watched" in str(told["steps"])
+
+
 async def answered(operation: Operation, options: dict[str, object]) -> Mapping[str, object] | int:
     """What the whole way of a request gives over a real emulator: the answer or its errno."""
     async with booted(FakeDevice(), EmulatorConfig(boot_aggregate=False)) as emulator:
-        handlers = Verbs(emulator, lambda: None, {"mountpoint": "/m"}).handlers()
+        handlers = verbs_of(emulator).handlers
         line = wire.encode({"op": operation.name, **options})
         try:
-            request = wire.parse_request(line)
+            request = wire.parse_request(TABLE, line)
             with trio.move_on_after(5):
                 answer = await handlers[request.op](request.options, lambda done, total: None)
                 return {**answer, "list": emulator.queue.newest()}
@@ -82,7 +109,7 @@ def options_of(operation: Operation, text: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     "text", ["odd\udcff", "a\nb", "\x1b[2J", "x" * 70000], ids=["bytes", "lines", "escape", "long"]
 )
-@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.name)
+@pytest.mark.parametrize("operation", TABLE.values(), ids=lambda operation: operation.name)
 async def test_odd_texts_are_no_bug_in_any_operation(operation: Operation, text: str) -> None:
     """All of ImafsError's kinds are answers; anything else would be EIO and a traceback."""
     if operation.name in ("hello", "stop", "watch", "unwatch"):
@@ -91,7 +118,7 @@ async def test_odd_texts_are_no_bug_in_any_operation(operation: Operation, text:
 
 
 async def test_generated_names_are_bytes() -> None:
-    answer = await answered(OPERATIONS["generate"], {"count": 1, "name": "/a\udcff"})
+    answer = await answered(TABLE["generate"], {"count": 1, "name": "/a\udcff"})
     assert isinstance(answer, Mapping)
     newest = answer["list"]
     assert isinstance(newest, bytes)
@@ -109,7 +136,7 @@ async def test_critical_data_of_a_kernel_s_size(
     path = tmp_path / "data"
     path.write_bytes(data)
     source = {"file": str(path)} if from_file else {"data": data.hex()}
-    answer = await answered(OPERATIONS["critical_data"], {"label": "l", "name": "n", **source})
+    answer = await answered(TABLE["critical_data"], {"label": "l", "name": "n", **source})
     if errno_ is None:
         assert isinstance(answer, Mapping)
         assert answer["number"] == 1
