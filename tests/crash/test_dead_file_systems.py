@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -98,16 +99,22 @@ def test_a_request_is_told_and_its_thread_is_free_with_its_file_system(
 ) -> None:
     daemon = start("--tpm", "none")
     with ControlClient(daemon.control) as client:
-        with hanging(tmp_path / "dead") as file:
-            for op, options in (
-                ("measure", {"paths": [str(file)]}),
-                ("critical_data", {"label": "l", "name": "n", "file": str(file)}),
-                ("scenario", {"file": str(file)}),
-                ("kexec_buffer", {"file": str(file.parent / "new")}),
-            ):
-                with pytest.raises(Refused, match="does not answer") as caught:
-                    client.call(op, options, deadline=bounded_thread.SILENCE + 20)
-                assert caught.value.errno_name == "EAGAIN"
+        with hanging(tmp_path / "dead") as file, ExitStack() as stack:
+            # All at once: each is told after the same silence.
+            asked = [
+                ask(daemon, stack, op=op, **options)
+                for op, options in (
+                    ("measure", {"paths": [str(file)]}),
+                    ("critical_data", {"label": "l", "name": "n", "file": str(file)}),
+                    ("scenario", {"file": str(file)}),
+                    ("kexec_buffer", {"file": str(file.parent / "new")}),
+                )
+            ]
+            for connection in asked:
+                connection.settimeout(bounded_thread.SILENCE + 20)
+                answer = json.loads(connection.makefile("rb").readline())
+                assert answer["errno"] == "EAGAIN"
+                assert "does not answer" in answer["error"]
             assert hung(daemon) == 4
         wait_for(lambda: not hung(daemon), 20, "the threads are back")
         assert client.measure("/etc/passwd")["measured"]
