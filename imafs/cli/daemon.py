@@ -24,6 +24,7 @@ from imafs.control import paths
 from imafs.control.server import serve
 from imafs.emulator.audit_log import Audit, open_log
 from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.directory import ImaDirectory
 from imafs.emulator.emulator import Emulator
 from imafs.emulator.sysfs import extras
 from imafs.errors import ControlError, ImafsError, TpmError, UsageError
@@ -230,7 +231,14 @@ async def _main(
             nursery.start_soon(audit.run)
             await _measure(emulator, plan.measure)
             beside = extras(emulator, plan.boot_log) if plan.layout == "securityfs" else ()
-            async with session.mounted(emulator, mountpoint, plan.layout, end, beside) as mount:
+            directory = ImaDirectory(emulator, plan.layout, beside)
+            async with session.mounted(
+                directory,
+                mountpoint,
+                end,
+                true_sizes=plan.config.true_sizes,
+                large_reads=plan.config.large_reads,
+            ) as mount:
                 watcher = Watcher(
                     emulator,
                     leave=mountpoint,

@@ -10,7 +10,7 @@ but not listed, and whoever wants it at /sys/class/tpm binds it there.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+import stat
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,7 @@ import trio
 
 from imafs.emulator.emulator import Emulator
 from imafs.errors import Refused
-from imafs.fuse.handles import Handle
-from imafs.lists.seqfile import Bytes
+from imafs.fuse.directory import Content, Entry
 
 #: Directory in the root of layout securityfs that is bound on /sys/class/tpm.
 CLASS_TPM = ".class-tpm"
@@ -32,30 +31,22 @@ _SYSFS_SIZE = 4096
 #: makes more of such calls than pyfuse3 serves at once would keep all others from the lists.
 WAITING = 128
 
-Content = Callable[[], Awaitable[bytes]]
-
 
 @dataclass(frozen=True, slots=True)
-class Extra:
-    """A file, or a directory (``read`` is None), by its path from the root.
+class Extra(Entry):
+    """A file, or a directory (``read`` is None). ``read`` makes the content of ``length``
+    bytes; it may take time and raises :class:`imafs.errors.ImafsError`."""
 
-    ``read`` makes the content; it may take time and raises
-    :class:`imafs.errors.ImafsError`. ``sysfs``: a file of sysfs shows a page as its size; one
-    of securityfs (``size`` is its true size) does not.
-    """
-
-    path: str
-    mode: int = 0o755
     read: Content | None = None
-    size: int = 0
-    sysfs: bool = False
+    length: int = 0
 
 
 def extras(emulator: Emulator, boot_log: bytes | None) -> list[Extra]:
     """What the layout securityfs has beside the IMA directory."""
-    found = [Extra(CLASS_TPM)]
+    found = [Extra(CLASS_TPM, stat.S_IFDIR | 0o755)]
     if boot_log is not None:
-        found.append(Extra(_BOOT_LOG, 0o440, partial(constant, boot_log), len(boot_log)))
+        read = partial(constant, boot_log)
+        found.append(Extra(_BOOT_LOG, 0o440, seq=True, read=read, length=len(boot_log)))
     names = [bank.name for bank in emulator.device.banks if bank.name in _BANKS]
     if names:
         waiting = trio.CapacityLimiter(WAITING)
@@ -71,7 +62,7 @@ def extras(emulator: Emulator, boot_log: bytes | None) -> list[Extra]:
 
 
 def _of_sysfs(path: str, read: Content) -> Extra:
-    return Extra(path, 0o444, read, _SYSFS_SIZE, sysfs=True)
+    return Extra(path, 0o444, sized=True, read=read, length=_SYSFS_SIZE)
 
 
 async def constant(text: bytes) -> bytes:
@@ -84,28 +75,3 @@ async def _pcr(emulator: Emulator, waiting: trio.CapacityLimiter, bank: str, pcr
         raise Refused(errno.EAGAIN, f"{WAITING} readers wait for the TPM")
     async with waiting:
         return (await emulator.read_pcr(bank, pcr)).hex().upper().encode() + b"\n"
-
-
-class ExtraHandle(Handle):
-    """An open file whose content is made by a read at its start, as sysfs does.
-
-    A failed :meth:`prepare` keeps nothing of what was
-    read before, so that an old value is never taken for the present one.
-    """
-
-    __slots__ = ("_content", "_text")
-    waits = True
-
-    def __init__(self, content: Content) -> None:
-        self._content = content
-        self._text: bytes | None = None
-
-    async def prepare(self, offset: int) -> None:
-        """Makes the content anew where a read begins."""
-        if offset == 0 or self._text is None:
-            self._text = None
-            self._text = await self._content()
-
-    def read(self, offset: int, size: int) -> Bytes:
-        assert self._text is not None
-        return self._text[offset : offset + size]

@@ -7,14 +7,8 @@ blocked task can wait for its memory lock.
 
 from __future__ import annotations
 
-import os
-
+from imafs.host.caller import proc_is_ours
 from imafs.kernel.audit import UNSET, Task
-
-
-def proc_is_ours() -> bool:
-    """Whether /proc numbers tasks as we do: in another's, the number is somebody else's."""
-    return os.readlink("/proc/self") == str(os.getpid())
 
 
 def of(tid: int) -> Task:

@@ -11,15 +11,36 @@ from __future__ import annotations
 
 import errno
 import os
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from imafs.emulator.sysfs import Extra, constant
+from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle
 
 #: Longer than a page, shorter than a pipe.
 CONTENT = b"".join(b"imafs looks at itself, line %4d\n" % number for number in range(200))
 NAME = ".imafs-self-test"
-FILE = Extra(NAME, 0o600, partial(constant, CONTENT), len(CONTENT))
+FILE = Entry(NAME, 0o600, seq=True)
+
+
+class Trial(Directory[Entry]):
+    """The directory of the file that is tried."""
+
+    @property
+    def generation(self) -> object:
+        return None
+
+    def entries(self) -> Sequence[Entry]:
+        return [FILE]
+
+    def size(self, entry: Entry) -> int:
+        return len(CONTENT)
+
+    def open(self, entry: Entry, flags: int, tid: int) -> Handle:
+        return ContentHandle(_content)
+
+
+async def _content() -> bytes:
+    return CONTENT
 
 
 class Finding(NamedTuple):

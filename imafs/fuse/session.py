@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pyfuse3
 import trio
 
-from imafs.emulator.emulator import Emulator
-from imafs.emulator.sysfs import Extra
 from imafs.errors import MountError
 from imafs.fuse import selftest
-from imafs.fuse.operations import ImaOperations
+from imafs.fuse.directory import Directory
+from imafs.fuse.operations import DirectoryOperations
 from imafs.fuse.relay import Relay
 from imafs.host import mounts
 
@@ -83,10 +83,16 @@ class Mount:
 
 @asynccontextmanager
 async def mounted(
-    emulator: Emulator, path: str, layout: str, end: End, extras: Sequence[Extra] = ()
+    directory: Directory[Any],
+    path: str,
+    end: End,
+    *,
+    true_sizes: bool = False,
+    large_reads: bool = False,
 ) -> AsyncIterator[Mount]:
-    """Mounts ``emulator`` on ``path`` (resolved); inside, the mount has tried itself.
+    """Mounts ``directory`` on ``path`` (resolved); inside, the mount has tried itself.
 
+    ``true_sizes`` shows them, and fills every read; ``large_reads`` does the second alone.
     ``end`` is called when the mount ends by itself (somebody unmounted it). Raises
     :class:`MountError`. Unmounts at an end in order, lazily if files are open; after any
     other one the mount stays and answers ENOTCONN, as after kill -9.
@@ -96,7 +102,9 @@ async def mounted(
     except OSError as error:
         # EFBIG: the requests lie at the end of a sparse file, and ulimit -f forbids it.
         raise MountError(f"{path}: no file in memory for requests: {error.strerror}") from None
-    operations = ImaOperations(emulator, layout, extras, lambda: relay.request)
+    operations = DirectoryOperations(
+        directory, lambda: relay.request, true_sizes=true_sizes, large_reads=large_reads
+    )
     try:
         pyfuse3.init(relay.install(operations, operations), path, _options())
     except RuntimeError as error:
@@ -106,7 +114,7 @@ async def mounted(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_serve, end)
             await _first_answer(path)
-            mount = await _tried(path, operations, hidden=not emulator.config.true_sizes)
+            mount = await _tried(path, operations, hidden=not true_sizes)
             try:
                 yield mount
             finally:
@@ -129,13 +137,13 @@ async def _first_answer(path: str) -> None:
     raise MountError(f"{path}: the new mount does not answer")
 
 
-async def _tried(path: str, operations: ImaOperations, *, hidden: bool) -> Mount:
+async def _tried(path: str, operations: DirectoryOperations, *, hidden: bool) -> Mount:
     """What became of the self-test: true sizes where a hidden one would lose records.
 
     Raises :class:`MountError` where not even ``read(2)`` gives what there is.
     """
     finding = selftest.Finding(f"no answer within {FIRST_ANSWER:g} s", reads=False)
-    node = operations.plant(selftest.FILE)
+    node = operations.plant(selftest.Trial(), selftest.FILE)
     with trio.move_on_after(FIRST_ANSWER):
         finding = await trio.to_thread.run_sync(
             partial(selftest.run, path, hidden=hidden), abandon_on_cancel=True

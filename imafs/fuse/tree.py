@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""The directory tree: one table of nodes, built once from the profile's entries."""
+"""The directory tree: a node per name of the entries of a directory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from imafs.emulator.sysfs import Extra
 from imafs.errors import Refused
-from imafs.interface.profiles import Entry, Kind
+from imafs.fuse.directory import Directory, Entry
 
 ROOT = 1
 
@@ -21,6 +20,7 @@ ROOT = 1
 class Node:
     """One inode. Mode, owner and times change by chmod and friends, as in the kernel.
 
+    ``owner`` is whose ``entry`` it is; a directory on the way to an entry has neither.
     ``children`` are in the order that readdir shows. ``truncated`` is the size that
     truncate(2) set: stat shows it, the content stays.
     """
@@ -29,9 +29,9 @@ class Node:
     name: str
     parent: int
     mode: int
-    entry: Entry | None = None
     target: str | None = None
-    extra: Extra | None = None
+    entry: Entry | None = None
+    owner: Directory[Any] | None = None
     children: list[Node] = field(default_factory=list)
     uid: int = 0
     gid: int = 0
@@ -46,16 +46,14 @@ class Node:
         return stat.S_ISDIR(self.mode)
 
     @property
-    def is_sized(self) -> bool:
-        """Whether a kernel shows a size that is not 0 by itself: sysfs."""
-        return self.extra is not None and self.extra.sysfs
+    def is_file(self) -> bool:
+        """Whether the node is a regular file."""
+        return stat.S_ISREG(self.mode)
 
     @property
-    def is_seq(self) -> bool:
-        """Whether lseek to the end is refused (seq_lseek)."""
-        if self.extra is not None:
-            return not self.extra.sysfs
-        return self.entry is not None and self.entry.kind is Kind.LIST
+    def is_present(self) -> bool:
+        """Whether its directory still has it."""
+        return self.owner is None or self.owner.is_present(self.entry)
 
     @property
     def nlink(self) -> int:
@@ -85,67 +83,42 @@ class Inodes:
 
 
 class Tree:
-    """All nodes by inode. ``layout`` is "ima" or "securityfs" (see the README).
+    """All nodes of one generation of ``directory``, by inode."""
 
-    ``extras`` come below the root, with the directories that lead to them.
-    """
-
-    def __init__(
-        self,
-        entries: Sequence[Entry],
-        layout: str,
-        inodes: Inodes | None = None,
-        extras: Sequence[Extra] = (),
-    ) -> None:
-        self._inodes = inodes or Inodes()
+    def __init__(self, directory: Directory[Any], inodes: Inodes) -> None:
+        self._inodes = inodes
         self.nodes: dict[int, Node] = {}
-        root = self._add(None, "", stat.S_IFDIR | 0o755)
-        ima = root
-        if layout == "securityfs":
-            # Created in this order: integrity, its ima, the link; readdir reverses.
-            integrity = self._add(root, "integrity", stat.S_IFDIR | 0o755)
-            ima = self._add(integrity, "ima", stat.S_IFDIR | 0o755)
-            self._add(root, "ima", stat.S_IFLNK | 0o444, target="integrity/ima")
-        for entry in entries:
-            kind = stat.S_IFLNK if entry.kind is Kind.LINK else stat.S_IFREG
-            place = self._directory(root, entry.directory) if entry.directory else ima
-            self._add(place, entry.name, kind | entry.mode, entry=entry, target=entry.target)
-        for extra in extras:
-            self.add(extra)
+        self._root = self._add(None, "", stat.S_IFDIR | 0o755)
+        for entry in directory.entries():
+            self.add(directory, entry)
         for node in self.nodes.values():
             node.children.reverse()
 
-    def add(self, extra: Extra) -> Node:
-        """A file or directory beside the IMA directory."""
-        root = self.nodes[ROOT]
-        path, _, name = extra.path.rpartition("/")
-        place = self._directory(root, path) if path else root
-        kind = stat.S_IFDIR if extra.read is None else stat.S_IFREG
-        return self._add(place, name, kind | extra.mode, extra=extra)
+    def add(self, owner: Directory[Any], entry: Entry) -> Node:
+        """A name of ``owner``."""
+        path, _, name = entry.path.rpartition("/")
+        kind = 0 if stat.S_IFMT(entry.mode) else stat.S_IFREG
+        if entry.target is not None:
+            kind = stat.S_IFLNK
+        place = self._directory(path) if path else self._root
+        node = self._add(place, name, kind | entry.mode, entry.target)
+        node.entry, node.owner = entry, owner
+        return node
 
     def remove(self, node: Node) -> None:
         """A node without children is there no more."""
         del self.nodes[node.inode]
         self.nodes[node.parent].children.remove(node)
 
-    def _directory(self, root: Node, path: str) -> Node:
+    def _directory(self, path: str) -> Node:
         """The directory at a path from the root; made with its parents where it is not there."""
-        node = root
+        node = self._root
         for name in path.split("/"):
             found = self.lookup(node.inode, name)
             node = found or self._add(node, name, stat.S_IFDIR | 0o755)
         return node
 
-    def _add(
-        self,
-        parent: Node | None,
-        name: str,
-        mode: int,
-        *,
-        entry: Entry | None = None,
-        target: str | None = None,
-        extra: Extra | None = None,
-    ) -> Node:
+    def _add(self, parent: Node | None, name: str, mode: int, target: str | None = None) -> Node:
         now = time.time_ns()
         inode = self._inodes.number(parent.inode if parent else 0, name, mode, target)
         up = parent.inode if parent is not None else inode
@@ -156,9 +129,7 @@ class Tree:
             name,
             up,
             mode,
-            entry,
             target,
-            extra,
             uid=owner,
             gid=os.getegid() if owner else 0,
             atime_ns=now,

@@ -15,6 +15,7 @@ import trio.testing
 
 from imafs.emulator import sysfs
 from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.directory import ImaDirectory
 from imafs.emulator.emulator import Emulator
 from imafs.errors import Refused
 from imafs.fuse import session
@@ -156,11 +157,11 @@ async def test_calls_that_wait_keep_nobody_else_waiting(tmp_path: Path) -> None:
 
     emulator = Emulator(EmulatorConfig(), open_device("none"))
     await emulator.start()
-    extra = sysfs.Extra("waits", 0o444, content, 1)
+    extra = sysfs.Extra("waits", 0o444, read=content, length=1)
     limiter = trio.CapacityLimiter(sysfs.WAITING)
     end = session.End(lambda: None)
     async with (
-        session.mounted(emulator, str(tmp_path), "ima", end, [extra]),
+        session.mounted(ImaDirectory(emulator, "ima", [extra]), str(tmp_path), end),
         trio.open_nursery() as nursery,
     ):
         for _ in range(sysfs.WAITING):

@@ -13,11 +13,12 @@ import pyfuse3
 import pytest
 from pyfuse3 import FUSEError
 
+from imafs.emulator import files
 from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.directory import ImaDirectory
 from imafs.emulator.emulator import Emulator
 from imafs.errors import FormatError, Refused, TpmError
-from imafs.fuse import handles
-from imafs.fuse.operations import ImaOperations
+from imafs.fuse.operations import DirectoryOperations
 from imafs.fuse.refusals import Refusals
 from imafs.tpm import open_device
 from tests.support import ExpectedLogs
@@ -35,10 +36,14 @@ class Context:
 CTX: Any = Context()
 
 
-async def make() -> ImaOperations:
+async def start() -> Emulator:
     emulator = Emulator(EmulatorConfig(), open_device("none"))
     await emulator.start()
-    return ImaOperations(emulator, "ima")
+    return emulator
+
+
+async def make() -> DirectoryOperations:
+    return DirectoryOperations(ImaDirectory(await start(), "ima"))
 
 
 async def code(call: Callable[[], Awaitable[object]]) -> int:
@@ -50,7 +55,7 @@ async def code(call: Callable[[], Awaitable[object]]) -> int:
     return 0
 
 
-async def entry(ops: ImaOperations, name: str) -> Any:
+async def entry(ops: DirectoryOperations, name: str) -> Any:
     return await ops.lookup(pyfuse3.ROOT_INODE, os.fsencode(name), CTX)
 
 
@@ -58,7 +63,7 @@ def handlers() -> list[str]:
     """The handlers that pyfuse3 calls and that are ours."""
     return sorted(
         name
-        for name, member in {**vars(Refusals), **vars(ImaOperations)}.items()
+        for name, member in {**vars(Refusals), **vars(DirectoryOperations)}.items()
         if inspect.iscoroutinefunction(inspect.unwrap(member)) and not name.startswith("_")
     )
 
@@ -66,7 +71,7 @@ def handlers() -> list[str]:
 def test_every_handler_is_inside_the_boundary() -> None:
     assert len(handlers()) >= 22
     for name in handlers():
-        assert hasattr(getattr(ImaOperations, name), "__wrapped__"), name
+        assert hasattr(getattr(DirectoryOperations, name), "__wrapped__"), name
 
 
 async def test_a_bug_is_eio_with_a_traceback(
@@ -76,10 +81,10 @@ async def test_a_bug_is_eio_with_a_traceback(
     inode = (await entry(ops, "ascii_runtime_measurements_sha1")).st_ino
     info = await ops.open(inode, os.O_RDONLY, CTX)
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(handles.ListHandle, "read", fail)
+    monkeypatch.setattr(files.ListHandle, "read", fail)
     expected_logs.expect("read failed: EIO for this call(.|\n)*Traceback(.|\n)*a bug")
     assert await code(lambda: ops.read(info.fh, 0, 4096)) == errno.EIO
     monkeypatch.undo()
@@ -141,9 +146,10 @@ async def test_no_timeouts_and_no_cache() -> None:
 
 async def test_open_and_release_count_before_their_first_await() -> None:
     """Driven by hand: one step of the coroutine must end it."""
-    ops = await make()
+    emulator = await start()
+    ops = DirectoryOperations(ImaDirectory(emulator, "ima"))
     inode = (await entry(ops, "ascii_runtime_measurements_sha1")).st_ino
-    accounting = ops._emulator.accounting
+    accounting = emulator.accounting
     opening: Any = ops.open(inode, os.O_RDONLY, CTX)
     with pytest.raises(StopIteration) as opened:
         opening.send(None)
@@ -156,4 +162,4 @@ async def test_open_and_release_count_before_their_first_await() -> None:
 
 def test_no_poll_handler() -> None:
     """Closed list: poll answers as a kernel does when the daemon has none."""
-    assert "poll" not in {*vars(Refusals), *vars(ImaOperations)}
+    assert "poll" not in {*vars(Refusals), *vars(DirectoryOperations)}

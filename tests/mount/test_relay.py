@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from imafs.emulator.config import EmulatorConfig
+from imafs.emulator.directory import ImaDirectory
 from imafs.emulator.emulator import Emulator
 from imafs.errors import MountError
 from imafs.fuse import relay, selftest, session
@@ -70,7 +71,7 @@ async def mounted(place: Path) -> AsyncIterator[session.Mount]:
     emulator = Emulator(EmulatorConfig(), open_device("none"))
     await emulator.start()
     end = session.End(lambda: None)
-    async with session.mounted(emulator, str(place), "ima", end) as mount:
+    async with session.mounted(ImaDirectory(emulator, "ima"), str(place), end) as mount:
         yield mount
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from imafs.lists.seqfile import Position
+from imafs.fuse.position import Position
 
 
 @dataclass

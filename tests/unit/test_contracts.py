@@ -26,6 +26,7 @@ PLANTED = [
     ("layers", "imafs/host/planted.py", "import imafs.lists.packed"),
     ("layers", "imafs/fuse/planted.py", "import imafs.control.wire"),
     ("layers", "imafs/fuse/planted.py", "import imafs.keeper"),
+    ("layers", "imafs/fuse/planted.py", "def f():\n    from imafs.emulator import files"),
     ("layers", "imafs/control/planted.py", "import imafs.verbs.watch"),
     ("layers", "imafs/emulator/planted.py", "import imafs.keeper"),
     ("layers", "imafs/sources/planted.py", "import imafs.cli.options"),

@@ -14,13 +14,16 @@ import logging
 import os
 from functools import cache
 
-from imafs.emulator import tasks
-
 log = logging.getLogger(__name__)
 
 _CAP_SYS_ADMIN = 21
 _VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3: 64 bits
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def proc_is_ours() -> bool:
+    """Whether /proc numbers tasks as we do: in another's, the number is somebody else's."""
+    return os.readlink("/proc/self") == str(os.getpid())
 
 
 def has_sys_admin(tid: int) -> bool:
@@ -29,7 +32,7 @@ def has_sys_admin(tid: int) -> bool:
     ``tid`` 0 is a caller outside our pid namespace: nobody can look it up, so it is
     refused. The log says why, once: a container may ask as often as it likes.
     """
-    if not tasks.proc_is_ours():
+    if not proc_is_ours():
         _tell("/proc is of another pid namespace: nobody's capabilities can be read (EPERM)")
         return False
     if tid == 0:
