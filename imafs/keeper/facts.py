@@ -113,7 +113,7 @@ class Frame:
     clock: Clock | None
     #: Replayed from the last anchor to the frame's end (not measured).
     pcrs: PcrValues
-    #: Modes of the banks under the kernel ``boot``.
+    #: Modes in which its records were extended: by the kernel ``boot``, or by one before a kexec.
     modes: Modes
 
 
@@ -121,7 +121,7 @@ class Frame:
 class Anchor:
     """PCRs that were measured behind a barrier: replays begin at the last one.
 
-    ``index`` may lie ahead of the stored end: up to there the records are still in the kernel.
+    ``index`` is a stored end: a join stores all of K before it takes one.
     """
 
     index: int
@@ -167,6 +167,9 @@ class LifeFacts:
     byteorder: str
     #: Of the TPM when the life was opened; None without one.
     clock: Clock | None
+    #: Whether the list led from zero to the PCRs when the life was opened. False: not known then
+    #: (a long first list is drained, the TPM was away); an anchor says when it is.
+    whole: bool = True
     #: SHA-1 template digest of its first record; empty before there is one.
     first_digest: bytes = b""
     #: PCRs that decide: zero at the reset, and extended by IMA alone. By default boot_aggregate's.
@@ -191,7 +194,8 @@ class StoreFacts:
     life: LifeFacts | None = None
     #: Every record of the life, whatever confirms it.
     records: Records | None = None
-    #: Frames behind the last seal, oldest first; the last one of all, if only seals follow it.
+    #: Frames behind the last seal, oldest first, and before them the last one that has a batch,
+    #: if that was folded.
     frames: Sequence[Frame] = ()
     seals: Sequence[Seal] = ()
     anchors: Sequence[Anchor] = ()
@@ -212,8 +216,15 @@ class StoreFacts:
 
     @property
     def last(self) -> Frame | None:
-        """The last frame."""
-        return self.frames[-1] if self.frames else None
+        """The last frame that has a batch: not one that only says that another kernel runs."""
+        return next((frame for frame in reversed(self.frames) if frame.g_count), None)
+
+    @property
+    def boot(self) -> str | None:
+        """boot_id of the last commit, else that of the life's first kernel."""
+        if self.frames:
+            return self.frames[-1].boot
+        return self.life.boot if self.life is not None else None
 
     @property
     def pending(self) -> Frame | None:
@@ -236,11 +247,10 @@ class KernelFacts:
     #: Whether the end of K is exact: A (or N) was answered after K was read and before the PCRs
     #: were, and the count was the same before and after.
     pinned: bool = True
-    #: runtime_measurements_count, before and after the PCRs were read: current records only.
-    count_before: int | None = None
-    count_after: int | None = None
-    #: errno of the last A, D or N, where that was EACCES, ESTALE or ENODEV; with it the boot_id
-    #: under which it was seen: measuring ends, a kexec or a halt follows.
+    #: Whether K is the head of the list only: a long first list is drained by N. Never pinned.
+    part: bool = False
+    #: EACCES, ESTALE or ENODEV of an A, D or N under this boot_id: measuring has ended, a kexec
+    #: or a halt follows.
     suspended: int | None = None
     #: Leading records of K that are stored, as this process knows without a break since it
     #: committed them (the one descriptor was open all the time); None: a start, an error.
@@ -256,7 +266,7 @@ class KernelFacts:
 
 @dataclass(frozen=True, slots=True)
 class TpmFacts:
-    """PCRs read behind the barrier; only banks that IMA extends, all PCRs that records use."""
+    """PCRs read behind the barrier, in every active bank: all that records use."""
 
     #: None: no TPM, or PCRs cannot be read.
     pcrs: PcrValues | None = None
@@ -287,6 +297,7 @@ class OpenLife:
 
     boot: str
     clock: Clock | None
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,22 +333,25 @@ class TakeAnchor:
 
 @dataclass(frozen=True, slots=True)
 class MarkDone:
-    """The batch of frame ``n`` is deleted."""
+    """The batch of frame ``n`` is deleted; None: that of the :class:`Store` before."""
 
-    n: int
+    n: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
     """Commit K[place : place + count] as one frame, whose batch is K[:batch].
 
-    ``batch`` - ``count`` leading records were stored before: the frame's ``skip``.
+    The ``place`` leading records were stored before: the frame's ``skip``. Where an anchor is
+    to follow, the batch is all of K, and D deletes its staged part.
     """
 
     place: int
     count: int
     batch: int
     how: How
+    #: Modes in which these records were extended, for the frame and its PCRs.
+    modes: Modes
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,8 +386,6 @@ class Kind(enum.StrEnum):
     ROLLED_BACK = "rolled_back"
     #: Records of the kernel's own list were lost at a kexec; all of them are stored.
     HEALED = "healed"
-    #: Another staged, and deleted nothing yet.
-    FOREIGN_STAGE = "foreign_stage"
     SUSPENDED = "suspended"
     UNDECIDED = "undecided"
     #: Nothing but the store's own word says that the list is whole.

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What bytes, PCRs, boot_id and clock tell of one join; :mod:`imafs.keeper.judge` weighs it.
+
+S is what is stored, K what the kernel has (see :mod:`imafs.keeper.facts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from imafs.formats.algorithms import SHA1
+from imafs.keeper import reach
+from imafs.keeper.facts import (
+    Frame,
+    KernelFacts,
+    Mode,
+    Modes,
+    PcrValues,
+    Records,
+    StoreFacts,
+    TpmFacts,
+)
+from imafs.keeper.reach import Budget, Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Limits of one join."""
+
+    #: Records of one N.
+    chunk: int = 1000
+    #: Hashes computed for what is not likely: some seconds.
+    hashes: int = 5_000_000
+    #: Stored records that are looked at for another past.
+    tail: int = 100_000
+    #: ``on_gap = "serve"``.
+    serve_gaps: bool = False
+
+
+class Evidence:
+    """The facts of one join, and what they tell; computed once where several ask."""
+
+    def __init__(
+        self, store: StoreFacts, kernel: KernelFacts, tpm: TpmFacts, choice: Choice
+    ) -> None:
+        self.store, self.kernel, self.tpm, self.choice = store, kernel, tpm, choice
+        self.k = kernel.records
+        self.total = len(kernel.records)
+        self.staged = kernel.staged or 0
+        self.budget = Budget(choice.hashes)
+        self.kernels = reach.kernels(self.k)
+        self.deciding = store.life.deciding if store.life is not None else deciding(self.k)
+        self.chains = self._comparable() if kernel.pinned and not kernel.part else []
+        #: Whether PCRs are of no use here, now and later.
+        self.without_pcrs = tpm.pcrs is None or (kernel.pinned and not self.chains)
+        frame = store.last
+        #: The last frame's batch stands at the head of K.
+        self.batch_is_here = (
+            frame is not None
+            and 0 < frame.g_count <= self.longest(frame)
+            and self.k.sha256(0, frame.g_count) == frame.g_sha256
+        )
+        #: None: stored bytes are damaged, and tell nothing.
+        self.stored = None
+        pending = store.pending
+        if pending is not None and store.records is not None and not store.damaged:
+            longest = self.longest(pending)
+            self.stored = reach.Stored(self.k, self.kernels, store.records, pending, longest)
+        self.same_boot = store.boot == kernel.boot
+
+    def longest(self, batch: Frame) -> int:
+        """How many records of K may be stored, after a batch: not this kernel's own
+        boot_aggregate, if the batch is another kernel's."""
+        own = self.kernels and batch.boot != self.kernel.boot
+        return self.kernels[-1] if own else self.total
+
+    def _comparable(self) -> list[Chain]:
+        values = self.tpm.pcrs or {}
+        found = reach.chains(self.k, self.kernels, self.kernel.modes, self.deciding, values)
+        found = [chain for chain in found if self.start(chain) is not None]
+        return [] if self._extends_none(found) else found
+
+    def _extends_none(self, found: list[Chain]) -> bool:
+        """Whether this kernel extends no TPM: IMA found none when it began, and so no banks."""
+        never = self.store.life is None or not self.begun()
+        return (
+            set(self.kernel.modes) == {SHA1.name}
+            and never
+            and self.total > 0
+            and not any(any(b"".join(c.target)) for c in found)
+        )
+
+    # --- where S leads ------------------------------------------------------------------------
+
+    def begun(self) -> bool:
+        """Whether the life was once shown to be whole from its reset on, or has an anchor."""
+        life = self.store.life
+        return life is not None and (life.whole or bool(self.store.anchors))
+
+    def _points(self) -> Iterator[tuple[int, PcrValues]]:
+        """Known values at indexes, newest first, back to the last anchor."""
+        floor = self.store.anchors[-1] if self.store.anchors else None
+        points = [(frame.first + frame.count, frame.pcrs) for frame in self.store.frames]
+        points += [(seal.index, seal.pcrs) for seal in self.store.seals]
+        least = floor.index if floor is not None else 0
+        points = [(index, pcrs) for index, pcrs in points if index > least and pcrs]
+        yield from sorted(points, key=lambda point: -point[0])
+        yield (floor.index, floor.pcrs) if floor is not None else (0, {})
+
+    def start(self, chain: Chain) -> reach.State | None:
+        """The chain's values behind the last stored record; None: they cannot be known."""
+        return chain.zero if self.store.life is None else self.state(chain, self.store.end)
+
+    def state(self, chain: Chain, end: int) -> reach.State | None:
+        """The chain's values behind ``end`` stored records."""
+        for index, values in self._points():
+            state = chain.zero if not index and not values else chain.state(values)
+            if state is not None and index <= end:
+                return self._over(chain, state, index, end)
+        return None
+
+    def _over(self, chain: Chain, state: reach.State, first: int, end: int) -> reach.State:
+        """``state`` after stored records, each in the mode in which it was extended."""
+        stored, at = self.store.records, first
+        while stored is not None and at < end:
+            frame = self._frame_at(at)
+            last = end if frame is None else min(end, frame.first + frame.count)
+            state = chain.over(state, stored, at, last, self._mode(chain, frame))
+            at = last
+        return state
+
+    def _frame_at(self, index: int) -> Frame | None:
+        return next((f for f in self.store.frames if 0 <= index - f.first < f.count), None)
+
+    def _mode(self, chain: Chain, frame: Frame | None) -> Mode:
+        modes = {} if self.store.life is None else self.store.life.modes
+        return (modes if frame is None else frame.modes).get(chain.bank, chain.now)
+
+    def fit(self, place: int, chains: Iterable[Chain]) -> list[Chain]:
+        """The banks in which S ++ K[place:] leads to the PCRs."""
+        return [c for c in chains if c.fits(self.start(c) or c.zero, place)]
+
+    def once(self, place: int, behind: int = 0) -> bool:
+        """Whether K[behind:place] has a record that does not come twice: no violation, no
+        boot_aggregate, and the hash table is kept."""
+        return self.kernel.flush is False and any(
+            at not in self.kernels and not reach.is_violation(self.k, at)
+            for at in range(behind, place)
+        )
+
+    # --- places -------------------------------------------------------------------------------
+
+    def likely(self) -> list[int]:
+        """The places that a start mostly finds: the last batch is there, or it was deleted."""
+        pending = self.store.pending
+        if pending is None:
+            return [0]  # all that was stored is known to be deleted
+        first = [pending.g_count] if self.batch_is_here else []
+        found = dict.fromkeys([*first, 0, self.staged, self.longest(pending)])
+        return [place for place in found if self._may_be(place)]
+
+    def _may_be(self, place: int) -> bool:
+        """Whether records that are equal byte by byte are stored for all of K[:place].
+
+        PCRs do not tell violations from each other, nor a record whose extend failed from one
+        that was stored: bytes do.
+        """
+        return not place or self.stored is None or self.stored.may_be(place)
+
+    def search(self) -> int | None:
+        """A place from which K leads on from S to the PCRs, in one bank at least."""
+        likely = self.likely()
+        for place in likely:
+            if self.fit(place, self.chains):
+                return place
+        chain = self.chains[0]
+        start = self.start(chain) or chain.zero
+        for place in self._others():
+            if place in likely:
+                continue
+            if not self.budget.take(self.total - place):
+                return None
+            if chain.fits(start, place) and self._may_be(place):
+                return place
+        return None
+
+    def _others(self) -> Iterable[int]:
+        """All places that may be right; of a damaged store all there are."""
+        if self.store.pending is None:
+            return ()
+        return range(self.total, -1, -1) if self.stored is None else self.stored.places()
+
+    def beside(self, found: int) -> list[int]:
+        """The places that fit as well: records beside it went to PCRs that do not decide."""
+        low = high = found
+        while low and not self._decides(low - 1):
+            low -= 1
+        while high < self.total and not self._decides(high):
+            high += 1
+        places = list(range(low, high + 1))
+        if len(places) == 1 or self.store.pending is None:
+            return [found]
+        places = [place for place in places if self._may_be(place)]
+        for chain in self.other_chains():
+            start = self.start(chain) or chain.zero
+            fitting = [place for place in places if chain.fits(start, place)]
+            places = fitting or places
+        frame = self.store.last
+        if len(places) > 1 and frame is not None and self.bytes_are_proof(0):
+            places = [frame.g_count] if frame.g_count in places else places
+        return places
+
+    def _decides(self, at: int) -> bool:
+        ((pcr, _),) = self.k.extends(SHA1.name, Mode.REAL, at, at + 1)
+        return pcr in self.deciding
+
+    def other_chains(self) -> list[Chain]:
+        """One chain for each PCR of K that does not decide, in the first bank."""
+        values = self.tpm.pcrs or {}
+        used = {pcr for pcr, _ in self.k.extends(SHA1.name, Mode.REAL, 0, self.total)}
+        found = []
+        for pcr in sorted(used - set(self.deciding)):
+            found += reach.chains(self.k, self.kernels, self.kernel.modes, (pcr,), values)[:1]
+        return [chain for chain in found if self.start(chain) is not None]
+
+    def bytes_are_proof(self, behind: int) -> bool:
+        """Whether the last batch stands at the head of K for certain, and what follows it too.
+
+        A record that is no violation comes once per kernel, unless the hash table is flushed. N
+        takes records from the front of the current list: one of the batch that stands there,
+        behind ``behind`` records, was not taken, nor was any that follows it.
+        """
+        frame = self.store.last
+        return (
+            frame is not None
+            and self.batch_is_here
+            and frame.boot == self.kernel.boot
+            and self.once(frame.g_count, max([behind, *self.kernels]))
+        )
+
+    # --- other pasts --------------------------------------------------------------------------
+
+    def from_zero(self) -> list[Chain]:
+        """The banks in which K, from its boot_aggregate on, leads from zero to the PCRs."""
+        return [c for c in self.chains if c.fits(c.zero)] if 0 in self.kernels else []
+
+    def reset_at(self, place: int) -> int | None:
+        """The index at which the PCR began anew: S[r:] ++ K[place:] leads there from zero."""
+        chain, stored, end = self.chains[0], self.store.records, self.store.end
+        for at in range(self.total, place - 1, -1):
+            if not self.budget.take(self.total - at):
+                return None
+            if chain.fits(chain.zero, at):
+                return end + at - place
+        anchor = self.store.anchors[-1].index if self.store.anchors else 0
+        for index in range(end - 1, max(anchor, end - self.choice.tail), -1):
+            if stored is None or not self.budget.take(end - index + self.total - place):
+                return None
+            if chain.fits(self._over(chain, chain.zero, index, end), place):
+                return index
+        return None
+
+    def clock_went_back(self) -> bool:
+        """A restored TPM has an earlier clock; without that, extends of stored records failed."""
+        last = next((f.clock for f in reversed(self.store.frames) if f.clock is not None), None)
+        now = self.tpm.clock
+        if last is None or now is None:
+            return False
+        return (now.reset, now.clock) < (last.reset, last.clock)
+
+    def rolled_back(self) -> int | None:
+        """The index i for which S[:i] ++ K leads to the PCRs."""
+        chain, stored = self.chains[0], self.store.records
+        if stored is None:
+            return None
+        head = self.k.record(0) if self.total else None
+        least, upper = self.store.end - self.choice.tail, None
+        found = None
+        for index, values in self._points():
+            state = chain.zero if not index and not values else chain.state(values)
+            upper = self.store.end if upper is None else upper
+            if state is None or upper < least:
+                break
+            for at in range(index, upper):
+                alike = head is not None and stored.record(at) == head
+                if alike or head is None or at == index > 0:
+                    if not self.budget.take(self.total + 1):
+                        return found
+                    if chain.fits(state):
+                        if alike:
+                            return at
+                        found = at if found is None else found
+                state = self._over(chain, state, at, at + 1)
+            upper = index
+        return found
+
+    def another_life(self) -> bool:
+        """Of a list that nothing explains: did the TPM begin anew? Counters name it only."""
+        life, clock = self.store.life, self.tpm.clock
+        if life is None:
+            return True
+        if self.same_boot:
+            return False
+        if clock is None or life.clock is None:
+            return True
+        return clock.reset != life.clock.reset
+
+    def parts(self, place: int, starts: list[reach.State]) -> tuple[tuple[int, Modes], ...]:
+        """From which places of K on the banks were extended in which modes."""
+        if not any(start > place for start in self.kernels):
+            return ()
+        changes: dict[int, dict[str, Mode]] = {}
+        for chain, start in zip(self.chains, starts, strict=True):
+            for first, _, mode in chain.path(start, place):
+                changes.setdefault(first, {})[chain.bank] = mode
+        parts: list[tuple[int, Modes]] = []
+        modes = dict(self.kernel.modes)
+        for first in sorted(changes):
+            modes |= changes[first]
+            if not parts or parts[-1][1] != modes:
+                parts.append((first, dict(modes)))
+        return tuple(parts)
+
+
+def deciding(records: Records) -> tuple[int, ...]:
+    """The PCRs that decide in a life to come: that of the first boot_aggregate."""
+    for at in range(len(records)):
+        if records.is_boot_aggregate(at):
+            return (next(iter(records.extends(SHA1.name, Mode.REAL, at, at + 1)))[0],)
+    return (10,)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Which of the kernel's records are stored, which life is this, and what is to be done?
+
+Pure: the same facts give the same plan, and a plan carried out in part leads to facts whose plan
+is the rest. S is what is stored, K what the kernel has (see :mod:`imafs.keeper.facts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from imafs.keeper.evidence import Choice
+from imafs.keeper.facts import (
+    Action,
+    Alarm,
+    Anchor,
+    Cut,
+    DeleteFirst,
+    DeleteStaged,
+    ForkLife,
+    Found,
+    Frame,
+    Gap,
+    How,
+    KernelFacts,
+    Kind,
+    MarkDone,
+    Modes,
+    OpenLife,
+    Plan,
+    RecordBoot,
+    RecordGap,
+    Rewrite,
+    Store,
+    StoreFacts,
+    TakeAnchor,
+    TpmFacts,
+    WaitForKernel,
+)
+from imafs.keeper.judge import Answer, Judge
+
+_USUAL = Choice()
+
+
+def plan(store: StoreFacts, kernel: KernelFacts, tpm: TpmFacts, choice: Choice = _USUAL) -> Plan:
+    """The plan for a start, and for each look at the kernel after it."""
+    if store.broken is not None:
+        alarm = Alarm(Kind.BROKEN, store.broken)
+        return Plan(Found.BROKEN, None, (alarm,), refuse=store.broken)
+    judge = Judge(store, kernel, tpm, choice)
+    return _Steps(judge).plan(judge.answer())
+
+
+class _Steps:
+    """What is to be done about an answer."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge, self.choice = judge, judge.choice
+        self.store, self.kernel, self.tpm = judge.store, judge.kernel, judge.tpm
+        self.k, self.total, self.staged = judge.k, judge.total, judge.staged
+
+    def plan(self, answer: Answer) -> Plan:
+        """The actions, and whether the view is served."""
+        cuts: list[Action] = [Cut(tail) for tail in self.store.tails]
+        refuse = self._refusal(answer)
+        if answer.skip is None:
+            waits = (*cuts, WaitForKernel(answer.why), Alarm(Kind.UNDECIDED, answer.why))
+            return Plan(answer.found, None, waits, refuse=answer.why)
+        if self.kernel.suspended is not None:
+            why = "measuring has ended for this kernel"
+            waits = (*cuts, WaitForKernel(why), Alarm(Kind.SUSPENDED, why))
+            return Plan(Found.SUSPENDED, answer.skip, waits, refuse, answer.verified)
+        life = list(self._life(answer))
+        mended = list(self._mended(answer)) if not answer.opens else []
+        if any(isinstance(action, RecordGap) for action in mended):
+            refuse = refuse or self._unless_served("stored records are damaged")
+        actions = [*cuts, *life, *mended, *answer.alarms, *self._stores(answer)]
+        reached = self.tpm.pcrs if answer.verified and self.tpm.pcrs is not None else {}
+        return Plan(answer.found, answer.skip, tuple(actions), refuse, answer.verified, reached)
+
+    def _unless_served(self, why: str) -> str | None:
+        return None if self.choice.serve_gaps else why
+
+    def _refusal(self, answer: Answer) -> str | None:
+        if answer.gap is not None:
+            return self._unless_served(f"records may be missing behind {answer.gap}: {answer.why}")
+        begun = self.judge.begun() and not answer.opens
+        if not begun and not answer.verified and not self.judge.without_pcrs:
+            return "it is not confirmed yet that the list is whole from its beginning on"
+        if self.store.gaps and not answer.opens:
+            index = self.store.gaps[0].index
+            return self._unless_served(f"records may be missing behind {index}")
+        return None
+
+    def _life(self, answer: Answer) -> Iterator[Action]:
+        clock, boot = self.tpm.clock, self.kernel.boot
+        if answer.opens:
+            yield OpenLife(boot, clock, answer.verified)
+        elif answer.forks is not None:
+            yield ForkLife(answer.forks, boot, clock)
+        elif not self.judge.same_boot:
+            yield RecordBoot(boot, self.kernel.modes)
+        if answer.gap is not None:
+            verified = self.store.end if self.judge.begun() and not answer.opens else None
+            yield RecordGap(Gap(answer.gap, answer.why, verified=verified))
+            yield Alarm(Kind.GAP, answer.why)
+
+    def _mended(self, answer: Answer) -> Iterator[Action]:
+        known = {gap.index for gap in self.store.gaps}
+        for frame in self.store.damaged:
+            place = self._place_of(frame, answer.skip or 0)
+            if place is not None:
+                yield Rewrite(frame, place)
+            elif frame.first not in known:
+                why = f"the records of frame {frame.n} are damaged, and the kernel has them no more"
+                yield RecordGap(Gap(frame.first, why, missing=frame.count))
+                yield Alarm(Kind.DAMAGED, why)
+
+    def _place_of(self, frame: Frame, skip: int) -> int | None:
+        """Where in K the frame's records stand, told by their SHA-256."""
+        first = skip - (self.store.end - frame.first)
+        last = self.total - frame.count
+        for place in dict.fromkeys([first, *range(last, -1, -1)]):
+            if 0 <= place <= last and self.judge.budget.take(frame.count):
+                found: bytes = self.k.sha256(place, place + frame.count)
+                if found == frame.sha256:
+                    return int(place)
+        return None
+
+    def _stores(self, answer: Answer) -> Iterator[Action]:
+        skip = answer.skip or 0
+        end = self.store.end if answer.forks is None else answer.forks
+        if answer.opens:
+            end = 0
+        pending = None if answer.opens or answer.forks is not None else self.store.pending
+        if pending is not None and not skip:
+            yield MarkDone(pending.n)
+            pending = None
+        stored = False
+        if answer.anchor is not None and self.judge.chains:
+            index = end + self.total - skip
+            if skip < self.total:
+                yield Store(skip, self.total - skip, self.total, How.JOIN, self.kernel.modes)
+                stored, skip = True, self.total
+            yield TakeAnchor(Anchor(index, self.tpm.pcrs or {}, answer.anchor))
+        if self.kernel.staged is None:
+            count, how = min(self.total, max(skip, self.choice.chunk)), How.PARTIAL
+        else:
+            count, how = self.staged, How.JOIN
+        if skip < count:
+            yield from self._stored(skip, count, how, answer.parts)
+            stored, skip = True, count
+        if count and self.kernel.staged is not None:
+            yield DeleteStaged(count)
+        elif count and self.kernel.flush is not True:
+            yield DeleteFirst(count)
+        else:
+            return
+        if skip == count and (stored or pending is not None):
+            yield MarkDone(None if stored or pending is None else pending.n)
+
+    def _stored(
+        self, skip: int, count: int, how: How, parts: tuple[tuple[int, Modes], ...]
+    ) -> Iterator[Action]:
+        """K[skip:count] in one frame, or in one for each change of the banks' modes."""
+        edges = [(at, modes) for at, modes in parts if skip < at < count]
+        modes = next((m for at, m in reversed(parts) if at <= skip), self.kernel.modes)
+        for at, following in edges:
+            yield Store(skip, at - skip, at, how, modes)
+            skip, modes = at, following
+        yield Store(skip, count - skip, count, how, modes)

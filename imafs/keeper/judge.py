@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Which of the kernel's records are stored, and which life is this?
+
+S is what is stored, K what the kernel has (see :mod:`imafs.keeper.facts`). The PCRs decide, in this
+order: S ++ K[j:] leads to them: the same life. K alone does, from zero: a new life. The end of S
+and K do, from zero: the PCR began anew inside the life. The beginning of S and K do: a virtual
+machine was restored. Where nothing does, and it can be shown in another way that no record is
+missing, the PCR has diverged. Where that cannot be shown, there is a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from imafs.keeper import reach
+from imafs.keeper.evidence import Evidence
+from imafs.keeper.facts import (
+    Alarm,
+    Found,
+    Frame,
+    How,
+    Kind,
+    Modes,
+)
+from imafs.keeper.reach import Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was found, before it is known what is to be done about it."""
+
+    found: Found
+    skip: int | None
+    why: str = ""
+    verified: bool = False
+    alarms: tuple[Alarm, ...] = ()
+    #: Begin a new life, or fork this one behind so many records.
+    opens: bool = False
+    forks: int | None = None
+    #: Index behind which records may be missing.
+    gap: int | None = None
+    #: Why replays cannot go on from before: an anchor is taken at the end of K.
+    anchor: str | None = None
+    #: Places of K from which on banks were extended in other modes.
+    parts: tuple[tuple[int, Modes], ...] = ()
+
+
+class Judge(Evidence):
+    """Says what was found."""
+
+    # --- the answer ---------------------------------------------------------------------------
+
+    def answer(self) -> Answer:
+        """What was found."""
+        if self.store.life is None:
+            return self._first_start()
+        if self.kernel.known is not None:
+            return self._held(self.kernel.known)
+        if self.chains:
+            return self._by_pcrs()
+        if self.without_pcrs and not self.kernel.part:
+            return self._by_intent()
+        return self._by_bytes()
+
+    def _first_start(self) -> Answer:
+        new = Answer(Found.NEW_LIFE, 0, opens=True)
+        if self.kernel.part:
+            return new
+        if not self.without_pcrs and not self.chains:
+            return self._undecided("the end of the list was not exact")
+        if not self.chains:
+            if self.total and self.k.is_boot_aggregate(0):
+                return replace(new, alarms=(self._unverified(),))
+            return replace(new, found=Found.GAP, gap=0, why="the first record is gone")
+        fit = self.from_zero()
+        if fit:
+            return self._new_life(fit)
+        why = "the list does not lead from zero to the PCRs: it was trimmed before the first start"
+        return replace(new, found=Found.GAP, gap=0, why=why, anchor="a gap")
+
+    def _held(self, known: int) -> Answer:
+        """The descriptor was ours all the time: nothing can be missing, whatever the PCRs say."""
+        same = Answer(Found.SAME_LIFE, known)
+        if not self.without_pcrs and not self.chains and max(self.kernels, default=0) > known:
+            return self._undecided("another kernel extended a part: in which modes, the PCRs say")
+        if not self.chains:
+            absent = self.kernel.pinned and not self.kernel.part
+            return replace(same, alarms=(self._unverified(),)) if absent else same
+        fit = self.fit(known, self.chains)
+        if fit:
+            return self._fitting(known, fit)
+        if not self.begun():
+            return self._gap("the list does not lead from zero to the PCRs", new=False)
+        if self.reset_at(known) is not None:
+            return self._was_reset(known)
+        return self._diverged(known, "nobody else could delete records")
+
+    def _by_pcrs(self) -> Answer:
+        found = self.search()
+        # Two boots may make the same records: then only the TPM's counter tells them apart.
+        zero = [] if self.same_boot else self.from_zero()
+        begins = bool(zero) and (self.another_life() or not self.store.end)
+        if found is not None and not begins:
+            places = self.beside(found)
+            if len(places) > 1:
+                return self._undecided("records that came twice stand where the stored ones end")
+            return self._fitting(places[0], self.fit(found, self.chains))
+        if zero:
+            return self._new_life(zero)
+        fork = self.rolled_back()
+        if fork is not None:
+            return self._forked(fork)
+        for place in self.likely() if self.same_boot else ():
+            at = self.reset_at(place)
+            if at is not None and at < self.store.end:
+                return self._was_reset(place)
+        return self._unreached()
+
+    def _unreached(self) -> Answer:
+        """No place leads to the PCRs: is it shown otherwise that nothing is missing?"""
+        if self.begun():
+            for place in self.likely():
+                failed = self._failed_extend(place)
+                if failed is not None:
+                    text = f"the extend of record {self._index(failed, place)} failed"
+                    return self._diverged(place, text)
+            if self.bytes_are_proof(self.staged) and self.store.last is not None:
+                return self._diverged(self.store.last.g_count, "the same records are there")
+        why = "stored records and the kernel's do not lead to the PCRs"
+        return self._gap(why, new=self.another_life())
+
+    def _failed_extend(self, place: int) -> int | None:
+        """The record of K[place:] without which the others lead to the PCRs.
+
+        All others were extended, and none is missing: if none of them may come twice.
+        """
+        chain = self.chains[0]
+        if not self.same_boot or self.kernel.flush is not False or max(self.kernels, default=0):
+            return None
+        if any(reach.is_violation(self.k, at) for at in range(place, self.total)):
+            return None
+        return chain.without_one(self.start(chain) or chain.zero, place, self.budget)
+
+    def _by_bytes(self) -> Answer:
+        """The end of K is not exact: where nothing is served yet, bytes tell what is stored."""
+        frame = self.store.last
+        if frame is not None and not self.begun() and self.bytes_are_proof(0):
+            return Answer(Found.SAME_LIFE, frame.g_count)
+        if not self.store.end and self.same_boot and self.kernel.part and not self.begun():
+            return Answer(Found.SAME_LIFE, 0)
+        return self._undecided("the end of the list was not exact")
+
+    def _by_intent(self) -> Answer:
+        """Without a TPM the store's own word decides: the last batch is there, or deleted."""
+        pending = self.store.pending
+        same = Answer(Found.SAME_LIFE, 0, alarms=(self._unverified(),))
+        carried = [] if pending is None else list(self._carried(pending))
+        came = pending is not None and self.batch_is_here
+        begins = 0 in self.kernels and not came and not carried
+        if not self.same_boot and self.another_life() and begins:
+            return Answer(Found.NEW_LIFE, 0, opens=True, alarms=(self._unverified(),))
+        if pending is None:
+            return same
+        if self.batch_is_here and self._tells_apart(pending):
+            return replace(same, skip=pending.g_count)
+        if self._is_own_stage(pending):
+            return same
+        if self.batch_is_here:
+            return self._gap("violations alone do not tell whether they were deleted", new=False)
+        if pending.boot == self.kernel.boot:
+            return same
+        if len(carried) > 1 or (carried and not self.once(carried[0])):
+            return self._gap("a part of the last batch came along, it is not known which", False)
+        return replace(same, skip=carried[0]) if carried else same
+
+    def _tells_apart(self, pending: Frame) -> bool:
+        """Whether the batch at the head of K is the one that was not deleted."""
+        if self._is_own_stage(pending):
+            return self.staged > 0
+        return self.once(pending.g_count)
+
+    def _is_own_stage(self, pending: Frame) -> bool:
+        """Whether the batch was staged under this kernel: then it is staged, or was deleted."""
+        return pending.boot == self.kernel.boot and pending.how is not How.PARTIAL
+
+    def _carried(self, pending: Frame) -> Iterator[int]:
+        """How many records of the last batch a carry may have brought along that was cut."""
+        stored = self.store.records
+        first = self.store.end - pending.count - pending.skip
+        for place in self.kernels:
+            if 0 < place <= min(pending.g_count, self.longest(pending)) and stored is not None:
+                own = range(pending.skip, place)
+                if all(self.k.record(at) == stored.record(first + at) for at in own):
+                    yield place
+
+    # --- kinds of answers ---------------------------------------------------------------------
+
+    def _fitting(self, place: int, fit: list[Chain]) -> Answer:
+        if len(fit) < len(self.chains):
+            return self._partly(place, fit)
+        alarms = [*self._healed(place), *self._other_pcrs(place)]
+        anchor = None if self.begun() else "confirmed from zero"
+        return Answer(
+            *(Found.SAME_LIFE, place, "", True, tuple(alarms)),
+            anchor=anchor,
+            parts=self.parts(place, [self.start(c) or c.zero for c in self.chains]),
+        )
+
+    def _new_life(self, fit: list[Chain]) -> Answer:
+        new = Answer(Found.NEW_LIFE, 0, verified=True, opens=True)
+        alarms = tuple(
+            self._other_pcr(chain) for chain in self.other_chains() if not chain.fits(chain.zero)
+        )
+        if len(fit) == len(self.chains):
+            parts = self.parts(0, [chain.zero for chain in self.chains])
+            return replace(new, alarms=alarms, parts=parts)
+        diverged = self._partly(0, fit)
+        return replace(new, alarms=(*diverged.alarms, *alarms), anchor=diverged.anchor)
+
+    def _partly(self, place: int, fit: list[Chain]) -> Answer:
+        others = ", ".join(c.bank for c in self.chains if c not in fit)
+        answer = self._diverged(place, f"bank {fit[0].bank} confirms it, {others} does not")
+        return replace(answer, verified=True)
+
+    def _healed(self, place: int) -> Iterator[Alarm]:
+        stored, pending = self.store.records, self.store.pending
+        if self.same_boot or stored is None or not self.store.end:
+            return
+        lost = self.k.record(place - 1) != stored.record(self.store.end - 1) if place else False
+        if lost or (pending is not None and not place):
+            yield Alarm(Kind.HEALED, "the kexec did not bring all records along; all are stored")
+
+    def _other_pcrs(self, place: int) -> Iterator[Alarm]:
+        for chain in self.other_chains():
+            if not chain.fits(self.start(chain) or chain.zero, place):
+                yield self._other_pcr(chain)
+
+    def _other_pcr(self, chain: Chain) -> Alarm:
+        text = f"PCR {chain.pcrs[0]}, which does not decide, is not what the list gives"
+        return Alarm(Kind.OTHER_PCR, text)
+
+    def _forked(self, fork: int) -> Answer:
+        if not self.clock_went_back():
+            why = f"the PCRs are without the records behind {fork}: their extends failed, or not"
+            return self._gap(why, new=False)
+        text = f"the PCRs are those behind record {fork} and not of what followed"
+        alarm = Alarm(Kind.ROLLED_BACK, text)
+        parts = self.parts(0, [self.state(c, fork) or c.zero for c in self.chains])
+        return Answer(*(Found.ROLLED_BACK, 0, "", True, (alarm,)), forks=fork, parts=parts)
+
+    def _diverged(self, place: int, why: str) -> Answer:
+        text = f"the PCRs are not what the list gives, but no record is missing: {why}"
+        alarm = Alarm(Kind.PCR_DIVERGED, text)
+        return Answer(Found.DIVERGED, place, why=why, alarms=(alarm,), anchor=why)
+
+    def _was_reset(self, place: int) -> Answer:
+        text = "the PCRs began anew inside the list: no quote covers all of it until a reboot"
+        alarm = Alarm(Kind.PCR_RESET, text)
+        why = "the PCR began anew"
+        return Answer(Found.PCR_RESET, place, why=why, alarms=(alarm,), anchor=why)
+
+    def _gap(self, why: str, new: bool) -> Answer:
+        index = 0 if new or not self.begun() else self.store.end
+        return Answer(Found.GAP, 0, why=why, opens=new, gap=index, anchor="a gap")
+
+    def _undecided(self, why: str) -> Answer:
+        return Answer(Found.UNDECIDED, None, why=why)
+
+    def _unverified(self) -> Alarm:
+        return Alarm(Kind.UNVERIFIED, "no PCRs can be compared: the store's own word alone counts")
+
+    def _index(self, at: int, place: int) -> int:
+        return self.store.end + at - place
