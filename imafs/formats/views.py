@@ -10,6 +10,7 @@ Source: Linux 7.3 ima_fs.c, ``ima_measurements_show`` and ``ima_ascii_measuremen
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -20,7 +21,8 @@ _SHA1 = 20
 #: Where the template's name begins in a SHA-1 record: pcr, digest, name length.
 _NAME = 4 + _SHA1 + 4
 
-Buffer = bytes | bytearray | memoryview
+#: Bytes in memory, or those of a file that is mapped into it.
+Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 
 @lru_cache(maxsize=256)

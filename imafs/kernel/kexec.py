@@ -181,7 +181,7 @@ def label(records: PackedList, view: View, index: int) -> str:
     run, at = found
     start = run.offsets[at] + 28
     length = int.from_bytes(run.data[start - 4 : start], "little")
-    return run.data[start : start + length].decode("latin-1")
+    return bytes(run.data[start : start + length]).decode("latin-1")
 
 
 def counted(records: PackedList, view: View) -> int:

@@ -158,19 +158,19 @@ class PackedList:
         sha1 = next(at for at, bank in enumerate(self._layout.lists) if bank.name == "sha1")
         texts = self._cache.run(segment, View(True, sha1)).offsets
         offsets = segment.offsets
-        part = Segment(self._layout)
-        part.data = bytes(segment.data[offsets[start] : offsets[stop]])
-        part.offsets = array("I", [at - offsets[start] for at in offsets[start : stop + 1]])
-        part.digests = [
-            bytes(kept[start * a.digest_size : stop * a.digest_size])
-            for kept, a in zip(segment.digests, self._layout.stored, strict=True)
-        ]
+        part = Segment.of(
+            self._layout,
+            bytes(segment.data[offsets[start] : offsets[stop]]),
+            array("I", [at - offsets[start] for at in offsets[start : stop + 1]]),
+            [
+                bytes(kept[start * a.digest_size : stop * a.digest_size])
+                for kept, a in zip(segment.digests, self._layout.stored, strict=True)
+            ],
+            texts[start : stop + 1],
+        )
         odd = slice(bisect_left(segment.odd, start), bisect_left(segment.odd, stop))
         part.odd = array("I", [at - start for at in segment.odd[odd]])
         part.surpluses = segment.surpluses[odd]
-        part.text_size = texts[stop] - texts[start]
-        part.longest = max(offsets[i + 1] - offsets[i] for i in range(start, stop))
-        part.longest_text = max(texts[i + 1] - texts[i] for i in range(start, stop))
         return part
 
     def copy(self) -> PackedList:

@@ -11,37 +11,47 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from itertools import count
+from collections.abc import Sequence
+from itertools import count, pairwise
 from typing import NamedTuple
 
 from imafs.formats.algorithms import Bank
 from imafs.formats.binary import Record, header
-from imafs.formats.views import padded_digests, record_text, render_ascii, render_binary
+from imafs.formats.views import Buffer, padded_digests, record_text, render_ascii, render_binary
 from imafs.lists.banks import Digests, Layout, View
 
 _serials = count()
 
 
 class Run(NamedTuple):
-    """Rendered records of one segment: ``data[offsets[i]:offsets[i + 1]]`` is record i."""
+    """Rendered records of one segment: ``data[offsets[i]:offsets[i + 1]]`` is record i.
 
-    data: bytes | bytearray
+    ``sealed``: neither ever changes, so ``data`` can be sliced without a copy.
+    """
+
+    data: Buffer
     offsets: array[int]
+    sealed: bool
 
 
 class Segment:
-    """Some thousand records at most; appended to while it is the tail of a list."""
+    """Some thousand records at most; appended to while it is the tail of a list.
+
+    ``sealed``: nothing is appended any more, and ``data`` and ``digests`` may be anything that
+    is sliced as bytes are.
+    """
 
     __slots__ = (
-        "data", "digests", "longest", "longest_text", "odd", "offsets", "serial", "surpluses",
-        "text_size",
+        "data", "digests", "longest", "longest_text", "odd", "offsets", "sealed", "serial",
+        "surpluses", "text_size",
     )  # fmt: skip
 
     def __init__(self, layout: Layout) -> None:
         self.serial = next(_serials)
-        self.data: bytes | bytearray = bytearray()
+        self.sealed = False
+        self.data: Buffer = bytearray()
         self.offsets = array("I", (0,))
-        self.digests: list[bytes | bytearray] = [bytearray() for _ in layout.stored]
+        self.digests: list[Buffer] = [bytearray() for _ in layout.stored]
         self.text_size = 0
         self.longest = 0
         self.longest_text = 0
@@ -51,6 +61,27 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @classmethod
+    def of(
+        cls,
+        layout: Layout,
+        data: Buffer,
+        offsets: array[int],
+        digests: Sequence[Buffer],
+        texts: Sequence[int],
+    ) -> Segment:
+        """A sealed segment of records that are there already.
+
+        ``texts`` are the end positions of its records as SHA-1 text, 0 in front.
+        """
+        segment = cls(layout)
+        segment.sealed = True
+        segment.data, segment.offsets, segment.digests = data, offsets, list(digests)
+        segment.text_size = texts[-1] - texts[0]
+        segment.longest = max((b - a for a, b in pairwise(offsets)), default=0)
+        segment.longest_text = max((b - a for a, b in pairwise(texts)), default=0)
+        return segment
 
     def append(self, record: Record, digests: Digests, surplus: int) -> None:
         """Adds one record (only while the segment is a list's tail)."""
@@ -74,6 +105,7 @@ class Segment:
 
     def seal(self) -> None:
         """Gives back what the growing buffers over-allocated; no append after it."""
+        self.sealed = True
         self.data = bytes(self.data)
         self.digests = [bytes(kept) for kept in self.digests]
         self.offsets = array("I", self.offsets)
@@ -86,34 +118,32 @@ class ViewCache:
         self._stored_at = {algorithm.name: at for at, algorithm in enumerate(layout.stored)}
         self._lists = layout.lists
         self._limit = limit
-        self._runs: OrderedDict[tuple[int, View], tuple[bytes | bytearray, array[int]]]
-        self._runs = OrderedDict()
+        self._runs: OrderedDict[tuple[int, View], Run] = OrderedDict()
         self.size = 0
 
     def run(self, segment: Segment, view: View) -> Run:
         """The records of ``segment`` in ``view``."""
         bank = self._lists[view.bank]
         if not view.ascii and bank.digest_size == 20:
-            return Run(segment.data, segment.offsets)
+            return Run(segment.data, segment.offsets, segment.sealed)
         key = (segment.serial, view)
         held = self._runs.get(key)
         if held is None:
-            held = (bytearray(), array("I", (0,)))
+            held = Run(bytearray(), array("I", (0,)), sealed=False)
             self._runs[key] = held
         else:
             self._runs.move_to_end(key)
-        data, ends = held
+        data, ends, _ = held
         done = len(ends) - 1
         if done < len(segment):
             before = _cost(held)
             assert isinstance(data, bytearray)
             self._render(segment, view, bank, done, data, ends)
-            if isinstance(segment.data, bytes):
-                # Sealed: the run never grows again, so it can be sliced without a copy.
-                held = self._runs[key] = (bytes(data), ends)
+            if segment.sealed:
+                held = self._runs[key] = Run(bytes(data), ends, sealed=True)
             self.size += _cost(held) - (before if done else 0)
             self._shrink()
-        return Run(held[0], ends)
+        return held
 
     def _render(
         self, segment: Segment, view: View, bank: Bank, done: int, data: bytearray, ends: array[int]
@@ -122,7 +152,7 @@ class ViewCache:
         offsets = segment.offsets[done:]
         stored = self._stored_at.get(bank.name, -1) if not bank.is_padded else -1
         if stored >= 0:
-            digests: bytes | bytearray = segment.digests[stored][done * width :]
+            digests: Buffer = segment.digests[stored][done * width :]
         else:
             digests = padded_digests(segment.data, offsets, width)
         render = render_ascii if view.ascii else render_binary
@@ -146,5 +176,5 @@ class ViewCache:
                     self.size -= _cost(held)
 
 
-def _cost(held: tuple[bytes | bytearray, array[int]]) -> int:
-    return len(held[0]) + 4 * len(held[1])
+def _cost(held: Run) -> int:
+    return len(held.data) + 4 * len(held.offsets)

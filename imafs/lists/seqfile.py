@@ -14,21 +14,46 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Protocol
 
 from imafs.lists.banks import View
-from imafs.lists.packed import PackedList
 from imafs.lists.segments import Run
 
 PAGE = 4096
 Bytes = bytes | memoryview
 
 
+class Records(Protocol):
+    """A measurement list as it is read: a packed list, or an archive.
+
+    Indexes and positions count from its present first record.
+    """
+
+    def __len__(self) -> int: ...
+
+    def size(self, view: View) -> int:
+        """Bytes of the whole list in a view."""
+
+    def run(self, view: View, index: int) -> tuple[Run, int] | None:
+        """The run that holds record ``index``, and its number in there; None at the end."""
+
+    def locate(self, view: View, position: int) -> tuple[int, int]:
+        """Record index at a byte position, and how many of its bytes lie before it; ``(len, 0)``
+        at or beyond the end."""
+
+    def may_have_pages(self, view: View) -> bool:
+        """False when no record has as many bytes as a page."""
+
+    def longest(self, view: View, end: int) -> int:
+        """Size of the longest of the records before index ``end``; anything below a page where
+        that one has less."""
+
+
 def _slice(run: Run, start: int, end: int) -> Bytes:
-    data = run.data
     # A slice of a growing buffer must be a copy: an exported view would forbid growth.
-    if isinstance(data, bytes):
-        return memoryview(data)[start:end]
-    with memoryview(data) as view:
+    if run.sealed:
+        return memoryview(run.data)[start:end]
+    with memoryview(run.data) as view:
         return bytes(view[start:end])
 
 
@@ -40,7 +65,7 @@ class SeqFile:
 
     __slots__ = ("_buffer", "_index", "_position", "_rest", "_size", "_source", "_view")
 
-    def __init__(self, source: Callable[[], PackedList], view: View) -> None:
+    def __init__(self, source: Callable[[], Records], view: View) -> None:
         self._source = source
         self._view = view
         self._buffer = bytearray()

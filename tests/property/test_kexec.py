@@ -66,7 +66,7 @@ def contents(records: PackedList) -> dict[View, bytes]:
             view = View(ascii_, bank)
             index, pieces = 0, []
             while (run := records.run(view, index)) is not None:
-                data, offsets = run[0]
+                data, offsets, _ = run[0]
                 pieces.append(bytes(data[offsets[run[1]] : offsets[-1]]))
                 index += len(offsets) - 1 - run[1]
             found[view] = b"".join(pieces)

@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from imafs.kernel.queue import Queue
-from imafs.lists.banks import Layout, View
+from imafs.lists import packed
+from imafs.lists.banks import Hasher, Layout, View
+from imafs.lists.packed import PackedList
+from imafs.lists.segments import Run, Segment, ViewCache
 from imafs.lists.seqfile import SeqFile
 from tests.property.builders import banks, record
 from tests.property.reference import Rec, ng
 from tests.property.seqmodel import SeqModel
 
 BINARY = View(False, 0)
+LAYOUT = Layout(banks("sha1", "sha256"))
 
 
 def exact(number: int, size: int) -> Rec:
@@ -187,3 +193,114 @@ def test_a_filled_read_grows_the_buffer_for_each_of_its_records(size: int) -> No
         file.position += got
     assert file.position == whole
     assert len(file.seq.read(0, 1 << 20)) == whole
+
+
+class Archive:
+    """Records of mapped segments: no packed list, and all that SeqFile asks for."""
+
+    def __init__(self, records: PackedList, place: Path, kind: str) -> None:
+        self._cache = ViewCache(LAYOUT, 1 << 20)
+        self.maps: list[mmap.mmap] = []
+        self._segments = [
+            self._mapped(s, place / str(n), kind) for n, s in enumerate(records.segments)
+        ]
+        self._same = records
+
+    def _mapped(self, segment: Segment, file: Path, kind: str) -> Segment:
+        texts = self._cache.run(segment, View(True, 0)).offsets
+        file.write_bytes(bytes(segment.data))
+        with file.open("rb") as opened:
+            found = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+        self.maps.append(found)
+        data = memoryview(found) if kind == "memoryview" else found
+        return Segment.of(LAYOUT, data, segment.offsets, segment.digests, texts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._segments))
+
+    def size(self, view: View) -> int:
+        return sum(len(self._cache.run(segment, view).data) for segment in self._segments)
+
+    def run(self, view: View, index: int) -> tuple[Run, int] | None:
+        for segment in self._segments:
+            if index < len(segment):
+                return self._cache.run(segment, view), index
+            index -= len(segment)
+        return None
+
+    def locate(self, view: View, position: int) -> tuple[int, int]:
+        return self._same.locate(view, position)
+
+    def may_have_pages(self, view: View) -> bool:
+        return True
+
+    def longest(self, view: View, end: int) -> int:
+        return self._same.longest(view, end)
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("kind", ["mmap", "memoryview"])
+@pytest.mark.parametrize("view", [View(form, bank) for form in (False, True) for bank in (0, 1)])
+def test_mapped_segments_read_as_their_bytes(
+    view: View, kind: str, fill: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "SEGMENT", 7)
+    hasher = Hasher(LAYOUT)
+    records = PackedList(LAYOUT, ViewCache(LAYOUT, 1 << 20))
+    for number in range(40):
+        made = record(exact(number, 5000 if number % 11 == 10 else 300 + number))
+        records.append(made, hasher.digests(made))
+    records.seal()
+    archive = Archive(records, tmp_path, kind)
+    assert (len(archive), archive.size(view)) == (len(records), records.size(view))
+    mine, theirs = SeqFile(lambda: archive, view), SeqFile(lambda: records, view)
+    position = 0
+    for size in (100, 4096, 1, 6000, 1 << 16, 100):
+        got = bytes(mine.read(position, size, fill=fill))
+        assert got == bytes(theirs.read(position, size, fill=fill))
+        position += len(got)
+    for position in (1, 2500, records.size(view) - 1, records.size(view)):
+        got = bytes(mine.read(position, 3000, fill=fill))
+        assert got == bytes(theirs.read(position, 3000, fill=fill))
+
+
+def test_a_read_of_a_mapped_segment_is_no_copy(tmp_path: Path) -> None:
+    hasher = Hasher(LAYOUT)
+    records = PackedList(LAYOUT, ViewCache(LAYOUT, 1 << 20))
+    for number in range(100):
+        made = record(exact(number, 300))
+        records.append(made, hasher.digests(made))
+    records.seal()
+    archive = Archive(records, tmp_path, "mmap")
+    read = SeqFile(lambda: archive, BINARY).read(0, 20_000, fill=True)
+    assert isinstance(read, memoryview)
+    assert read.obj is archive.maps[0]
+
+
+@pytest.mark.parametrize("number", [3, 7, 19])
+def test_mapped_segments_in_a_packed_list(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleting, splitting and joining do with them what they do with bytes."""
+    monkeypatch.setattr(packed, "SEGMENT", 7)
+    lists = []
+    for mapped in (False, True):
+        hasher, records = Hasher(LAYOUT), PackedList(LAYOUT, ViewCache(LAYOUT, 1 << 20))
+        for at in range(20):
+            made = record(exact(at, 300 + at))
+            records.append(made, hasher.digests(made))
+        records.seal()
+        if mapped:
+            for at, segment in enumerate(records.segments):
+                (tmp_path / str(at)).write_bytes(bytes(segment.data))
+                with (tmp_path / str(at)).open("rb") as opened:
+                    segment.data = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+        head = records.split(number)
+        head.drop(2)
+        records.drop(1)
+        lists.append((head, records))
+    for view in (View(form, bank) for form in (False, True) for bank in (0, 1)):
+        for plain, other in zip(*lists, strict=True):
+            assert b"".join(other.pieces(view)) == b"".join(plain.pieces(view))
+            assert other.newest(view) == plain.newest(view)
+            assert other.size(view) == plain.size(view)
