@@ -404,21 +404,9 @@ class Alarm:
     text: str
 
 
-Action = (
-    Cut
-    | Rewrite
-    | OpenLife
-    | ForkLife
-    | RecordBoot
-    | RecordGap
-    | TakeAnchor
-    | MarkDone
-    | Store
-    | DeleteStaged
-    | DeleteFirst
-    | WaitForKernel
-    | Alarm
-)
+OfStore = Cut | Rewrite | OpenLife | ForkLife | RecordBoot | RecordGap | TakeAnchor | MarkDone
+OfKernel = Store | DeleteStaged | DeleteFirst | WaitForKernel
+Action = OfStore | OfKernel | Alarm
 
 
 class Found(enum.StrEnum):
