@@ -4,9 +4,10 @@
 
 It follows the workflow of the kernel's Documentation/security/IMA-export-delete.rst: stage
 the list, read it, store it durably, only then delete it, and replay to a quote. Exit code 0:
-EVIDENCE has one more directory with the quote and the records that lead to it; 3: the records
-do not lead to the quote; 4: the TPM fails; 5: the list cannot be had. A call that did not
-end well, or was killed at any moment, has lost nothing: call it again.
+EVIDENCE has one more directory with the quote and the records that lead to it, and the same as
+bundle.tar, which `imafs check` judges (verifier.py); 3: the records do not lead to the quote;
+4: the TPM fails; 5: the list cannot be had. A call that did not end well, or was killed at
+any moment, has lost nothing: call it again.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 PCR, SIZE = 10, 32  # of the SHA-256 bank
-STAGED = "binary_runtime_measurements_sha256_staged"
+STAGED = "binary_runtime_measurements_staged"  # with digests of SHA-1, 20 bytes each
+EVIDENCE = ("manifest.json", "ak.pub", "quote.msg", "quote.sig", "quote.pcrs", "records.bin")
+CLOCK = ("clock", "reset_count", "restart_count", "safe")
 ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign"
 PATIENCE = float(os.environ.get("AGENT_PATIENCE", "20"))  # seconds for the list
 TPM_PATIENCE = float(os.environ.get("AGENT_TPM_PATIENCE", "10"))  # seconds per TPM command
@@ -40,14 +44,15 @@ class Store:
 
     ``stored`` bytes are on the disk. ``deleted``: bytes whose deletion the kernel has
     confirmed; those between the two may come again, for D was refused because of a kexec,
-    or we died before D. ``attested`` bytes lead to ``value``, the PCR of the last quote.
+    or we died before D. ``attested`` bytes, ``index`` records, lead to ``value``, the PCR of
+    the last quote.
     """
 
     def __init__(self, root: Path, boot: int) -> None:
         self.dir = root / f"boot-{boot}"
         self.dir.mkdir(parents=True, exist_ok=True)
         self.file = (self.dir / "records").open("ab+", buffering=0)
-        self.state: dict[str, Any] = {"stored": 0, "deleted": 0, "attested": 0}
+        self.state: dict[str, Any] = {"stored": 0, "deleted": 0, "attested": 0, "index": 0}
         self.state["value"] = bytes(SIZE).hex()
         if (self.dir / "state").exists():
             self.state = json.loads((self.dir / "state").read_text())
@@ -138,20 +143,24 @@ def read_all(descriptor: int) -> bytes:
 
 
 def records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """``(end, pcr, digest)`` of every record of a binary list."""
+    """``(end, pcr, digest)`` of every record of a list: what extends SHA-256's PCR."""
     at = 0
     while at < len(data):
         (pcr,) = struct.unpack_from("=I", data, at)
-        digest = data[at + 4 : at + 4 + SIZE]
-        at += 4 + SIZE
+        violation = not any(data[at + 4 : at + 24])
+        at += 24
         (length,) = struct.unpack_from("=I", data, at)
         name = data[at + 4 : at + 4 + length]
-        at += 4 + length
+        begin = at = at + 4 + length
         if name == b"ima":  # a digest of SHA-1, then the file's name; no length of both
             at += 20
         (length,) = struct.unpack_from("=I", data, at)
         at += 4 + length
-        yield at, pcr, digest
+        hashed = data[begin:at] if name == b"ima" else data[begin + 4 : at]
+        if name == b"ima":  # hashed are the digest, and the name in 256 bytes
+            hashed = hashed[:20] + hashed[24:].ljust(256, b"\0")
+        # A violation is zeros in the list and ones in the PCR.
+        yield at, pcr, b"\xff" * SIZE if violation else hashlib.sha256(hashed).digest()
 
 
 def replay(value: bytes, data: bytes, quoted: bytes) -> tuple[int, bytes] | None:
@@ -165,8 +174,6 @@ def replay(value: bytes, data: bytes, quoted: bytes) -> tuple[int, bytes] | None
         if hashlib.sha256(value).digest() == quoted:
             break
         if pcr == PCR:
-            # A violation is zeros in the list and ones in the PCR.
-            digest = digest if any(digest) else b"\xff" * SIZE
             value = hashlib.sha256(value + digest).digest()
         end = following
     return (end, value) if hashlib.sha256(value).digest() == quoted else None
@@ -187,22 +194,37 @@ def tpm(home: Path, command: str) -> None:
         raise TpmError(f"the TPM does not answer as it should: {error}") from error
 
 
-def quote(home: Path, nonce: str) -> tuple[int, bytes]:
-    """Writes message, signature and public key; the boot's number and SHA-256 of the PCR."""
+def quote(home: Path, nonce: str) -> tuple[dict[str, Any], bytes]:
+    """Writes message, signature and public key; the TPM's clock and SHA-256 of the PCR."""
     # Without a resource manager the TPM has room for three objects: leave none there.
     tpm(home, "tpm2_flushcontext -t")
     tpm(home, f"tpm2_createprimary -C e -G ecc256:ecdsa-sha256:null -c key -a {ATTRIBUTES}")
-    tpm(home, "tpm2_readpublic -c key -o public")
-    tpm(home, f"tpm2_quote -c key -l sha256:{PCR} -m message -s signature -q {nonce}")
+    tpm(home, "tpm2_readpublic -c key -o ak.pub")
+    tpm(home, f"tpm2_quote -c key -l sha256:{PCR} -m quote.msg -s quote.sig -q {nonce}")
     tpm(home, "tpm2_flushcontext -t")
     (home / "key").unlink()
-    message = (home / "message").read_bytes()  # TPMS_ATTEST
+    message = (home / "quote.msg").read_bytes()  # TPMS_ATTEST
     at = 6
     for _ in range(2):  # qualifiedSigner, extraData (the nonce)
         at += 2 + int.from_bytes(message[at : at + 2], "big")
     # A reboot resets the PCRs and counts here; a kexec does neither.
-    (boot,) = struct.unpack_from(">8xI", message, at)
-    return boot, message[-SIZE:]
+    counters = struct.unpack_from(">QII?", message, at)
+    return dict(zip(CLOCK, counters, strict=True)), message[-SIZE:]
+
+
+def values(value: bytes) -> bytes:
+    """What ``tpm2_quote -o`` writes of one PCR: two structures of C, little endian."""
+    selection = struct.pack("<IHB4s", 1, 0x000B, 3, (1 << PCR).to_bytes(4, "little"))
+    digests = struct.pack("<IIH64s", 1, 1, SIZE, value)
+    return selection.ljust(4 + 16 * 8, b"\0") + digests.ljust(4 + 4 + 8 * 66, b"\0")
+
+
+def manifest(clock: dict[str, Any], first: int, count: int, excess: int) -> dict[str, Any]:
+    """docs/bundle.schema.json; a verifier believes none of it."""
+    return {"format": "imafs-bundle", "version": 1, "imafs": "examples/agent.py", "life": None,
+            "boot_ids": [], "clock": clock, "order": sys.byteorder, "padded": [], "first": first,
+            "count": count, "excess": excess, "start": {}, "end": {}, "gaps": [],
+            "diverged": []}  # fmt: skip
 
 
 def attest(ima: Path, root: Path, evidence: Path, nonce: str) -> bool:
@@ -210,23 +232,31 @@ def attest(ima: Path, root: Path, evidence: Path, nonce: str) -> bool:
     evidence.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=evidence, prefix=".new-") as new:
         # The quote first: what it covers is in the list by then, whatever comes later.
-        boot, quoted = quote(Path(new), nonce)
+        clock, quoted = quote(Path(new), nonce)
+        boot = clock["reset_count"]
         store = Store(root, boot)
         collect(ima, store)
-        start = store.state["attested"]
-        found = replay(bytes.fromhex(store.state["value"]), store.read(start), quoted)
+        start, first = store.state["attested"], store.state["index"]
+        data = store.read(start)
+        found = replay(bytes.fromhex(store.state["value"]), data, quoted)
         if found is None:
             return False
         length, value = found
-        (Path(new) / "records").write_bytes(store.read(start)[:length])
+        count, excess = (sum(1 for _ in records(d)) for d in (data[:length], data[length:]))
+        (Path(new) / "records.bin").write_bytes(data[:length])
+        (Path(new) / "quote.pcrs").write_bytes(values(value))
+        about = manifest(clock, first, count, excess)
+        (Path(new) / "manifest.json").write_text(json.dumps(about))
+        with tarfile.open(Path(new) / "bundle.tar", "w", format=tarfile.USTAR_FORMAT) as bundle:
+            for name in EVIDENCE:
+                bundle.add(Path(new) / name, name)
         # The same place again when we died between here and the note: sent anew.
         place = evidence / f"boot-{boot}-{start:012d}"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        for name in ("message", "signature", "public", "records"):
+        for name in (*EVIDENCE, "bundle.tar"):
             os.rename(Path(new) / name, place / name)
-        store.note(attested=start + length, value=value.hex())
-        count = sum(1 for _ in records((place / "records").read_bytes()))
+        store.note(attested=start + length, index=first + count, value=value.hex())
         print(f"{count} record{'' if count == 1 else 's'} attested: {place}")
         return True
 

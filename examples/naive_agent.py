@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign"
-STAGED = "binary_runtime_measurements_sha256_staged"
+STAGED = "binary_runtime_measurements_staged"
+EVIDENCE = ("ak.pub", "quote.msg", "quote.sig", "quote.pcrs", "records.bin")
 
 
 def main() -> int:
@@ -40,13 +41,13 @@ def main() -> int:
 
     # Everything of all boots, zeros of violations included, up to the last record.
     records = (store / "records").read_bytes()
-    value = bytes(32)
+    value = bytes(20)
     at = count = 0
     while at < len(records):
         count += 1
-        (length,) = struct.unpack_from("=I", records, at + 36)
-        value = hashlib.sha256(value + records[at + 4 : at + 36]).digest()
-        at += 40 + length
+        (length,) = struct.unpack_from("=I", records, at + 24)
+        value = hashlib.sha1(value + records[at + 4 : at + 24]).digest()
+        at += 28 + length
         at += 4 + struct.unpack_from("=I", records, at)[0]
 
     # The quote comes after the list, without a deadline, and is not compared with it.
@@ -55,14 +56,15 @@ def main() -> int:
     for command in (
         "tpm2_flushcontext -t",
         f"tpm2_createprimary -C e -G ecc256:ecdsa-sha256:null -c key -a {ATTRIBUTES}",
-        "tpm2_readpublic -c key -o public",
-        f"tpm2_quote -c key -l sha256:10 -m message -s signature -q {nonce}",
+        "tpm2_readpublic -c key -o ak.pub",
+        f"tpm2_quote -c key -l sha1:10 -m quote.msg -s quote.sig -o quote.pcrs -q {nonce}",
         "tpm2_flushcontext -t",
     ):
         subprocess.run(command.split(), cwd=place, check=True, stdout=subprocess.DEVNULL)
     os.remove(place / "key")
-    (place / "records").write_bytes(records)
+    (place / "records.bin").write_bytes(records)
     (place / "value").write_text(value.hex())
+    subprocess.run(["tar", "cf", "bundle.tar", *EVIDENCE], cwd=place, check=True)
     print(f"{count} record{'' if count == 1 else 's'} sent: {place}")
     return 0
 

@@ -103,7 +103,8 @@ def _state(row: Mapping[str, Any]) -> State:
         for bank, values in row["pcrs"].items()
     }
     for bank, values in pcrs.items():
-        if any(len(value) != _SIZES[bank] for value in values.values()):
+        size = _SIZES[bank]
+        if any(len(value) != size for value in values.values()):
             raise ValueError("a PCR")
     if type(row["safe"]) is not bool:
         raise ValueError("safe")

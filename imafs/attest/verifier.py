@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -82,10 +83,10 @@ class Verifier:
         context = multiprocessing.get_context("fork")
         waiting: deque[tuple[str, Future[Judgement]]] = deque()
         rest = iter(paths)
-        with ProcessPoolExecutor(jobs, context) as pool:
+        with ProcessPoolExecutor(jobs, context, _begin, (self,)) as pool:
             try:
                 for path in rest:
-                    waiting.append((path, pool.submit(self.check, path)))
+                    waiting.append((path, pool.submit(_work, path)))
                     if len(waiting) >= jobs * _WAITING:
                         yield _next(waiting)
                 while waiting:
@@ -98,6 +99,21 @@ class Verifier:
             finally:
                 for _, future in waiting:
                     future.cancel()
+
+
+#: Of a process of the pool: inherited, not sent, for keys of cryptography cannot be.
+_verifier: Verifier | None = None
+
+
+def _begin(verifier: Verifier) -> None:
+    global _verifier
+    _verifier = verifier
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who gave --jobs is told, once
+
+
+def _work(path: str) -> Judgement:
+    assert _verifier is not None
+    return _verifier.check(path)
 
 
 def _next(waiting: deque[tuple[str, Future[Judgement]]]) -> tuple[str, Judgement]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imafs.errors import Refused
 from imafs.testing.mounted import Place
@@ -18,6 +18,8 @@ from imafs.testing.scenario import Scenario, Scenarios
 from imafs.verbs.client import ControlClient
 
 if TYPE_CHECKING:
+    from imafs.attest.bundle import Bundle
+    from imafs.attest.judgement import Judgement
     from imafs.attest.verify import Verdict
     from imafs.testing.quoting import Quote
 
@@ -255,10 +257,49 @@ class Ima:
     def quote(
         self, nonce: bytes = b"", *, bank: str = "sha256", pcrs: Sequence[int] = (10,)
     ) -> Quote:
-        """A quote of the TPM (with tpm2-tools). Raises :class:`imafs.errors.TpmError`."""
+        """A quote of the TPM, checked. Raises :class:`imafs.errors.TpmError`."""
         from imafs.testing.quoting import quote
 
-        return quote(self.environment, nonce, bank, pcrs)
+        return quote(self.tcti, nonce, bank, pcrs)
+
+    def attest(
+        self,
+        nonce: bytes = b"",
+        *,
+        since: int = 0,
+        banks: Sequence[str] = (),
+        pcrs: Sequence[int] | None = None,
+    ) -> Bundle:
+        """Evidence as ``imafs attest`` makes it: a quote, and the records that lead to it.
+
+        Raises :class:`imafs.errors.MismatchError` where the list does not lead to the quote.
+        """
+        from imafs.attest import api
+        from imafs.testing.quoting import key
+
+        tcti, made = self.tcti, key(self.tcti)
+        return api.attest(
+            self.dir, tcti=tcti, key=made, nonce=nonce, banks=banks, pcrs=pcrs, since=since
+        )
+
+    def check(
+        self,
+        bundle: bytes | Bundle | StrPath,
+        nonce: bytes = b"",
+        *,
+        state: StrPath | None = None,
+        new: bool = False,
+        **options: Any,
+    ) -> Judgement:
+        """The verdict of ``imafs check`` on evidence of this TPM's key: ``.kind``, ``.said``.
+
+        ``options`` are those of :func:`imafs.attest.check`.
+        """
+        from imafs.attest import api
+        from imafs.testing.quoting import public_key
+
+        options.setdefault("keys", public_key(self.tcti))
+        return api.check(bundle, nonce=nonce, state=state, new=new, **options)
 
     # Bad days
 

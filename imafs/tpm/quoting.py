@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 #: Seconds for one quote with all that belongs to it: a chip makes an RSA key in up to a minute.
 DEADLINE = 30.0
-CREATION = 120.0
+CREATION = 90.0
 #: Seconds that an interrupted call gets to flush what it had loaded.
 _GRACE = 3.0
 #: Tries to read PCRs while nobody extends them.
@@ -69,12 +69,13 @@ class Quoted:
 class Key:
     """An attestation key: a persistent ``handle``, or the ``context`` of tpm2-tools.
 
-    ``named`` is what the user called it.
+    ``named`` is what the user called it; ``public`` its TPM2B_PUBLIC, of one that was just made.
     """
 
     named: str
     handle: int | None = None
     context: bytes | None = field(default=None, repr=False)
+    public: bytes | None = field(default=None, repr=False)
 
 
 def handle_named(text: str) -> int | None:
@@ -220,11 +221,11 @@ class _Tpm:
 
         template = TPM2B_PUBLIC.parse(KINDS[kind], objectAttributes=_ATTRIBUTES)
         with _saying("TPM2_CreatePrimary under the endorsement hierarchy"):
-            handle, *_ = self._esapi.create_primary(None, template, ESYS_TR.ENDORSEMENT)
+            handle, public, *_ = self._esapi.create_primary(None, template, ESYS_TR.ENDORSEMENT)
         try:
             with _saying("TPM2_ContextSave"):
                 context = self._esapi.context_save(handle)
-            return Key(kind, context=context.to_tools())
+            return Key(kind, context=context.to_tools(), public=public.marshal())
         finally:
             self._esapi.flush_context(handle)
 

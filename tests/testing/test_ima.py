@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from imafs.errors import ImafsError, Refused, TpmError
+from imafs.attest.kinds import Kind
+from imafs.errors import ImafsError, MismatchError, Refused
 from imafs.testing import Ima
 from imafs.testing.mounted import Mounted
-from imafs.testing.quoting import parse as parse_quote
 from tests.support import require
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
@@ -103,7 +103,6 @@ def test_waiting(ima: Ima) -> None:
 
 
 def test_quotes(ima: Ima) -> None:
-    require("tpm2_quote", "tpm2_checkquote")
     ima.generate(3)
     one = ima.quote(b"\1\2\3")
     assert one.nonce == b"\1\2\3"
@@ -119,13 +118,28 @@ def test_quotes(ima: Ima) -> None:
     assert ima.quote().reset_count == one.reset_count + 1
 
 
-def test_what_is_no_quote(ima: Ima) -> None:
-    require("tpm2_quote", "tpm2_checkquote")
-    message = ima.quote(b"n").message
-    assert parse_quote(message)[0] == b"n"
-    for end in range(len(message) - 34):
-        with pytest.raises(TpmError, match=r"no quote|cut short"):
-            parse_quote(message[:end])
+def test_tools_take_the_quote(ima: Ima, tmp_path: Path) -> None:
+    require("tpm2_checkquote")
+    one = ima.quote(b"\1\2")
+    for name in ("message", "signature", "public", "values"):
+        (tmp_path / name).write_bytes(getattr(one, name))
+    words = ["tpm2_checkquote", "-u", "public", "-m", "message", "-s", "signature"]
+    words += ["-f", "values", "-q", "0102", "-g", "sha256"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_evidence(ima: Ima, tmp_path: Path) -> None:
+    ima.generate(3)
+    bundle = ima.attest(b"1")
+    found = ima.check(bundle, b"1", state=tmp_path / "state", new=True)
+    assert (found.kind, found.records) == (Kind.OK, 4)
+    assert ima.check(bundle.encode(), b"2").kind is Kind.NONCE
+    ima.generate(2)
+    found = ima.check(ima.attest(b"2", since=4), b"2", state=tmp_path / "state")
+    assert (found.kind, found.first, found.records) == (Kind.OK, 4, 2)
+    ima.other_agent.trim(1)
+    with pytest.raises(MismatchError, match="boot_aggregate"):
+        ima.attest(b"3")
 
 
 def test_programs_find_the_tpm(ima: Ima) -> None:

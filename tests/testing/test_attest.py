@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Attest and check from end to end: an emulated kernel, its TPM, and a verifier with a state."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imafs.attest import state as states
+from imafs.attest.kinds import Kind
+from imafs.errors import FileError, ImafsError, MismatchError, TpmError
+from imafs.scenarios import library
+from imafs.testing import Ima
+from tests.support import require
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
+
+ROUNDS = 50
+
+
+def test_fifty_rounds_while_records_are_added(ima: Ima, tmp_path: Path) -> None:
+    """Each quote is somewhere in a burst: the records of all rounds are the whole list."""
+    go = threading.Semaphore(0)
+    failures: list[ImafsError] = []
+
+    def burst() -> None:
+        try:
+            for number in range(ROUNDS):
+                assert go.acquire(timeout=60)
+                for part in range(4):
+                    ima.call("generate", count=40, name=f"/burst/{number}/{part}/")
+                ima.violation(f"/log/{number}")
+        except ImafsError as error:
+            failures.append(error)
+
+    bursts = threading.Thread(target=burst)
+    bursts.start()
+    index = between = 0
+    got = []
+    for number in range(ROUNDS):
+        nonce = b"round %d" % number
+        go.release()
+        bundle = ima.attest(nonce, since=index)
+        found = ima.check(bundle, nonce, state=tmp_path / "state", new=not number)
+        assert (found.kind, found.first) == (Kind.OK, index), found.said
+        assert bundle.manifest is not None
+        between += bundle.manifest.excess > 0
+        index += found.records
+        got.append(bundle.records)
+    bursts.join(60)
+    assert failures == []
+    state = states.load(tmp_path / "state")
+    assert state is not None
+    assert (state.index, state.sequence) == (index, ROUNDS)
+    whole = ima.read_list()
+    assert whole.startswith(b"".join(got))
+    assert between, "no quote fell into a burst"
+    ima.wait()
+    found = ima.check(ima.attest(b"all"), b"all", state=tmp_path / "state")
+    assert found.kind is Kind.OK
+
+
+def verdict(ima: Ima, tmp_path: Path, nonce: bytes) -> str:
+    """What comes of one round of attest and check, in a word."""
+    try:
+        bundle = ima.attest(nonce)
+    except MismatchError:
+        return "no bundle"
+    except TpmError:
+        return "no TPM"
+    except FileError:
+        return "no list"
+    file = tmp_path / "state"
+    return ima.check(bundle, nonce, state=file, new=not file.exists()).kind.word
+
+
+#: scenario -> verdicts on the day before, on the bad day, and on the day after. What a scenario
+#: does to those who stage does not come about: attest only reads. See HAPPENINGS.
+DAYS: dict[str, tuple[str, str, str]] = {
+    "burst-while-reading": ("ok", "ok", "ok"),
+    "busy-reader": ("ok", "ok", "ok"),
+    # A record is in the list and in no PCR, until the next reboot.
+    "extend-fails": ("ok", "no bundle", "no bundle"),
+    "kexec-before-stage": ("ok", "ok", "ok"),
+    "kexec-between-read-and-delete": ("ok", "ok", "ok"),
+    "kexec-between-stage-and-delete": ("ok", "ok", "ok"),
+    "other-agent-stages-first": ("ok", "ok", "ok"),
+    "other-agent-trims-first": ("ok", "ok", "ok"),
+    "quote-behind-list": ("ok", "ok", "ok"),
+    "read-fails": ("ok", "no list", "ok"),
+    "reboot": ("ok", "ok", "ok"),
+    "short-reads": ("ok", "ok", "ok"),
+    "tpm-hangs": ("ok", "no TPM", "ok"),
+    "violation-in-list": ("ok", "ok", "ok"),
+}
+
+
+@pytest.mark.parametrize("scenario", DAYS)
+def test_bad_days(ima: Ima, tmp_path: Path, scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imafs.tpm.quoting.DEADLINE", 3.0)
+    monkeypatch.setattr("imafs.tpm.quoting.CREATION", 3.0)
+    ima.generate(20)
+    before = verdict(ima, tmp_path, b"before")
+    ima.scenario(scenario, must_happen=False)
+    bad = verdict(ima, tmp_path, b"bad")
+    ima.tpm_works()
+    ima.generate(5, "/usr/bin/the-day-after-")
+    after = verdict(ima, tmp_path, b"after")
+    assert (before, bad, after) == DAYS[scenario]
+
+
+def extend_by_hand(ima: Ima) -> None:
+    require("tpm2_pcrextend")
+    ima.run(["tpm2_pcrextend", f"10:sha256={'5' * 64}"]).check_returncode()
+
+
+def delete_all(ima: Ima) -> None:
+    ima.other_agent.stage()
+    ima.other_agent.delete()
+
+
+#: What happens to the machine between two rounds -> the verdict on the next one.
+HAPPENINGS: dict[str, tuple[Callable[[Ima], object], str]] = {
+    "nothing": (lambda ima: None, "ok"),
+    "reboot": (lambda ima: ima.reboot(), "reboot"),
+    "kexec": (lambda ima: ima.kexec(), "kexec"),
+    "kexec that loses the list": (lambda ima: ima.kexec(carry=False), "no bundle"),
+    "another agent stages": (lambda ima: ima.other_agent.stage(), "ok"),
+    "another agent trims": (lambda ima: ima.other_agent.trim(3), "no bundle"),
+    "another agent deletes all": (delete_all, "no bundle"),
+    "the list is ahead of the PCR": (lambda ima: ima.tpm(behind=3), "ok"),
+    "an extend fails": (lambda ima: ima.tpm(fail=1), "no bundle"),
+    "somebody else extends": (extend_by_hand, "no bundle"),
+    "violation": (lambda ima: ima.violation("/var/log/x"), "ok"),
+}
+
+
+@pytest.mark.parametrize("happening", HAPPENINGS)
+def test_what_happens_between_two_bundles(ima: Ima, tmp_path: Path, happening: str) -> None:
+    happens, expected = HAPPENINGS[happening]
+    ima.generate(20)
+    assert verdict(ima, tmp_path, b"before") == "ok"
+    happens(ima)
+    ima.call("generate", count=5, name="/later/")
+    assert verdict(ima, tmp_path, b"after") == expected
+
+
+def test_every_scenario_has_its_row() -> None:
+    assert list(DAYS) == library.names()

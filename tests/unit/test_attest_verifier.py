@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The state on the disk, and many bundles at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imafs.attest.kinds import Kind
+from imafs.attest.state import REMEMBERED, decode, load, place, save
+from imafs.attest.verifier import Verifier
+from imafs.errors import FileError, FormatError, UsageError
+from tests.papertpm import NONCE, PaperTpm
+
+
+@pytest.fixture
+def machine() -> PaperTpm:
+    made = PaperTpm()
+    made.files(b"/a")
+    return made
+
+
+def verifier(machine: PaperTpm, file: Path, *, new: bool = False) -> Verifier:
+    return Verifier(machine.demand(), file, new)
+
+
+def test_a_state_that_is_missing_is_told(machine: PaperTpm, tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    found = verifier(machine, file).judge(machine.bundle().encode())
+    assert (found.kind, file.exists(), "--new" in found.said) == (Kind.STALE, False, True)
+    assert verifier(machine, file, new=True).judge(machine.bundle().encode()).kind is Kind.OK
+    state = load(file)
+    assert state is not None
+    assert (state.index, file.stat().st_mode & 0o777) == (2, 0o600)
+    assert verifier(machine, file).judge(machine.bundle().encode()).kind is Kind.OK
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{}", "[]", "x", '{"format": "imafs-verifier-state", "version": 2}', "[" * 50_000),
+        '{"format": "imafs-verifier-state", "version": 1}',
+    ],
+)
+def test_a_damaged_state_is_no_first_time(machine: PaperTpm, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "state"
+    file.write_text(text)
+    with pytest.raises(FormatError, match=str(file)):
+        verifier(machine, file).judge(machine.bundle().encode())
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"index": -1}, {"index": "1"}, {"index": True}, {"key": "x"}, {"quotes": [1]}),
+        *({"pcrs": {"sha256": {"10": "00"}}}, {"pcrs": {"sha0": {}}}, {"pcrs": 1}, {"safe": 1}),
+    ],
+)
+def test_states_that_are_none(machine: PaperTpm, tmp_path: Path, change: dict[str, object]) -> None:
+    verifier(machine, tmp_path / "s", new=True).judge(machine.bundle().encode())
+    row = json.loads((tmp_path / "s").read_text())
+    decode(json.dumps(row).encode(), "s")
+    with pytest.raises(FormatError):
+        decode(json.dumps(row | change).encode(), "s")
+
+
+def test_a_verdict_that_is_none_leaves_the_state(machine: PaperTpm, tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    verifier(machine, file, new=True).judge(machine.bundle().encode())
+    before = file.read_bytes()
+    for data in (b"x", machine.bundle(b"other").encode(), PaperTpm(number=1).bundle().encode()):
+        assert not verifier(machine, file).judge(data).kind.accepted
+        assert file.read_bytes() == before
+
+
+def test_the_state_is_on_the_disk_before_the_verdict(
+    machine: PaperTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def told_fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def told_rename(old: str, new: str, **more: int | None) -> None:
+        synced.append("rename")
+        rename(old, new, **more)
+
+    monkeypatch.setattr(os, "fsync", told_fsync)
+    monkeypatch.setattr(os, "rename", told_rename)
+    verifier(machine, tmp_path / "state", new=True).judge(machine.bundle().encode())
+    assert len(synced) == 3
+    assert synced[0].startswith(str(tmp_path / ".imafs-"))
+    assert synced[1:] == ["rename", str(tmp_path)]
+
+
+def test_a_state_that_cannot_be_written_is_no_verdict(machine: PaperTpm, tmp_path: Path) -> None:
+    with pytest.raises(FileError):
+        verifier(machine, tmp_path / "none" / "state", new=True).judge(machine.bundle().encode())
+    (tmp_path / "link.lock").symlink_to("/etc/passwd")
+    with pytest.raises(FileError):
+        verifier(machine, tmp_path / "link", new=True).judge(machine.bundle().encode())
+
+
+def test_old_quotes_are_forgotten_one_by_one(machine: PaperTpm, tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    for number in range(REMEMBERED + 3):
+        nonce = b"%d" % number
+        found = Verifier(machine.demand(nonce=nonce), file, not number).judge(
+            machine.bundle(nonce).encode()
+        )
+        assert found.kind is Kind.OK
+    state = load(file)
+    assert state is not None
+    assert (len(state.quotes), state.sequence) == (REMEMBERED, REMEMBERED + 3)
+
+
+def test_a_directory_has_a_file_for_each_machine(tmp_path: Path) -> None:
+    machines = [PaperTpm(number=number) for number in range(3)]
+    keys = tuple(key for machine in machines for key in machine.demand().keys)
+    demand = machines[0].demand(keys=keys)
+    for machine in machines:
+        assert Verifier(demand, tmp_path, True).judge(machine.bundle().encode()).kind is Kind.OK
+    assert len(list(tmp_path.glob("*.json"))) == 3
+    machines[1].files(b"/new")
+    found = Verifier(demand, tmp_path).judge(machines[1].bundle().encode())
+    assert (found.kind, found.records) == (Kind.OK, 2)
+    assert place(tmp_path, "ab") == tmp_path / "ab.json"
+    state = load(tmp_path / f"{found.key}.json")
+    assert state is not None
+    save(tmp_path / "copy", replace(state, index=7))
+    copied = load(tmp_path / "copy")
+    assert copied is not None
+    assert copied.index == 7
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_many_bundles_keep_their_order(tmp_path: Path, jobs: int) -> None:
+    machines = [PaperTpm(number=number) for number in range(3)]
+    keys = tuple(key for machine in machines for key in machine.demand().keys)
+    paths, expected = [], []
+    for number in range(30):
+        machine = machines[number % 3]
+        nonce = NONCE if number % 7 else b"other"
+        path = tmp_path / f"{number}.tar"
+        data = machine.bundle(nonce).encode()
+        path.write_bytes(data if number % 5 else data[:-700])
+        paths.append(str(path))
+        expected.append(Kind.MALFORMED if not number % 5 else Kind.OK if number % 7 else Kind.NONCE)
+    found = list(Verifier(machines[0].demand(keys=keys)).check_all(paths, jobs))
+    assert [path for path, _ in found] == paths
+    assert [judgement.kind for _, judgement in found] == expected
+
+
+def test_nonces_of_their_own(tmp_path: Path) -> None:
+    machine = PaperTpm()
+    paths = []
+    for number in range(3):
+        path = tmp_path / str(number)
+        path.write_bytes(machine.bundle(b"%d" % number).encode())
+        paths.append(str(path))
+    nonces = {path: path[-1].encode() for path in paths}
+    found = Verifier(machine.demand(), nonces=nonces).check_all(paths, 2)
+    assert {judgement.kind for _, judgement in found} == {Kind.OK}
+
+
+def test_a_file_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(FileError):
+        Verifier(PaperTpm().demand()).check(str(tmp_path / "none"))
+    with pytest.raises((FileError, UsageError)):
+        Verifier(PaperTpm().demand()).check("/dev/zero")
