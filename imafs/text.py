@@ -91,3 +91,8 @@ def _bytes(character: str) -> bytes:
         return character.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return character.encode("utf-8", "surrogatepass")
+
+
+def counted(number: object, noun: str) -> str:
+    """``1 record``, ``2 records``, ``- records`` where the number is not known."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

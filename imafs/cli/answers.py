@@ -11,10 +11,8 @@ import json
 import sys
 from collections.abc import Mapping
 
-from imafs.cli import crossings
-from imafs.cli.counted import counted
 from imafs.errors import Refused
-from imafs.text import shown
+from imafs.text import counted, shown
 
 _REFUSED = Refused.exit_code
 
@@ -52,7 +50,7 @@ def show(
         print("the daemon unmounts and ends")
     elif op in ("watch", "unwatch"):
         print(f"watched: {_names(answer.get('watched')) or 'nothing'}")
-    elif not crossings.show(op, answer):
+    elif not _booted(op, answer):
         for key, value in answer.items():
             rows = _items(answer, key)
             if isinstance(value, list) and len(rows) == len(value):
@@ -150,7 +148,7 @@ def status_lines(status: Mapping[str, object]) -> list[str]:
     if "policy" in status:
         rows.append(("policy", _policy(_group(status, "policy"))))
     if boot := _group(status, "boot"):
-        rows.append(("boot", crossings.boot(boot)))
+        rows.append(("boot", boot_line(boot)))
     pending = _group(status, "records").get("pending")
     which = "all records since boot"
     if isinstance(pending, int) and pending:
@@ -283,3 +281,46 @@ def _pcr(item: Mapping[str, object], which: str) -> str:
     if item.get("equal") is False:
         return text + f"DIFFERS, {which} replay to {replayed}"
     return text + "not compared"
+
+
+def _booted(op: str, answer: Mapping[str, object]) -> bool:
+    """Prints the answer to a kexec or a reboot; False where ``op`` is none."""
+    match op:
+        case "kexec_load":
+            _say(f"a segment of {answer.get('segment_size', '-')} bytes is reserved")
+        case "kexec_execute" | "kexec_finish" if answer.get("held") is True:
+            print("held: suspended until imafs ctl kexec-finish")
+        case "kexec_execute" | "kexec_finish":
+            _say(
+                f"{answer.get('profile', '-')} runs, with {answer.get('carried', '-')} of "
+                f"{counted(answer.get('records', '-'), 'record')} carried over"
+            )
+            if answer.get("lost"):
+                lost, why = counted(answer["lost"], "record"), answer.get("why")
+                print(shown(f"imafs: {lost} in PCRs and in no list: {why}"), file=sys.stderr)
+        case "kexec_buffer":
+            size, records = answer.get("bytes", "-"), answer.get("records", "-")
+            _say(f"{counted(size, 'byte')}, {counted(records, 'record')}")
+        case "reboot":
+            _say(f"{answer.get('profile', '-')} runs")
+        case _:
+            return False
+    return True
+
+
+def _say(line: str) -> None:
+    """What a daemon answered, whatever is in it."""
+    print(shown(line))
+
+
+def boot_line(group: Mapping[str, object]) -> str:
+    """The line ``boot`` of the status; ``group`` is the status' own."""
+    text = f"number {group.get('number', '-')}"
+    if group.get("kexecs"):
+        text += f", {counted(group['kexecs'], 'kexec')}, "
+        text += f"{counted(group.get('carried', '-'), 'record')} carried over"
+    if group.get("lost"):
+        text += f", {group['lost']} LOST"
+    if group.get("kexec_held"):
+        return f"{text}; a kexec is held: imafs ctl kexec-finish"
+    return f"{text}; a kernel is loaded for kexec" if group.get("kexec_loaded") else text

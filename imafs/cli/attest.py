@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from imafs import disk
 from imafs.attest.pcrvalues import DEFAULT_PCR
 from imafs.cli import options
-from imafs.cli.counted import counted
 from imafs.cli.input_file import read_bytes
 from imafs.errors import FileError, MismatchError, UsageError, nearest
-from imafs.text import shown
+from imafs.text import counted, shown
 from imafs.tpm.quoting import KINDS, Key, handle_named
 
 if TYPE_CHECKING:

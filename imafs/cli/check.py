@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from imafs.attest.kinds import Kind, worse
 from imafs.attest.pcrvalues import DEFAULT_PCR
 from imafs.cli import options
-from imafs.cli.counted import counted
 from imafs.cli.input_file import read_bytes
 from imafs.errors import FormatError, UsageError
-from imafs.text import shown
+from imafs.text import counted, shown
 
 if TYPE_CHECKING:
     from imafs.attest.judgement import Judgement

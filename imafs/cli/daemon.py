@@ -18,7 +18,6 @@ import trio
 
 from imafs.cli import find_daemon, leftovers
 from imafs.cli.background import Background
-from imafs.cli.counted import counted
 from imafs.cli.oom import is_out_of_memory
 from imafs.control import paths
 from imafs.control.server import serve
@@ -36,12 +35,12 @@ from imafs.host.sd_notify import notify
 from imafs.host.signals import EarlySignals, EndedEarly
 from imafs.scenarios import library
 from imafs.scenarios.script import Scenario
-from imafs.sources import files, measure_file
 from imafs.sources import load as lists
+from imafs.sources import local_files, measure_file
 from imafs.sources.watch.child import task
 from imafs.sources.watch.daemon.listening import check_allowed
 from imafs.sources.watch.daemon.watcher import DEADLINE, Watcher
-from imafs.text import quoted, shown
+from imafs.text import counted, quoted, shown
 from imafs.tpm import Device, open_device
 from imafs.tpm.proxy import DeviceProxy
 from imafs.tpm.swtpm import SwtpmDevice
@@ -284,7 +283,7 @@ async def _measure(emulator: Emulator, paths_: list[str]) -> None:
     """The files of --measure, hashed in a thread, in order."""
     if not paths_:
         return
-    walk = partial(files.walk, paths_, bounded_thread.going_on)
+    walk = partial(local_files.walk, paths_, bounded_thread.going_on)
     names = await bounded_thread.run(lambda: list(walk()), silence=bounded_thread.SILENCE)
     measured = 0
     for name in names:

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 
 from imafs.attest.compare import Difference, Side, compare, side
 from imafs.cli import options
-from imafs.cli.counted import counted
 from imafs.cli.input_file import read_list
 from imafs.errors import FormatError, MismatchError, UsageError
 from imafs.formats.binary import Parsed
 from imafs.formats.list_file import MeasurementList, parse
 from imafs.formats.views import record_text
-from imafs.text import shown
+from imafs.text import counted, shown
 
 #: Records of each kind that are printed, and characters of one.
 _SHOWN = 20

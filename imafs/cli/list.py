@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from imafs.cli import options
-from imafs.cli.counted import counted
 from imafs.cli.input_file import read_list
 from imafs.errors import FormatError
 from imafs.formats import exports
@@ -19,7 +18,7 @@ from imafs.formats.binary import Parsed, encode, refuse_other_bank
 from imafs.formats.exports import Row
 from imafs.formats.list_file import Fault, MeasurementList, parse
 from imafs.formats.views import record_text
-from imafs.text import shown
+from imafs.text import counted, shown
 
 #: In front of a record that is not sound: nobody takes the line for one of a kernel.
 _MARK = b"! "

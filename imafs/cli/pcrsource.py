@@ -7,14 +7,14 @@ import argparse
 import io
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from imafs.attest import pcrfile
-from imafs.attest.pcrvalues import DEFAULT_PCR
+from imafs.attest.pcrvalues import DEFAULT_PCR, Collected
 from imafs.cli import options
-from imafs.errors import ControlError, ImafsError, TpmError, UsageError
+from imafs.errors import ControlError, FormatError, ImafsError, TpmError, UsageError
 from imafs.lists.replay import PcrValues
 
 #: The kernel's own TPM, where there is one.
@@ -150,3 +150,22 @@ def _ask(tcti: str) -> PcrValues:
         return device.read_pcrs(range(24))
     finally:
         device.close()
+
+
+def begin(text: str) -> tuple[str | None, str]:
+    """``--from [BANK:]VALUE``: a bank, None where the size of the value says it, and digits."""
+    bank, colon, digits = text.rpartition(":")
+    found = Collected(None)
+    try:
+        found.add(bank if colon else None, 0, digits, f"{text!r}")
+    except FormatError as error:
+        raise argparse.ArgumentTypeError(error.reason) from None
+    return (bank if colon else None), digits
+
+
+def begun(given: Sequence[tuple[str | None, str]], pcr: int) -> PcrValues:
+    """What ``pcr`` had before the first record of a list, as ``--from`` gives it."""
+    found = Collected(None)
+    for bank, digits in given:
+        found.add(bank, pcr, digits, "--from")
+    return found.values

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from imafs.formats.templates import Template
     from imafs.interface.profiles import Profile
     from imafs.kernel.policy.match import Policy
-    from imafs.kernel.policy.session import PolicyConfig
+    from imafs.kernel.policy.policy_file import PolicyConfig
 
 #: A kernel without ``ima_policy=``: no rule, so nothing is measured.
 NONE = "none"
@@ -71,9 +71,9 @@ def chosen(args: argparse.Namespace, profile: Profile, template_fmt: Template | 
     """From the command line. Raises UsageError, and Refused with the file and its line."""
     from imafs.errors import UsageError
     from imafs.kernel.policy import builtin
-    from imafs.kernel.policy.grammar import Words
+    from imafs.kernel.policy.language import Words
     from imafs.kernel.policy.match import Policy
-    from imafs.kernel.policy.session import PolicyConfig
+    from imafs.kernel.policy.policy_file import PolicyConfig
 
     absent = {word for word in args.policy_without.split(",") if word}
     unknown = absent.difference(_ABSENT)
@@ -107,8 +107,8 @@ def chosen(args: argparse.Namespace, profile: Profile, template_fmt: Template | 
 def _text(file: str, config: PolicyConfig) -> bytes:
     from imafs.errors import Refused, UsageError
     from imafs.kernel.policy.builtin import WORDS
-    from imafs.kernel.policy.grammar import parse
-    from imafs.kernel.policy.session import lines
+    from imafs.kernel.policy.language import parse
+    from imafs.kernel.policy.policy_file import lines
     from imafs.text import shown
 
     try:

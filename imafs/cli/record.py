@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 
 from imafs import __version__
 from imafs.cli import options, pcrsource
-from imafs.cli.counted import counted
 from imafs.errors import FileError, MismatchError
 from imafs.lists.replay import PcrValues
 from imafs.sources import recording
-from imafs.text import shown
+from imafs.text import counted, shown
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

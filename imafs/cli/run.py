@@ -189,7 +189,7 @@ def _furnish(args: argparse.Namespace) -> None:
     """What the daemon's mount does not bring by itself: the TPM's class, /proc/cmdline."""
     from imafs.cli import kernel_options
     from imafs.emulator.sysfs import CLASS_TPM
-    from imafs.host.sandbox import commandline, graft
+    from imafs.host.sandbox import graft, proc_cmdline
 
     chip = f"{SECURITY}/{CLASS_TPM}/{CHIP}"
     try:
@@ -198,7 +198,7 @@ def _furnish(args: argparse.Namespace) -> None:
             os.symlink(os.path.relpath(chip, CLASS), f"{CLASS}/{CHIP}")
         if os.path.isfile(args.audit_log):  # a pipe or a terminal is no log to look into
             graft.show_file(args.audit_log, AUDIT_LOGS, HOME)
-        commandline.show(kernel_options.BOOT_WORDS, kernel_options.boot_words(args), HOME)
+        proc_cmdline.show(kernel_options.BOOT_WORDS, kernel_options.boot_words(args), HOME)
     except OSError as error:
         raise MountError(f"{error.filename}: {error.strerror}") from None
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from imafs.cli.counted import counted
-from imafs.text import shown
+from imafs.text import counted, shown
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

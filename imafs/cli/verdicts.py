@@ -9,7 +9,7 @@ from itertools import groupby
 from imafs.attest.explain import Explanation
 from imafs.attest.verify import LOCALITIES, Finding, Value, Verdict
 from imafs.cli import pcrsource
-from imafs.cli.counted import counted
+from imafs.text import counted
 
 _NOT_FRESH = "the PCR is not what it is without any record"
 _ZERO = (

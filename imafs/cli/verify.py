@@ -14,7 +14,7 @@ from imafs.attest import pcrfile
 from imafs.attest.explain import explain, remark
 from imafs.attest.pcrvalues import DEFAULT_PCR
 from imafs.attest.verify import Choice, Verdict, verify_parts
-from imafs.cli import options, pcrsource, starts, verdicts
+from imafs.cli import options, pcrsource, verdicts
 from imafs.cli.given import Given, given
 from imafs.cli.input_file import read_bytes, read_list
 from imafs.cli.progress import bar
@@ -80,7 +80,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--from",
         dest="begin",
-        type=starts.start,
+        type=pcrsource.begin,
         action="append",
         metavar="[BANK:]VALUE",
         default=[],
@@ -138,7 +138,7 @@ def _judge(args: argparse.Namespace, kept: Kept | None) -> int:
     lists = given(
         [(path, read_list(path, moment)) for path in args.lists], args.bank, args.template_fmt
     )
-    begun = starts.values(args.begin, args.pcr)
+    begun = pcrsource.begun(args.begin, args.pcr)
     choice = Choice(args.padded_banks, args.pcr, args.pcrs_only, args.banks, begun)
     verdict = _verdict(lists, actual, choice)
     if verdict.matched is None:

@@ -18,7 +18,7 @@ from imafs.emulator.config import EmulatorConfig
 from imafs.errors import Refused
 from imafs.formats.algorithms import SHA1, Bank, HashAlgorithm
 from imafs.formats.fields import Measurement
-from imafs.kernel.policy.session import Audited, Closed, PolicyFile
+from imafs.kernel.policy.policy_file import Audited, Closed, PolicyFile
 from imafs.lists.replay import PcrValues
 
 NAME = b"boot_aggregate"

@@ -12,7 +12,7 @@ from imafs.formats.templates import TEMPLATES, Template
 from imafs.interface.profiles import PROFILES, Profile
 from imafs.kernel.kexec import EXTRA
 from imafs.kernel.policy.match import Policy
-from imafs.kernel.policy.session import DEFAULT_CONFIG, PolicyConfig
+from imafs.kernel.policy.policy_file import DEFAULT_CONFIG, PolicyConfig
 from imafs.kernel.queue import CACHE
 
 

@@ -33,7 +33,7 @@ from imafs.interface.opens import Accounting
 from imafs.interface.profiles import Entry, Kind, Profile, RequestFile, directory
 from imafs.kernel.kexec import loaded_image
 from imafs.kernel.policy.match import UNCONDITIONAL, Access, Decision, Policy
-from imafs.kernel.policy.session import PolicyFile
+from imafs.kernel.policy.policy_file import PolicyFile
 from imafs.kernel.queue import Queue
 from imafs.lists.banks import Layout
 from imafs.lists.replay import EXTENDABLE, PcrValues, Replay

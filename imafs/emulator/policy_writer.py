@@ -18,8 +18,8 @@ from imafs.errors import Refused
 from imafs.host import bounded_thread
 from imafs.kernel.audit import Task
 from imafs.kernel.policy.match import Access
+from imafs.kernel.policy.policy_file import Audited, Closed, PolicyFile, file_rules
 from imafs.kernel.policy.rules import Rule
-from imafs.kernel.policy.session import Audited, Closed, PolicyFile, file_rules
 from imafs.text import shown
 
 log = logging.getLogger(__name__)

@@ -9,13 +9,14 @@ time of execute is cut, as in the kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imafs.formats import kexec_buffer
-from imafs.formats.binary import Record
-from imafs.formats.templates import TEMPLATES
-from imafs.lists.banks import View
+from imafs.formats.binary import Reader, Record
+from imafs.formats.templates import BY_FORMAT, TEMPLATES
+from imafs.lists.banks import Hasher, Layout, View
 from imafs.lists.packed import PackedList
+from imafs.lists.segments import ViewCache
 
 PAGE = 4096
 #: Room for records added between load and execute where the configuration names none.
@@ -203,3 +204,30 @@ def buffer(lists: Sequence[PackedList], view: View, segment: int | None) -> tupl
         count = fitting + (inside > 0)
         whole = whole[:room]
     return kexec_buffer.encode(whole, count), count
+
+
+def renamed(records: PackedList, view: View, layout: Layout, cache: ViewCache) -> PackedList:
+    """``records`` as the next kernel restores them; itself where none changes.
+
+    ``lookup_template_desc`` (ima_template.c) finds a template by its format too: a record whose
+    custom format is a built-in template's is restored as one of that template and prints its
+    name. ``d|n`` becomes ``ima``, whose template digests are other ones (7.3.4: recorded).
+    ``view`` is the SHA-1 binary form.
+    """
+    odd = {label(records, view, index) for index, _ in records.odd()}
+    if odd.isdisjoint(BY_FORMAT):
+        return records
+    hasher, found = Hasher(layout), PackedList(layout, cache)
+    for piece in records.pieces(view):
+        for parsed in Reader(piece, 20):
+            record = _restored(parsed.record)
+            found.append(record, hasher.digests(record), surplus(record.template.label))
+    return found
+
+
+def _restored(record: Record) -> Record:
+    own = record.template
+    template = BY_FORMAT.get(own.label)
+    if template is None:
+        return record
+    return replace(record, template=template, data=template.join(own.split(record.data)))

@@ -21,7 +21,7 @@ from imafs.errors import Refused
 from imafs.formats.binary import Reader, Record
 from imafs.interface.behaviour import MAINLINE, Condition, Counted, Forget, Rules
 from imafs.interface.grammar import Operation, PcrValue
-from imafs.kernel import kexec, restore
+from imafs.kernel import kexec
 from imafs.kernel.htable import HashTable
 from imafs.kernel.pcr_trim import StartPoints
 from imafs.lists.banks import Hasher, Layout, View
@@ -338,7 +338,7 @@ class Queue:
         its segments are used here, or freed from here in slices (:meth:`inherit`).
         """
         joined = PackedList.joined(self.layout, self._cache, lists, number)
-        self.current = restore.renamed(joined, self.sha1_view, self.layout, self._cache)
+        self.current = kexec.renamed(joined, self.sha1_view, self.layout, self._cache)
         self._unhashed = number
         self.full = Full(len(self.current), kexec.counted(self.current, self.sha1_view))
         self.totals = old.totals

@@ -17,7 +17,7 @@ from imafs.formats.fields import Measurement
 from imafs.host import bounded_thread
 from imafs.kernel.policy.match import UNCONDITIONAL, Access, Decision, Policy
 from imafs.kernel.policy.rules import MAY_READ
-from imafs.sources import file_attributes, files
+from imafs.sources import file_attributes, local_files
 
 #: Bytes of a policy file.
 MOST_POLICY = 64 << 20
@@ -88,7 +88,7 @@ class Judge:
         if not decision.measure:
             return Judged(decision, None)
         want_sha1 = (decision.template or self._config.template).has("d")
-        measurement = files.describe(
+        measurement = local_files.describe(
             descriptor,
             name,
             self._config.algorithm,

@@ -11,7 +11,7 @@ from pathlib import PurePath
 
 from imafs import disk
 from imafs.errors import FileError, FormatError
-from imafs.sources import archive
+from imafs.sources import unpack
 from imafs.sources.recording import CURRENT
 
 #: The PCRs of a moment, beside its lists.
@@ -38,8 +38,8 @@ def of(path: str) -> Sequence[Moment]:
             mode = os.fstat(descriptor).st_mode
             if stat.S_ISDIR(mode):
                 return _unpacked(path)
-            if stat.S_ISREG(mode) and archive.is_packed(descriptor):
-                with archive.opened(descriptor) as packed:
+            if stat.S_ISREG(mode) and unpack.is_packed(descriptor):
+                with unpack.opened(descriptor) as packed:
                     return _packed(packed)
     except FormatError as error:
         raise error.at(path) from None
@@ -56,7 +56,7 @@ def _unpacked(directory: str) -> Sequence[Moment]:
         return ()
 
 
-def _packed(packed: archive.Archive) -> Sequence[Moment]:
+def _packed(packed: unpack.Archive) -> Sequence[Moment]:
     if packed.entries is None:
         return ()
     places = {PurePath(entry.name): number for number, entry in enumerate(packed.entries)}

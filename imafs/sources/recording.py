@@ -32,7 +32,7 @@ from imafs.errors import (
 from imafs.formats.algorithms import by_name
 from imafs.host import ownership
 from imafs.lists.replay import PcrValues
-from imafs.sources import archive, truncate
+from imafs.sources import truncate, unpack
 from imafs.sources.tarball import Entry
 from imafs.sources.truncate import ShorterError
 from imafs.text import shown
@@ -348,9 +348,9 @@ def lists_of_bytes(data: bytes, moment: str | None = None) -> tuple[bytes, bytes
 
 
 def _lists_of_file(descriptor: int, moment: str | None) -> tuple[bytes, bytes]:
-    if not archive.is_packed(descriptor):
+    if not unpack.is_packed(descriptor):
         return b"", disk.content(descriptor, MOST)
-    with archive.opened(descriptor) as packed:
+    with unpack.opened(descriptor) as packed:
         return _lists_of(packed, moment)
 
 
@@ -366,7 +366,7 @@ def _lists_in(directory: str) -> tuple[bytes, bytes]:
         return b"", disk.content(current, MOST)
 
 
-def _lists_of(packed: archive.Archive, moment: str | None) -> tuple[bytes, bytes]:
+def _lists_of(packed: unpack.Archive, moment: str | None) -> tuple[bytes, bytes]:
     if packed.entries is None:  # a list, compressed
         return b"", packed.read([0], MOST)[0]
     entries: dict[PurePath, int] = {}

@@ -22,7 +22,7 @@ from imafs.formats.fields import Measurement
 from imafs.host import bounded_thread
 from imafs.kernel.audit import File
 from imafs.kernel.policy.match import Access
-from imafs.sources import files, generate, measure_file
+from imafs.sources import generate, local_files, measure_file
 from imafs.sources import load as lists
 from imafs.sources.file_attributes import Facts
 from imafs.verbs import measure_options
@@ -267,7 +267,7 @@ class _Turn:
 
 
 def _walk(path: str) -> list[str]:
-    return list(files.walk([path], bounded_thread.going_on))
+    return list(local_files.walk([path], bounded_thread.going_on))
 
 
 def _refused(path: str, refused: Refused) -> Answer:

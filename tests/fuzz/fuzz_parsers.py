@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["imafs"]):
     from imafs.formats.templates import TEMPLATES
     from imafs.interface.grammar import parse
     from imafs.interface.profiles import PROFILES
-    from imafs.kernel.policy import grammar
+    from imafs.kernel.policy import language
     from imafs.scenarios import script
     from imafs.verbs.table import TABLE
 
@@ -78,7 +78,7 @@ def _scenario(data: bytes) -> None:
 
 
 def _policy(data: bytes) -> None:
-    rule = grammar.parse(data, custom=data[:1] == b"1")
+    rule = language.parse(data, custom=data[:1] == b"1")
     if rule is not None:
         rule.encoded()
 

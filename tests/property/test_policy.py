@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imafs.errors import Refused
-from imafs.kernel.policy.grammar import Words, parse
+from imafs.kernel.policy.language import Words, parse
 from imafs.kernel.policy.match import Access, Policy
+from imafs.kernel.policy.policy_file import Closed, PolicyConfig, PolicyFile, file_rules
 from imafs.kernel.policy.rules import FUNCTIONS, LSM, MASKS, Action, Rule
-from imafs.kernel.policy.session import Closed, PolicyConfig, PolicyFile, file_rules
 
 _NAMES = (
     *("func", "mask", "fsmagic", "fsname", "fs_subtype", "fsuuid", "keyrings", "label"),

@@ -21,8 +21,8 @@ from imafs.emulator.policy_writer import PolicyWriter
 from imafs.errors import Refused, UsageError
 from imafs.host.ratelimit import BURST
 from imafs.kernel.audit import File, Task, message
-from imafs.kernel.policy.grammar import Words
-from imafs.kernel.policy.session import PolicyConfig
+from imafs.kernel.policy.language import Words
+from imafs.kernel.policy.policy_file import PolicyConfig
 from tests.support import ExpectedLogs
 from tests.unit.emulator_fake import DEADLINE, FakeDevice, until
 

@@ -15,8 +15,8 @@ from imafs.emulator.emulator import Emulator
 from imafs.emulator.policy_writer import PolicyWriter
 from imafs.errors import Refused
 from imafs.formats.algorithms import SHA256
-from imafs.kernel.policy import session
-from imafs.kernel.policy.grammar import Words, parse
+from imafs.kernel.policy import policy_file
+from imafs.kernel.policy.language import Words, parse
 from imafs.kernel.policy.match import Policy
 from imafs.kernel.policy.rules import Rule
 from imafs.tpm import NoTpm
@@ -29,7 +29,7 @@ class Slow:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.inside, self.go_on, self.late = threading.Event(), threading.Event(), False
         self._parse = parse
-        monkeypatch.setattr(session, "parse", self)
+        monkeypatch.setattr(policy_file, "parse", self)
 
     def __call__(
         self,
@@ -95,7 +95,7 @@ async def test_the_kernel_may_be_gone_once_it_is_parsed(monkeypatch: pytest.Monk
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write)
         await slow.reached()
-        emulator.policy_file = session.PolicyFile(session.PolicyConfig())
+        emulator.policy_file = policy_file.PolicyFile(policy_file.PolicyConfig())
         slow.go_on.set()
     assert codes == [errno.ENODEV]
 

@@ -28,7 +28,7 @@ from imafs.interface.behaviour import CARRIES_BOTH
 from imafs.interface.grammar import Operation, Request
 from imafs.interface.profiles import PROFILES, lookup
 from imafs.kernel import carry, kexec
-from imafs.kernel.policy.grammar import parse
+from imafs.kernel.policy.language import parse
 from imafs.kernel.policy.match import Policy
 from tests.property.builders import record
 from tests.property.reference import Rec, extend, ng, violation

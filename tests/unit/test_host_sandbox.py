@@ -13,7 +13,7 @@ import pytest
 from imafs.cli import kernel_options
 from imafs.cli.kernel_options import BOOT_WORDS
 from imafs.cli.main import build_parser
-from imafs.host.sandbox import command, commandline, namespaces
+from imafs.host.sandbox import command, namespaces, proc_cmdline
 
 
 def error(number: int) -> OSError:
@@ -77,7 +77,7 @@ def test_status(status: int, code: int) -> None:
 def test_the_command_line_says_what_was_asked_for(
     machine: str, words: list[str], line: str
 ) -> None:
-    assert commandline.told(machine, BOOT_WORDS, words) == line
+    assert proc_cmdline.told(machine, BOOT_WORDS, words) == line
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ BROAD_EXCEPTS: dict[str, str] = {
     "imafs/fuse/boundary.py": "pyfuse3 ends the daemon at anything but FUSEError: EIO instead",
 }
 
-MAX_LINES = 450
+MAX_LINES = 600
 SPDX = "# SPDX-License-Identifier: GPL-2.0-only OR MIT"
 
 
@@ -370,7 +370,7 @@ PLANTED: tuple[tuple[Rule, str, str, str | None], ...] = (
     (excepts, FILE.format("fuse"), "try: f()\nexcept (OSError, ValueError): pass", None),
     (stale_reasons, "imafs/control/server.py", "", "control/server.py: stands in"),
     (stale_reasons, FILE.format("control"), "", "control/server.py: stands in"),
-    (sizes, FILE.format("fuse"), "\n" * (MAX_LINES + 1), "451 lines, more than 450"),
+    (sizes, FILE.format("fuse"), "\n" * (MAX_LINES + 1), "601 lines, more than 600"),
     (sizes, FILE.format("fuse"), "\n" * MAX_LINES, None),
     (licences, FILE.format("fuse"), '"""No licence."""', "does not begin with"),
     (licences, FILE.format("fuse"), "", "does not begin with"),

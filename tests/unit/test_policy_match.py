@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from imafs.kernel.policy import builtin
-from imafs.kernel.policy.grammar import parse
+from imafs.kernel.policy.language import parse
 from imafs.kernel.policy.match import UNCONDITIONAL, Access, Policy
 from imafs.kernel.policy.rules import MAY_EXEC, MAY_READ, MAY_WRITE
 from tests.conformance import policy_oracle, recordings

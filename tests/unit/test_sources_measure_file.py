@@ -16,7 +16,7 @@ from imafs import disk
 from imafs.emulator.config import EmulatorConfig
 from imafs.emulator.emulator import Emulator
 from imafs.errors import Refused
-from imafs.kernel.policy import grammar
+from imafs.kernel.policy import language
 from imafs.kernel.policy.match import Access, Policy
 from imafs.sources import file_attributes, measure_file
 from imafs.sources.measure_file import Judge, read_policy, root_read
@@ -27,7 +27,7 @@ RULES = b"measure func=CRITICAL_DATA\n"
 
 
 def policy(*lines: bytes) -> Policy:
-    rules = (grammar.parse(line + b"\n") for line in lines)
+    rules = (language.parse(line + b"\n") for line in lines)
     return Policy(tuple(rule for rule in rules if rule is not None))
 
 

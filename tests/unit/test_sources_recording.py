@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from imafs.errors import FileError, FormatError, ImafsError, MismatchError, NotThereError
-from imafs.sources import archive as archives
 from imafs.sources import recording
+from imafs.sources import unpack as archives
 from imafs.sources.load import load
 from imafs.sources.recording import CURRENT, Snapshot, lists_of, take, write
 from tests.property.builders import record

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from imafs.sources import files
+from imafs.sources import local_files
 from imafs.sources.watch import fanotify
 from imafs.sources.watch import messages as wire
-from imafs.sources.watch.channel import Channel
 from imafs.sources.watch.child import pending
 from imafs.sources.watch.child.iint import Inode
 from imafs.sources.watch.child.job import Job, Missed, Use, Verdict
@@ -24,6 +23,7 @@ from imafs.sources.watch.child.pending import Jobs
 from imafs.sources.watch.child.task import UNKNOWN
 from imafs.sources.watch.fanotify import Event
 from imafs.sources.watch.messages import DEFAULT_PCR
+from imafs.sources.watch.packets import Channel
 from tests.support import wait_for
 
 DEADLINE = 0.2
@@ -183,7 +183,7 @@ def test_a_file_that_cannot_be_read(world: World, monkeypatch: pytest.MonkeyPatc
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(files, "describe", fail)
+    monkeypatch.setattr(local_files, "describe", fail)
     event = world.open(b"one")
     assert world.allowed == [event]
     assert world.jobs.counts.errors == 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """What watcher and listener say to each other: one message per packet, JSON.
 
-A :class:`~imafs.sources.watch.channel.Channel` keeps the bounds of messages and their order;
+A :class:`~imafs.sources.watch.packets.Channel` keeps the bounds of messages and their order;
 whichever end dies, the other reads its end. Bytes travel as hexadecimal digits.
 """
 

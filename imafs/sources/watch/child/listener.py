@@ -29,7 +29,6 @@ from typing import NoReturn
 from imafs.errors import FormatError
 from imafs.host.linux import die_with_parent
 from imafs.sources.watch import fanotify, messages
-from imafs.sources.watch.channel import Channel
 from imafs.sources.watch.child import attributes
 from imafs.sources.watch.child.decide import NOTHING, Judge
 from imafs.sources.watch.child.forward import Late, Relay
@@ -40,6 +39,7 @@ from imafs.sources.watch.child.pending import Jobs
 from imafs.sources.watch.child.task import Account
 from imafs.sources.watch.fanotify import Event, Moves, Permissions
 from imafs.sources.watch.missed import reason
+from imafs.sources.watch.packets import Channel
 from imafs.text import shown
 
 #: Exit codes: the listener hung and was killed; it failed; the watcher is gone.

@@ -19,9 +19,8 @@ from imafs.emulator import tasks
 from imafs.errors import Refused
 from imafs.formats.algorithms import by_name
 from imafs.formats.fields import Measurement
-from imafs.sources import files
+from imafs.sources import local_files
 from imafs.sources.watch import messages
-from imafs.sources.watch.channel import MOST, Channel
 from imafs.sources.watch.child import attributes
 from imafs.sources.watch.child import task as opener
 from imafs.sources.watch.child.hashing import Pool, Steps, Work
@@ -29,6 +28,7 @@ from imafs.sources.watch.child.job import Job, Opener, Use, Verdict, covers
 from imafs.sources.watch.child.task import Account
 from imafs.sources.watch.fanotify import Event
 from imafs.sources.watch.missed import Missed, reason
+from imafs.sources.watch.packets import MOST, Channel
 
 #: Larger files are hashed in threads, and so is what is not in memory, bytes.
 SMALL = 1 << 16
@@ -193,7 +193,7 @@ class Jobs:
         algorithm = by_name(settings.algorithm)
         if use.is_direct:
             return Measurement(use.name, algorithm, bytes(algorithm.digest_size), sha1=bytes(20))
-        return files.describe(
+        return local_files.describe(
             use.event.fd,
             use.name,
             algorithm,
@@ -205,7 +205,7 @@ class Jobs:
         settings, use = self.settings, job.use
         # The event's own descriptor goes with its answer.
         descriptor = os.dup(use.event.fd)
-        steps = files.describing(
+        steps = local_files.describing(
             descriptor, use.name, by_name(settings.algorithm), want_sha1=settings.want_sha1
         )
         job.work = Work(descriptor, use.info.st_dev, steps, {use.account})

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import replace
 
 from imafs.formats import templates
-from imafs.kernel.policy import grammar
+from imafs.kernel.policy import language
 from imafs.kernel.policy.match import Access, Policy
 from imafs.kernel.policy.rules import Rule
 from imafs.sources.watch.messages import DEFAULT_PCR
@@ -26,7 +26,7 @@ class Rulebook:
     """Decides into which PCRs a use is measured, and by which template."""
 
     def __init__(self) -> None:
-        self._words = grammar.DEFAULT_WORDS
+        self._words = language.DEFAULT_WORDS
         self._lines: deque[bytes] = deque()
         self._rules: list[Rule] = []
         self._policy = Policy()
@@ -35,7 +35,7 @@ class Rulebook:
     def know(self, template_fmt: str) -> None:
         """The format of ``ima_template_fmt=``, which rules may name; empty: there is none."""
         template = templates.custom(template_fmt) if template_fmt else None
-        self._words = replace(grammar.DEFAULT_WORDS, template_fmt=template)
+        self._words = replace(language.DEFAULT_WORDS, template_fmt=template)
 
     def take(self, text: bytes, *, more: bool) -> None:
         """Another policy, or ``more`` rules behind the known ones."""
@@ -56,7 +56,7 @@ class Rulebook:
         end = time.monotonic() + seconds
         while self._lines and time.monotonic() < end:
             for _ in range(min(_LINES, len(self._lines))):
-                rule = grammar.parse(self._lines.popleft(), self._words, custom=True)
+                rule = language.parse(self._lines.popleft(), self._words, custom=True)
                 if rule is not None:
                     self._rules.append(rule)
         if self.ready:

@@ -19,7 +19,7 @@ import trio
 from imafs.errors import FormatError, Refused
 from imafs.host import programs
 from imafs.sources.watch import fanotify, messages, missed
-from imafs.sources.watch.channel import Channel
+from imafs.sources.watch.packets import Channel
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from imafs.emulator.config import EmulatorConfig
 from imafs.errors import Refused
 from imafs.formats.algorithms import HashAlgorithm, by_name
 from imafs.formats.fields import Measurement
-from imafs.sources.files import describe, walk
+from imafs.sources.local_files import describe, walk
 from imafs.sources.measure_file import Judge, root_read
 from tests.support import require
 

@@ -11,7 +11,7 @@ import pytest
 from imafs.errors import Refused, UsageError
 from imafs.formats.templates import TEMPLATES, custom
 from imafs.kernel.policy import builtin
-from imafs.kernel.policy.grammar import Words, parse
+from imafs.kernel.policy.language import Words, parse
 from imafs.kernel.policy.match import Policy
 from tests.conformance import policy_oracle, recordings
 

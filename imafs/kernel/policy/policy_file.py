@@ -16,7 +16,7 @@ from enum import Enum
 
 from imafs.errors import Refused
 from imafs.kernel.policy.builtin import NEWEST, Release
-from imafs.kernel.policy.grammar import DEFAULT_WORDS, Words, first_line, line_end, parse
+from imafs.kernel.policy.language import DEFAULT_WORDS, Words, first_line, line_end, parse
 from imafs.kernel.policy.match import Policy
 from imafs.kernel.policy.rules import Action, Rule
 from imafs.lists.seqfile import PAGE

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from imafs.errors import FormatError, NotThereError
-from imafs.sources import archive, recording, tarball
+from imafs.sources import recording, tarball, unpack
 from imafs.sources.load import load
 from imafs.sources.recording import CURRENT, lists_of
 from imafs.sources.tarball import BrokenError, Entry, Limits, Stream, walk
@@ -67,7 +67,7 @@ HUGE: dict[str, Callable[[], bytes]] = {
     "gzip": lambda: gzip.compress(header(b"x", GIB) + bytes(50 << 20), 1),
     "bzip2": lambda: bz2.compress(header(b"x", GIB) + bytes(50 << 20), 1),
     "twice": lambda: gzip.compress(xz_of_zeros(header(b"x", GIB), GIB)),
-    "members": lambda: gzip.compress(header(b"0", 1, "x") * 2 * archive.MOST_ENTRIES),
+    "members": lambda: gzip.compress(header(b"0", 1, "x") * 2 * unpack.MOST_ENTRIES),
     "extended": lambda: gzip.compress((header(b"L", 1) + bytes(512)) * 100_000),
     "sparse": lambda: gzip.compress(header(b"S", 8 << 40, LIST)),
     "size": lambda: gzip.compress(header(b"0", 8 << 40, LIST)),
@@ -124,13 +124,13 @@ def _declaring_a_large_dictionary(content: bytes, filters: list[dict[str, int]])
 def test_what_unpacks_is_bounded_and_alone(tmp_path: Path) -> None:
     path = tmp_path / "list.tar.xz"
     path.write_bytes(lzma.compress(plain_archive((LIST, b"list"))))
-    with path.open("rb") as file, archive.opened(file.fileno()) as found:
+    with path.open("rb") as file, unpack.opened(file.fileno()) as found:
         child = found._process.pid
         limits = Path(f"/proc/{child}/limits").read_text()
         assert b"-I" in Path(f"/proc/{child}/cmdline").read_bytes() or os.geteuid()
         assert os.readlink(f"/proc/{child}/cwd") == "/"
         rows = {line[:25].strip(): line[26:].split()[:2] for line in limits.splitlines()[1:]}
-        assert rows["Max address space"] == [str(archive._SPACE)] * 2
+        assert rows["Max address space"] == [str(unpack._SPACE)] * 2
         assert int(rows["Max cpu time"][1]) < 120
         assert rows["Max open files"] == rows["Max processes"] == ["0", "0"]
         status = dict(re.findall(r"(\w+):[ \t]*(.*)", Path(f"/proc/{child}/status").read_text()))
@@ -170,7 +170,7 @@ def test_an_error_does_not_repeat_megabytes_of_names(tmp_path: Path) -> None:
 def test_a_killed_process_is_told(tmp_path: Path) -> None:
     path = tmp_path / "list.tar.xz"
     path.write_bytes(lzma.compress(plain_archive((LIST, b"list"))))
-    with path.open("rb") as file, archive.opened(file.fileno()) as found:
+    with path.open("rb") as file, unpack.opened(file.fileno()) as found:
         found._process.kill()
         found._process.wait()
         with pytest.raises(FormatError, match="or it was killed"):
@@ -275,7 +275,7 @@ def test_recordings_of_real_kernels_are_read() -> None:
     for path in sorted((ROOT / "tests" / "data").glob("*.tar.xz")):
         with tarfile.open(path) as tar:
             expected = [(m.name, m.size, m.isreg(), m.linkname) for m in tar]
-        with path.open("rb") as file, archive.opened(file.fileno()) as found:
+        with path.open("rb") as file, unpack.opened(file.fileno()) as found:
             assert found.entries is not None
             shown = [(e.name, e.size, e.kind == "file", e.target) for e in found.entries]
             assert shown == expected, path
@@ -296,5 +296,5 @@ def test_a_plain_list_is_not_packed(tmp_path: Path) -> None:
     for data in (b"", b"\n\0\0\0", b"\n\0\0\0" + bytes(600), b"10 " + b"a" * 600):
         (tmp_path / "list").write_bytes(data)
         with (tmp_path / "list").open("rb") as file:
-            assert not archive.is_packed(file.fileno()), data
+            assert not unpack.is_packed(file.fileno()), data
     assert tarball.compression(b"\x28\xb5\x2f\xfd....") == "zstd"

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from imafs.errors import FormatError
-from imafs.sources.watch import channel
-from imafs.sources.watch.channel import Channel
+from imafs.sources.watch import packets
+from imafs.sources.watch.packets import Channel
 
 SIZES = (1, 4096, 100_000, 200 << 10, 300 << 10, 600 << 10, 1536 << 10, 20 << 20)
 
@@ -99,7 +99,7 @@ def test_nonsense(pair: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
     assert one.send(b"+")
     with pytest.raises(FormatError, match="without its content"):
         other.receive()
-    monkeypatch.setattr(channel, "MOST", 1 << 16)
+    monkeypatch.setattr(packets, "MOST", 1 << 16)
     assert one.send(b"[" * (1 << 17))
     with pytest.raises(FormatError, match="a packet of 131072 bytes"):
         other.receive()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from imafs.cli import answers, crossings
+from imafs.cli import answers
 from imafs.kernel.kexec import Crossing
 
 BOOT = {"number": 2, "kexecs": 0, "carried": 0, "carried_in_all": 0, "lost": 0}
@@ -29,7 +29,7 @@ BOOT = {"number": 2, "kexecs": 0, "carried": 0, "carried_in_all": 0, "lost": 0}
     ],
 )
 def test_boot(group: dict[str, object], text: str) -> None:
-    assert crossings.boot(group) == text
+    assert answers.boot_line(group) == text
 
 
 def test_a_status_without_it_has_no_such_line() -> None:

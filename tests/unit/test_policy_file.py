@@ -11,9 +11,9 @@ import pytest
 
 from imafs.errors import Refused
 from imafs.kernel.policy import builtin
-from imafs.kernel.policy.grammar import Words
+from imafs.kernel.policy.language import Words
 from imafs.kernel.policy.match import Policy
-from imafs.kernel.policy.session import Closed, PolicyConfig, PolicyFile
+from imafs.kernel.policy.policy_file import Closed, PolicyConfig, PolicyFile
 
 TCB = Policy(builtin.rules(["tcb"]))
 A, B, C = b"measure fowner=1\n", b"dont_measure fowner=2\n", b"audit fowner=3\n"
