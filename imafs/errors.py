@@ -23,7 +23,7 @@ from imafs.text import shown
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to put behind a name that is none: `` (did you mean X?)``, or nothing."""
+    """The text behind a name that is none: `` (did you mean X?)``, or nothing."""
     # Here: most commands never need it.
     from difflib import get_close_matches
 
@@ -55,7 +55,7 @@ class UsageError(ImafsError):
 
 
 class NotThereError(UsageError):
-    """What was named by its number or its path is not there (any more)."""
+    """A thing that was named by number or path is not there (any more)."""
 
     errno = _errno.ENOENT
 
@@ -158,7 +158,7 @@ class UntrustedError(ControlError):
 
 
 class Refused(ImafsError):
-    """What the kernel would refuse, with the kernel's errno."""
+    """The kernel would refuse the request; the errno is the kernel's."""
 
     exit_code = 7
 
@@ -175,7 +175,7 @@ class MismatchError(ImafsError):
 
 
 class NotInTimeError(ImafsError):
-    """What was waited for has not come within the time that was given."""
+    """The time that was given for a wait is over."""
 
     errno = _errno.ETIMEDOUT
     exit_code = 9

@@ -59,7 +59,7 @@ def _text(value: object) -> str:
 
 
 def _fitting(text: str, room: int) -> list[str]:
-    """What fits of ``text`` from its beginning on, character by character."""
+    """The beginning of ``text`` that fits, character by character."""
     pieces: list[str] = []
     for character in text:
         piece = _escaped(character)

@@ -177,7 +177,7 @@ def _failed(failures: Mapping[str, object]) -> str:
 
 
 def _on_purpose(status: Mapping[str, object]) -> list[tuple[str, str]]:
-    """What somebody asked to go wrong; nothing where nobody did."""
+    """The faults that somebody asked for; nothing where nobody did."""
     unsound = _group(status, "records").get("unsound")
     tampered = f"not sound: {counted(unsound, 'record')} with a wrong template digest, as loaded"
     return [*([("list", tampered)] if unsound else []), *_faults(status)]
@@ -309,7 +309,7 @@ def _booted(op: str, answer: Mapping[str, object]) -> bool:
 
 
 def _say(line: str) -> None:
-    """What a daemon answered, whatever is in it."""
+    """Prints a daemon's answer, whatever is in it."""
     print(shown(line))
 
 

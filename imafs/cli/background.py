@@ -74,7 +74,7 @@ def _has_errors(log_file: Path) -> bool:
 
 
 class Background:
-    """What a daemon knows of having been started so; also of one that was not."""
+    """A daemon's side of being started so; also of one that was not."""
 
     def __init__(self) -> None:
         told = os.environ.pop(VARIABLE, None)

@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _with_errno(refused: Refused) -> Refused:
-    """What a kernel would refuse names its errno, which is what an agent gets and tests for."""
+    """Names the errno of a kernel's refusal, which is what an agent gets and tests for."""
     if refused.exit_code != Refused.exit_code or refused.errno_name in str(refused):
         return refused
     return Refused(refused.errno, f"{refused} ({refused.errno_name})")

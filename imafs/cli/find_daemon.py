@@ -149,7 +149,7 @@ def _own_mounts() -> Iterator[Mount]:
 
 
 def _death(path: str) -> str | None:
-    """What to say of a mount whose daemon is dead; None where it lives, or may."""
+    """The complaint about a mount whose daemon is dead; None where it lives, or may."""
     from imafs.host import mounts as mountinfo
 
     if mountinfo.probe(path) != errno.ENOTCONN:

@@ -66,7 +66,7 @@ class Given:
 
 
 def given(data: Sequence[tuple[str, bytes]], named: Bank | None, fmt: str | None = None) -> Given:
-    """What lists these are, in any form. ``named`` is their bank, ``fmt`` as parse() takes it.
+    """The lists in these files, of any form. ``named`` is their bank, ``fmt`` as parse() takes it.
 
     Binary ones may be split anywhere. Raises :class:`FormatError` where one is malformed, is of
     another bank than the others, or has no records that could be read.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What this user's dead daemons left, found and removed; the living are never touched.
+"""Leftovers of this user's dead daemons: found and removed; the living are never touched.
 
 Root is a user like the others here: the name of a FUSE file system is anybody's choice.
 

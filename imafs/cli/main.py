@@ -101,7 +101,7 @@ def _is_of_output(error: BaseException) -> TypeGuard[OSError]:
 
 
 def _discard_output() -> None:
-    """What is still buffered must not fail again at exit."""
+    """Sees to it that buffered output does not fail again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -360,7 +360,7 @@ def _export_root(text: str | None, mountpoint: str) -> Path | None:
 
 
 def _named(option: str, text: str | None, read: Callable[[str], Sequence[T]]) -> Sequence[T]:
-    """What ``read`` makes of an option's value; nothing where it is not given."""
+    """The value of an option, as ``read`` takes it; nothing where it is not given."""
     from imafs.errors import UsageError
 
     try:

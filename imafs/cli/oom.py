@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What a memory limit looks like from inside: not only MemoryError (seen with RLIMIT_AS)."""
+"""Errors by which a memory limit shows: not only MemoryError (seen with RLIMIT_AS)."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def begin(text: str) -> tuple[str | None, str]:
 
 
 def begun(given: Sequence[tuple[str | None, str]], pcr: int) -> PcrValues:
-    """What ``pcr`` had before the first record of a list, as ``--from`` gives it."""
+    """The values of ``pcr`` before the first record of a list, as ``--from`` gives them."""
     found = Collected(None)
     for bank, digits in given:
         found.add(bank, pcr, digits, "--from")

@@ -58,7 +58,7 @@ def add_options(group: argparse._ArgumentGroup) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What the options ask for: a built-in policy, or the text of a file."""
+    """The policy that the options ask for: built in, or the text of a file."""
 
     policy: Policy | None
     text: bytes | None

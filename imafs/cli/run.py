@@ -186,7 +186,7 @@ def _is_ready(ready: int, signals: Signals) -> bool:
 
 
 def _furnish(args: argparse.Namespace) -> None:
-    """What the daemon's mount does not bring by itself: the TPM's class, /proc/cmdline."""
+    """Adds what the daemon's mount does not bring by itself: the TPM's class, /proc/cmdline."""
     from imafs.cli import kernel_options
     from imafs.emulator.sysfs import CLASS_TPM
     from imafs.host.sandbox import graft, proc_cmdline

@@ -111,7 +111,7 @@ def named(name: str) -> HashAlgorithm:
 
 
 def tools_name(algorithm: HashAlgorithm) -> str:
-    """What tpm2-tools and tpm2-tss call it."""
+    """The name that tpm2-tools and tpm2-tss use."""
     return next((name for name, ours in _TOOLS.items() if ours == algorithm.name), algorithm.name)
 
 
@@ -153,7 +153,7 @@ def bank_for(algorithm: HashAlgorithm, *, padded: bool = False) -> Bank:
 
 
 def list_bank(algorithm: HashAlgorithm) -> Bank:
-    """What a list with these digests is of: IMA writes one for ``ima_hash=`` too."""
+    """The bank of a list with these digests: IMA writes one for ``ima_hash=`` too."""
     return Bank(algorithm.tpm_id or 0, algorithm.digest_size, algorithm)
 
 

@@ -168,7 +168,7 @@ def _unbroken(lines: Sequence[pasted.Line], quote: bytes) -> list[pasted.Line]:
 
 
 def _quote(lines: Sequence[bytes]) -> bytes:
-    """What stands in front of every record, but for the blank in front of a narrow number."""
+    """The text in front of every record, but for the blank in front of a narrow number."""
     common: bytes | None = None
     for line in lines:
         found = _QUOTE.match(line)

@@ -218,7 +218,7 @@ class Reader:
 
 
 def _foreign(data: bytes) -> str | None:
-    """What files are that are often taken for a binary list; it begins with a small number."""
+    """The kind of a file that is often taken for a binary list; that begins with a small number."""
     if _ASCII_LINE.match(data):
         return "the ASCII list: its neighbour binary_runtime_measurements is one"
     if data.startswith(_ARCHIVES) or data[257:262] == b"ustar":

@@ -49,7 +49,7 @@ class Row:
 
     @property
     def extended(self) -> bytes:
-        """What went into the PCR: of a violation ones, where the list has zeros."""
+        """The digest that went into the PCR: of a violation ones, where the list has zeros."""
         return b"\xff" * len(self.digest) if self.record.violation else self.digest
 
 

@@ -28,7 +28,7 @@ NAME_MAX = 255
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a template's fields are filled from (``struct ima_event_data``).
+    """The source of a template's fields (``struct ima_event_data``).
 
     ``name`` are the raw bytes of the path or of the hint; ``digest`` is the
     content's digest in ``algorithm``. ``sha1`` is the SHA-1 of the same content,

@@ -71,7 +71,7 @@ def decode(data: bytes) -> Iterator[Parsed]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a buffer says of itself."""
+    """The header of a buffer."""
 
     size: int
     count: int

@@ -43,7 +43,7 @@ _EFFORT = 4
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with a record, or with the bytes where one should begin.
+    """A fault of a record, or of the bytes where one should begin.
 
     ``number`` is the record's, ``start`` the byte at which it begins (of a binary list), or
     ``line`` its line. ``parsed`` is the record where it could be read all the same; else
@@ -158,7 +158,7 @@ def parse(data: bytes, bank: Bank | None = None, fmt: str | None = None) -> Meas
 
 
 def name_of(record: Record) -> bytes | None:
-    """What the record is of; None where its template has no name."""
+    """The name in the record; None where its template has none."""
     with suppress(FormatError):
         for f, part in record.template.parts(record.data):
             if f.name in ("n", "n-ng"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What mails, terminals and tools do to an ASCII list, undone.
+"""Repairs of ASCII lists that mails, terminals and tools have changed.
 
 :func:`restored` gives texts that a damaged one may have been. None of them is believed: the
 template digests of the records choose (:func:`imafs.formats.ascii.rebuild`).
@@ -207,7 +207,7 @@ def _left(group: _Group, count: int) -> list[Line]:
 
 
 def _joins(breaks: int, style: bytes | None) -> Iterator[tuple[bytes, ...]]:
-    """What may stand where a line was broken: a blank that was there, or nothing."""
+    """The text that may stand where a line was broken: a blank that was there, or nothing."""
     style = b" " if style is None else style
     other = b"" if style else b" "
     alike = (style,) * breaks, (other,) * breaks

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What the text of an ASCII record can have been in bytes: its readings, likeliest first.
+"""Readings of an ASCII record: the bytes that its text can have been, likeliest first.
 
 The text does not say all: a name may hold blanks (kernels since 3.13 write ``_`` for them),
 blanks at the end may be gone, and of a template that is not known no field's kind is known.
@@ -81,7 +81,7 @@ def _all(template: Template, words: list[bytes]) -> Iterator[list[bytes]]:
 def _splits(
     fields: Sequence[Field], words: Sequence[bytes], order: Order
 ) -> Iterator[list[list[bytes]]]:
-    """What each field can be, for every way to deal out the words; names take what is over."""
+    """Each field's candidates, for every way to deal out the words; names take what is over."""
     if not fields:
         if not words:
             yield []

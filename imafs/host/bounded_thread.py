@@ -60,7 +60,7 @@ def going_on() -> None:
 
 
 async def run(work: Callable[[], T], *, silence: float = inf) -> T:
-    """What ``work`` returns; who is cancelled leaves it alone with its thread.
+    """The result of ``work``; a caller that is cancelled leaves it alone with its thread.
 
     Raises :class:`Refused` (EAGAIN) where no thread is free within :data:`WAIT` seconds, or
     where nothing was heard of the work for ``silence`` seconds. However long the work itself
@@ -101,7 +101,7 @@ class Standstill:
         self._thread: threading.Thread | None = None
 
     def run(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns. Raises what it raises, and :class:`Refused` (EAGAIN) where
+        """The result of ``work``. Raises what it raises, and :class:`Refused` (EAGAIN) where
         nothing is heard of it for :data:`STANDSTILL` seconds, or an earlier one still hangs."""
         if self._thread is not None and self._thread.is_alive():
             raise Refused(errno.EAGAIN, "an earlier one still waits for its file system")
@@ -116,7 +116,7 @@ class _Abandoned(BaseException):
 
 
 class _Job(Generic[T]):
-    """What the event loop and the thread of one work share."""
+    """The state that the event loop and the thread of one work share."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work

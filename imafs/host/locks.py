@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """The lock of a directory of sockets: inside it nobody's socket is taken for a dead one.
 
-flock(2) asks for no right but to open the directory, so whoever may read it could hold its
-lock for ever: nobody blocks in it, and everybody gives up after a while.
+flock(2) asks for no right but to open the directory, so every user who may read it could hold
+its lock for ever: nobody blocks in it, and everybody gives up after a while.
 """
 
 from __future__ import annotations

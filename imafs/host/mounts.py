@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What is mounted where, and cleaning up after a daemon that died.
+"""The mounts of this machine, and cleaning up after a daemon that died.
 
 After kill -9 the mount stays and answers ENOTCONN; a new one would stack on it
 (measured). Only a mount that is ours by type and source, and dead, is ever unmounted.
@@ -89,7 +89,7 @@ def resolve(path: str | os.PathLike[str]) -> str:
 
 
 def top(path: str) -> Mount | None:
-    """What is mounted on exactly ``path``, topmost; None where nothing is."""
+    """The topmost mount on exactly ``path``; None where there is none."""
     here = [mount for mount in mounts() if mount.path == path]
     return here[-1] if here else None
 
@@ -136,7 +136,7 @@ def detach(mount: Mount) -> None:
 
 
 def _detach_as_root(mount: Mount) -> None:
-    """By a descriptor of the mount's root: whoever owns a directory above may have put a
+    """By a descriptor of the mount's root: the owner of a directory above may have put a
     symbolic link in its place. O_PATH asks no daemon, so that a dead one is no obstacle; while
     the descriptor is open the number is nobody else's."""
     try:

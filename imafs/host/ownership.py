@@ -205,7 +205,7 @@ def trusted() -> frozenset[int]:
 
 
 def _writers(info: os.stat_result) -> str | None:
-    """Who else than the owner (and root) may write there."""
+    """The others beside owner and root who may write there."""
     if info.st_mode & stat.S_IWOTH:
         return "everybody"
     if info.st_mode & stat.S_IWGRP and info.st_gid and not _is_private(info):

@@ -94,7 +94,7 @@ def _flags() -> list[str]:
 
 
 def _lacking() -> list[str]:
-    """What an isolated interpreter (``-I``) would need in addition in order to find imafs."""
+    """The paths that an isolated interpreter (``-I``) needs in addition to find imafs."""
     if _HOME in _PYTHON_PATH:
         return _PYTHON_PATH
     # One that was imported from the working directory, or where only a finder knows it.

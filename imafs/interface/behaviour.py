@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What the queue does with a request, as data: refusals in order, hash table, counts, records.
+"""The queue's behaviour as data: refusals in their order, hash table, counts, records.
 
 A profile has one :class:`Rules`. The queue carries operations out; what it refuses and with
 which errno stands here, because that is what the drafts differ in.
@@ -17,7 +17,7 @@ from imafs.interface.grammar import Operation
 
 
 class Condition(Enum):
-    """What a request may be refused for; the value is the reason in words."""
+    """Reasons to refuse a request; the value is the reason in words."""
 
     STAGED = "a list is staged already"
     NOTHING_STAGED = "nothing is staged"
@@ -38,7 +38,7 @@ class Check(NamedTuple):
 
 
 class Forget(Enum):
-    """What the hash table forgets, so that it may be measured again."""
+    """Digests that the hash table forgets, so that they may be measured again."""
 
     NOTHING = "kept"
     REMOVED = "forgotten as records leave the current list"
@@ -46,7 +46,7 @@ class Forget(Enum):
 
 
 class Counted(Enum):
-    """What ``runtime_measurements_count`` counts."""
+    """The records that ``runtime_measurements_count`` counts."""
 
     CURRENT = "the current list"
     SINCE_BOOT = "all since boot"

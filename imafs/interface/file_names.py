@@ -46,7 +46,7 @@ def of_any_tpm() -> frozenset[str]:
 
 
 def unmatched(pattern: str, known: Iterable[str]) -> str | None:
-    """What to say of a shell pattern that matches none of the names; None where one does."""
+    """The complaint about a shell pattern that matches none of the names; None where one does."""
     if len(pattern) <= _LONGEST and any(fnmatchcase(name, pattern) for name in known):
         return None
     return (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What a write means: one pure function over grammars that are data.
+"""Grammars of requests: data, and one pure function that reads a write by them.
 
 Sources: Linux 7.3 ima_fs.c:344-401 (``_ima_measurements_write``) and the same function
 of each draft on the mailing list, in the order of the kernel's checks.
@@ -21,7 +21,7 @@ MAX_ERRNO = 4095
 
 
 class Operation(Enum):
-    """What a request asks for; :class:`imafs.kernel.queue.Queue` has a method for each.
+    """The operations of requests; :class:`imafs.kernel.queue.Queue` has a method for each.
 
     The first three take the request's number: so many of the first records, None all.
     """
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Grammar(ABC):
-    """What every kind of file checks first.
+    """The checks that every kind of file makes first.
 
     ``shortest`` and ``longest`` count all bytes; ``position`` tells whether a write at a
     position above 0 is taken; ``text`` is how ``imafs profiles`` shows the grammar.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""Who may open: one writer task or many readers over the whole IMA directory.
+"""The rule for opens: one writer task or many readers over the whole IMA directory.
 
 Mirrors ``ima_measurements_open``/``_release`` (Linux 7.3 ima_fs.c:244-336): one counter
 for all files that a profile counts; in mainline the writer's own *thread* may
@@ -19,7 +19,7 @@ from imafs.errors import Refused
 
 
 class Role(Enum):
-    """What an open counts as."""
+    """An open counts as one of these."""
 
     READER = "reader"
     WRITER = "writer"
@@ -37,7 +37,7 @@ class Opening:
     write_takes_admin: bool = False
 
     def role(self, *, write: bool) -> Role | None:
-        """What such an open counts as."""
+        """The kind that such an open counts as."""
         return self.writing if write else self.reading
 
     def needs_admin(self, *, write: bool) -> bool:

@@ -27,7 +27,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Who did it: the current task of the kernel."""
+    """The task that did it: the kernel's ``current``."""
 
     pid: int
     uid: int

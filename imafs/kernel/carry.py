@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What a queue hands over at a kexec: :mod:`imafs.kernel.kexec` on its lists."""
+"""A queue's lists at a kexec, by the functions of :mod:`imafs.kernel.kexec`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def carried(queue: Queue, rules: KexecRules, image: Image | None = None) -> list
 
 
 def image(queue: Queue, rules: KexecRules, extra: int) -> Image:
-    """What a load reserves now, and copies where this kernel does."""
+    """The image of a load: it reserves a segment now, and copies lists where this kernel does."""
     size = kexec.segment_size(runtime_size(queue), headers=rules.headers, extra=extra)
     if not rules.at_load:
         return Image(size)
@@ -33,7 +33,7 @@ def runtime_size(queue: Queue) -> int:
 
 
 def crossing(queue: Queue, image: Image, rules: KexecRules, more: Record | None = None) -> Crossing:
-    """What would reach the next kernel now, or once ``more`` is in the current list too."""
+    """The crossing of this moment, or once ``more`` is in the current list too."""
     lists = carried(queue, rules, image)
     later = 0 if more is None else 1
     if image.lists is not None:

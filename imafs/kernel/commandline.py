@@ -25,7 +25,7 @@ HASH, TEMPLATE, TEMPLATE_FMT = "ima_hash", "ima_template", "ima_template_fmt"
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What the kernel runs with; ``said`` are its lines about what it did not take."""
+    """The options that the kernel runs with; ``said`` are its lines about those it did not take."""
 
     algorithm: HashAlgorithm
     template: Template

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What a kexec does to a measurement list: segment, critical data, what gets across.
+"""A kexec and the measurement list: segment, critical data, records that get across.
 
 Mirrors Linux 7.3 ima_kexec.c and ``get_binary_runtime_size`` (ima_queue.c:134-145). The
 segment is measured at load and never grows: a list that has become longer than it by the
@@ -46,7 +46,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """What became of a list: of ``records``, the first ``carried`` reach the next kernel.
+    """A list at a kexec: of ``records``, the first ``carried`` reach the next kernel.
 
     ``why`` says what stopped the others; None where none was.
     """
@@ -127,7 +127,7 @@ def _name(record: Record) -> bytes:
 def crossing(
     lists: Sequence[PackedList], view: View, segment: int, more: Record | None = None
 ) -> Crossing:
-    """What of ``lists`` (staged, current) reaches the next kernel in ``segment`` bytes.
+    """The part of ``lists`` (staged, current) that reaches the next kernel in ``segment`` bytes.
 
     ``view`` is the SHA-1 binary form; ``more`` is a record that will be added before. Looks at
     records of no built-in template alone.

@@ -62,7 +62,7 @@ class Play:
         self._next += 1
 
     def write(self, grammar: Grammar | None, request: Request, *, position: int = 0) -> str:
-        """What the write is answered with; :data:`NOTHING` where there is no such request."""
+        """The answer to the write; :data:`NOTHING` where there is no such request."""
         words = None if grammar is None else grammar.spell(request, self.queue.trimmed)
         if grammar is None or words is None:
             return NOTHING

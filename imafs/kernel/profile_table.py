@@ -107,7 +107,7 @@ def _base(p: Profile) -> str:
 
 
 def _after(p: Profile, do: Callable[[Play], str], show: Callable[[Play], str]) -> str:
-    """What ``show`` sees after ``do``; nothing where ``do`` is no request of the profile."""
+    """The result of ``show`` after ``do``; nothing where ``do`` is no request of the profile."""
     play = Play(p)
     return show(play) if do(play) == "ok" else NOTHING
 

@@ -132,7 +132,7 @@ class Hasher:
     def _claimed(
         self, claimed: tuple[str, bytes], sha1: bytes, stored: tuple[bytes, ...], default: bytes
     ) -> Digests:
-        """What a tampered list says in place of one digest; the hash table has the true one."""
+        """The false digest that a tampered list shows; the hash table has the true one."""
         name, digest = claimed
         if name == SHA1.name:
             return Digests(digest, stored, default)
@@ -141,7 +141,7 @@ class Hasher:
         return Digests(sha1, (*stored[:at], digest, *stored[at + 1 :]), default)
 
     def extend_entry(self, record: Record, digests: Digests) -> bytes:
-        """What a TPM extends for the record: u32 PCR (little endian), a digest per bank."""
+        """The extend of the record: u32 PCR (little endian), a digest per bank."""
         pcr = record.pcr.to_bytes(4, "little")
         if record.violation:
             return pcr + self._violation_entry

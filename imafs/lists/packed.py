@@ -69,7 +69,7 @@ class PackedList:
 
     @property
     def segments(self) -> Sequence[Segment]:
-        """What it is made of, in order; the first may hold deleted records too."""
+        """Its segments in order; the first may hold deleted records too."""
         return self._segments
 
     def append(self, record: Record, digests: Digests, surplus: int = 0) -> None:

@@ -108,7 +108,7 @@ class Replay:
         return None
 
     def places(self, packed: bytes, actual: PcrValues) -> dict[str, int | None]:
-        """What :meth:`advance` would say of each bank alone; changes nothing."""
+        """The answers of :meth:`advance` for each bank alone; changes nothing."""
         found: dict[str, int | None] = {}
         for row in self._plan:
             alone = Replay((), self._base)

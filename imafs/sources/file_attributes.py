@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What the policy may ask about a file of this machine: its owner and its file system.
+"""The facts of a file that the policy may ask for: its owner and its file system.
 
 Blocking: call it in a thread. The kernel looks at the super block (``s_magic``,
 ``s_type->name``, ``s_subtype``, ``s_uuid``); user space is told the same by statfs,
@@ -58,7 +58,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who uses the file; the saved ids are those that a task with the capability may take."""
+    """The user of a file; the saved ids are those that a task with the capability may take."""
 
     uid: int = 0
     euid: int = 0

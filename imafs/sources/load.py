@@ -32,7 +32,7 @@ class Loaded:
     unsound: int = 0
 
     def said(self) -> str:
-        """What to tell of a list that is not known to be as a kernel had it; else nothing."""
+        """The warning about a list that is not known to be as a kernel had it; else nothing."""
         parts = []
         if self.unproven:
             what = (

@@ -58,7 +58,7 @@ def describing(
     want_sha1: bool = False,
     content: bytes | None = None,
 ) -> Generator[None, None, Measurement]:
-    """:func:`describe`, a piece at a time: whoever goes on may stop, or let others go first."""
+    """:func:`describe`, a piece at a time: the caller may stop, or let others go first."""
     info = os.fstat(descriptor)
     if not stat.S_ISREG(info.st_mode):
         raise Refused(errno.EINVAL, f"{os.fsdecode(name)} is not a regular file")

@@ -32,7 +32,7 @@ class Judged:
 
 
 class Judge:
-    """What judges and measures the uses of a moment: the policy, and how to hash.
+    """Judges and measures the uses of a moment: it has the policy, and knows how to hash.
 
     Blocking: use it in a thread. Facts, content and digest are of one open file each.
     """

@@ -379,7 +379,7 @@ def _lists_of(packed: unpack.Archive, moment: str | None) -> tuple[bytes, bytes]
     places = [place for place in entries if place.name == CURRENT]
     if not places:
         raise FormatError(f"there is no {CURRENT} in it")
-    # Whoever made the archive chose them: 4 MiB perhaps.
+    # The maker of the archive chose them: 4 MiB perhaps.
     names = shown(", ".join(str(place.parent) for place in places), _MOST_NAMES)
     if moment is not None:
         places = [place for place in places if is_called(place.parent, moment)]

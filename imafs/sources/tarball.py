@@ -116,7 +116,7 @@ class _Gzip:
 
 
 class Stream:
-    """What is in a file, uncompressed: bytes one after the other."""
+    """The content of a file, uncompressed: bytes one after the other."""
 
     def __init__(self, descriptor: int, limits: Limits) -> None:
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -156,7 +156,7 @@ class Stream:
             rest = self._behind(decompressor.unused_data)
 
     def _behind(self, rest: bytes) -> bytes:
-        """What follows a whole stream: zeros, and perhaps another stream of the same kind."""
+        """The bytes of another stream of the same kind behind a whole one; zeros are skipped."""
         while True:
             rest = rest.lstrip(b"\0")
             more = b"" if len(rest) > len(_XZ) else os.read(self._descriptor, _PIECE)

@@ -41,7 +41,7 @@ def is_packed(descriptor: int) -> bool:
 
 
 class Archive:
-    """What is in a file, and its content; see :func:`opened`."""
+    """The entries of a file, and their content; see :func:`opened`."""
 
     def __init__(self, process: subprocess.Popen[bytes], limits: Limits, seconds: int) -> None:
         self._process = process
@@ -88,7 +88,7 @@ class Archive:
             pieces.append(self._out.read(size))
 
     def _failure(self, begun: bytes) -> FormatError:
-        """What the process said last, or how it ended."""
+        """The last words of the process, or how it ended."""
         if begun.startswith(unpacker.FAILED):
             said = (begun + self._out.read(1 << 16))[5:]
             return FormatError(said.decode(errors="replace").strip())

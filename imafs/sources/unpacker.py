@@ -46,7 +46,7 @@ def main(descriptor: int, limits: Limits, memory: int, seconds: int) -> None:
 
 
 def _confine(memory: int, seconds: int) -> None:
-    """What a broken decompressor could do for somebody else: use what is open here, no more."""
+    """Confines this process: a broken decompressor can use what is open here, no more."""
     _drop_privileges()
     for what, most in (
         (resource.RLIMIT_AS, memory),
@@ -63,7 +63,7 @@ def _confine(memory: int, seconds: int) -> None:
 
 
 def _drop_privileges() -> None:
-    """Root becomes nobody; whoever it is, no program makes it more."""
+    """Root becomes nobody; no program can give more rights to any user."""
     linux.no_new_privileges()
     if os.geteuid() != 0:
         return

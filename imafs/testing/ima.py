@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What a test holds in its hands: one emulated kernel with IMA and a TPM."""
+"""The object that tests use: one emulated kernel with IMA and a TPM."""
 
 from __future__ import annotations
 
@@ -155,11 +155,11 @@ class Ima:
             return client.call(op, options)
 
     def status(self) -> Answer:
-        """What ``imafs ctl status --json`` shows."""
+        """The answer of ``imafs ctl status --json``."""
         return self.call("status")
 
     def log(self) -> str:
-        """What the daemon has logged (empty inside ``imafs run``)."""
+        """The daemon's log (empty inside ``imafs run``)."""
         return self.place.log()
 
     def run(
@@ -390,7 +390,7 @@ class Ima:
     # Between tests
 
     def complaints(self, *, passed: bool = True) -> list[str]:
-        """What scenarios could not do, and what of them did not take place in a test that passed.
+        """Steps that scenarios could not do, and those that did not happen in a test that passed.
 
         Raises :class:`imafs.errors.ControlError`.
         """

@@ -38,7 +38,7 @@ class Place(Protocol):
         """The control socket."""
 
     def log(self) -> str:
-        """What the daemon wrote, as far as we can see it."""
+        """The daemon's log, as far as we can see it."""
 
     def close(self) -> str | None:
         """Ends it if it is ours; what was wrong with that."""
@@ -106,7 +106,7 @@ class Mounted:
         return os.fsdecode(line)
 
     def log(self) -> str:
-        """What the daemon wrote on stderr."""
+        """The daemon's stderr."""
         return self._log.read_text(errors="replace")
 
     def close(self) -> str | None:
@@ -140,7 +140,7 @@ class Mounted:
 
 
 def _dying_with_us() -> list[str]:
-    """What to put before a command that must not outlive a killed pytest.
+    """The words before a command that must not outlive a killed pytest.
 
     PR_SET_PDEATHSIG is about the parent *thread*: any but the main one may end early.
     """
@@ -161,7 +161,7 @@ class Surrounding:
         self.dir = below if below.is_dir() else mountpoint
 
     def log(self) -> str:
-        """Whoever started it has it."""
+        """Empty: the process that started the daemon has its log."""
         return ""
 
     def close(self) -> str | None:

@@ -58,7 +58,7 @@ def key(tcti: str) -> quoting.Key:
 
 
 def public_key(tcti: str) -> tuple[signatures.Key, ...]:
-    """What a verifier knows of it."""
+    """The public part, which a verifier knows."""
     made = key(tcti)
     assert made.public is not None
     return (signatures.read_key(made.public, "key"),)

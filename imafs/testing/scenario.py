@@ -52,11 +52,11 @@ class Scenario:
             self.learn(self._call("scenario_end")["scenario"])
 
     def errors(self) -> list[str]:
-        """What it could not do, as last looked at."""
+        """The steps that it could not do, as last looked at."""
         return outcome.errors(self.name, self._steps)
 
     def missing(self) -> str | None:
-        """What of it did not take place, as last looked at, where it has to and could."""
+        """The steps that did not take place, as last looked at, and had to and could."""
         never = outcome.missing(self.name, self._steps) if self.must_happen else None
         return None if never is None else f"{never} (where it need not: must_happen=False)"
 
@@ -77,7 +77,7 @@ class Scenarios:
         return found
 
     def problems(self, *, demand: bool) -> list[str]:
-        """What they could not do and, on ``demand``, what did not take place."""
+        """The steps that they could not do and, on ``demand``, those that did not take place."""
         end = time.monotonic() + MOMENT
         self._look()
         while demand and self._missing() and time.monotonic() < end:

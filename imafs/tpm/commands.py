@@ -237,7 +237,7 @@ def check(response: bytes, what: str) -> None:
 
 
 def complaint(code: int, what: str) -> str:
-    """What a TPM_RC means of the command ``what``, and what helps."""
+    """The meaning of a TPM_RC of the command ``what``, and what helps."""
     # A resource manager in between adds its layer above (TSS2_RESMGR_TPM_RC_LAYER).
     if code & 0xFFFF in _STATES:
         state, advice = _STATES[code & 0xFFFF]

@@ -94,7 +94,7 @@ class Device(Protocol):
         """
 
     def go_on(self) -> None:
-        """What :meth:`hang` did is over, commands that wait are carried out."""
+        """Ends :meth:`hang`: commands that wait are carried out."""
 
     def reconnect(self) -> None:
         """A new connection after an error or an abandoned call; raises TpmError.

@@ -46,7 +46,7 @@ def absolute(spec: str) -> str:
 
 
 def fapi_config(tcti: str, home: str, security: str) -> dict[str, object] | None:
-    """What FAPI reads from the file that $TSS2_FAPICONF names; None where FAPI is not installed.
+    """FAPI's configuration, for the file that $TSS2_FAPICONF names; None: FAPI is not installed.
 
     Keys are kept below ``home``; the lists are those of the securityfs at ``security``
     (tpm2-tss 4.0 and later; earlier ones read no IMA list).

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """A way to send commands to a TPM, and the one over swtpm's own TCP socket.
 
-swtpm serves one connection at a time: whoever holds it makes every other client wait.
+swtpm serves one connection at a time: its holder makes every other client wait.
 So the connection is held for a burst only and given back; waiting clients are ahead
 of our next connect. Pipelining hangs swtpm 0.7.1: one command, one response.
 """

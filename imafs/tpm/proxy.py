@@ -3,7 +3,7 @@
 
 The kernel makes ``/dev/tpmN`` and ``/dev/tpmrmN``, the latter with its resource manager, and
 hands every command to us; it goes, by a connection of its own, to the swtpm that the daemon and all
-other clients use. The devices go with the descriptor, whoever is killed.
+other clients use. The devices go with the descriptor, whichever process is killed.
 
 Source: Linux 7.3 include/uapi/linux/vtpm_proxy.h, drivers/char/tpm/tpm_vtpm_proxy.c.
 """

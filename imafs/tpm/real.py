@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What all real TPMs share: banks, extends and PCR reads over a :class:`Link`."""
+"""The base of all real TPMs: banks, extends and PCR reads over a :class:`Link`."""
 
 from __future__ import annotations
 

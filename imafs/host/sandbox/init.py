@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""The first process of a session's pid namespace: whoever ends it ends them all.
+"""The first process of a session's pid namespace: its end is the end of all.
 
 It reaps what loses its parent and does nothing else. The kernel kills it when the process
 that forked it ends, by whatever signal, and with it everything in the namespace.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What a profile is made of, and the directory that it makes.
+"""The parts of a profile, and the directory that they make.
 
 Source: Linux 7.3 ima_fs.c:632-849, 7.1.13, Debian's 6.1; the order of :func:`directory` is
 the order of creation, which readdir shows reversed (observed).
@@ -19,7 +19,7 @@ from imafs.lists.banks import View
 
 
 class Kind(Enum):
-    """What stands behind a name of the IMA directory."""
+    """The kind of file that stands behind a name of the IMA directory."""
 
     LIST = "list"
     LINK = "link"
@@ -38,7 +38,7 @@ class Source(Enum):
 
 
 class Shown(Enum):
-    """What reading a request file gives."""
+    """The content of a request file for readers."""
 
     LAST_TRIM = "records of the last trim"
     TOTAL_TRIMMED = "records trimmed since boot"

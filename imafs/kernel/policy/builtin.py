@@ -16,7 +16,7 @@ from imafs.kernel.policy.rules import MAY_EXEC, MAY_READ, Action, Compare, Rule
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What of the policy depends on the kernel's release.
+    """The part of the policy that depends on the kernel's release.
 
     ``configfs``: file systems of that type are left out by tcb and appraise_tcb.
     ``records``: writes to the policy file and the policy that became active are

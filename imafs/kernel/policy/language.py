@@ -34,7 +34,7 @@ _UUID = 36
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a kernel's configuration lets rules say.
+    """The words that a kernel's configuration lets rules use.
 
     ``lsm``: an LSM with labels that knows all of them; without one such rules are EINVAL,
     or, once a ``custom`` policy is active, accepted and dead. ``modsig`` and ``keys`` are
@@ -84,7 +84,7 @@ _MARKS = {
 
 
 def first_line(data: bytes) -> bytes:
-    """What the kernel's string functions see: up to a NUL, then up to a newline."""
+    """The part that the kernel's string functions see: up to a NUL, then up to a newline."""
     return data[: line_end(data)]
 
 

@@ -21,7 +21,7 @@ _DATA = frozenset({"KEY_CHECK", "CRITICAL_DATA"})
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a hook knows of one use of a file, or of a buffer.
+    """One use of a file, or of a buffer, as a hook knows it.
 
     ``mask`` is made of MAY_EXEC 1, MAY_WRITE 2, MAY_READ 4 and MAY_APPEND 8. ``label``
     is the label of critical data (for KEY_CHECK: the keyring). ``fsuuid`` is 16 bytes.
@@ -108,7 +108,7 @@ class Policy:
         return _NO_RULE
 
     def text(self) -> bytes:
-        """What ``policy`` shows."""
+        """The content of the file ``policy``."""
         return b"".join(rule.encoded() for rule in self.rules)
 
     def source(self) -> bytes:

@@ -45,7 +45,7 @@ DEFAULT_CONFIG = PolicyConfig()
 
 
 class Closed(Enum):
-    """What the close of a writer did. The values are the kernel's words in its log."""
+    """The result of a writer's close. The values are the kernel's words in its log."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -74,7 +74,7 @@ class PolicyFile:
         return 0o600 if self.config.read else 0o200
 
     def text(self) -> bytes:
-        """What a reader sees."""
+        """The content for readers."""
         return b"" if self.active is None else self.active.text()
 
     def open_read(self, *, admin: bool) -> None:
@@ -96,7 +96,7 @@ class PolicyFile:
         return Refused(code, why)
 
     def accept(self, data: bytes, position: int) -> bytes:
-        """What the kernel looks at of a write: less than a page, at position 0 only.
+        """The part of a write that the kernel looks at: less than a page, at position 0 only.
 
         Raises :class:`Refused` (EINVAL).
         """

@@ -46,7 +46,7 @@ _SHOWN = 63
 
 
 class Action(Enum):
-    """What a rule asks for; the value is its word."""
+    """The action of a rule; the value is its word."""
 
     MEASURE = "measure"
     DONT_MEASURE = "dont_measure"
@@ -139,7 +139,7 @@ class Rule:
         """A line that is parsed to this rule again; :meth:`text` may lose something.
 
         A kernel cuts long names, prints large ids negative and no name of the template of
-        ``ima_template_fmt=`` (whoever parses must know that one).
+        ``ima_template_fmt=`` (a parser must know that one).
         """
         return self._line(exact=True)
 

@@ -113,7 +113,7 @@ class Reader:
         return self._failures > 0
 
     def read(self) -> list[Event]:
-        """What has come; raises OSError where it has long been failing."""
+        """The events that have come; raises OSError where it has long been failing."""
         try:
             data = os.read(self._descriptor, self._size)
         except BlockingIOError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What watcher and listener say to each other: one message per packet, JSON.
+"""Messages between watcher and listener: one per packet, JSON.
 
 A :class:`~imafs.sources.watch.packets.Channel` keeps the bounds of messages and their order;
 whichever end dies, the other reads its end. Bytes travel as hexadecimal digits.
@@ -22,7 +22,7 @@ DEFAULT_PCR = -1
 
 @dataclass(frozen=True, slots=True)
 class FileSystem:
-    """What rules ask of a file system: fsmagic=, fsname=, fs_subtype=, fsuuid=."""
+    """The facts of a file system that rules ask for: fsmagic=, fsname=, fs_subtype=, fsuuid=."""
 
     device: int
     magic: int

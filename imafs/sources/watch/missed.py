@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What should have been measured and was not: every use is counted, few are told.
+"""Uses that should have been measured and were not: all are counted, few are told.
 
 Anybody may cause as many of them as he likes; the log must neither keep silent nor fill up.
 """
@@ -64,7 +64,7 @@ class Missed:
 
 
 def line(count: int, name: bytes, why: str, uid: int) -> str:
-    """What the log says of it."""
+    """The line in the log."""
     user = "" if uid < 0 else f", used by uid {uid}"
     what = shown(name) if count == 1 else f"{count} uses of files, the last one of {shown(name)}"
     return f"not measured: {what}{user}: {shown(why)}"

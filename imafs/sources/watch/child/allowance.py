@@ -20,7 +20,7 @@ class _Spent:
 
 
 class Allowance:
-    """What is left to each account; who has never taken anything has :data:`SAVED`."""
+    """The time left to each account; one that has never taken any has :data:`SAVED`."""
 
     def __init__(self) -> None:
         self._known: dict[Account, _Spent] = {}

@@ -42,7 +42,7 @@ _IN_MEMORY = frozenset({0x0102_1994, 0x8584_58F6})
 
 
 class Info(Protocol):
-    """What is needed of os.stat_result."""
+    """The part of os.stat_result that is needed."""
 
     @property
     def st_dev(self) -> int: ...

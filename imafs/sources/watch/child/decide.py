@@ -271,7 +271,7 @@ def _zero_at(use: Use, offset: int) -> bool:
 
 
 def _accesses(use: Use, *, created: bool) -> tuple[Access, ...]:
-    """What the hooks of a kernel would know."""
+    """The accesses as the hooks of a kernel would know them."""
     way, info, system = use.way, use.info, use.system
     assert way is not None
     assert use.elf is not None

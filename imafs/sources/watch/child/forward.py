@@ -3,8 +3,8 @@
 
 Reading a fanotify event opens its file for the reader, and that waits for a lease on it
 (45 seconds), or for the other end of a fifo on older kernels. Such a call is made inside
-:meth:`Relay.away`: when it takes long, a new thread takes the loop over. Whoever returns
-late hands in what he has and ends.
+:meth:`Relay.away`: when it takes long, a new thread takes the loop over. A thread that
+returns late hands in its result and ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 #: Seconds in a call after which another thread goes on; and while others are stuck already: who
 #: has one lease has a thousand opens wait for it, and the next opener waits for each of those.
 STUCK, STUCK_ON = 0.02, 0.002
-#: Threads that may be stuck; with more the loop stands still, and whoever watches over it ends it.
+#: Threads that may be stuck; with more the loop stands still, and its watchdog ends it.
 MOST = 1 << 12
 #: Seconds between two looks while nobody is away.
 _LOOK = 0.1
@@ -80,7 +80,7 @@ class Relay(Generic[T]):
             return True
 
     def away(self, call: Callable[[], T]) -> T:
-        """What ``call`` returns, however long it takes. Raises :class:`Late`, and what it
+        """The result of ``call``, however long it takes. Raises :class:`Late`, and what it
         raises itself."""
         with self._lock:
             turn = self._turn

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What cannot be judged yet, each looked at again after a pause that grows. No I/O."""
+"""Uses that cannot be judged yet, each looked at again after a pause that grows. No I/O."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What is known of each file: the part of ``struct ima_iint_cache`` that a listener can have.
+"""Inodes: the part of ``struct ima_iint_cache`` that a listener can have.
 
 No I/O. Mirrors ``ima_rdwr_violation_check``, ``ima_check_last_writer`` and the flags of
 ``process_measurement`` (Linux 7.2 and 7.3 ima_main.c). A kernel sees the last writer
@@ -27,7 +27,7 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells one content of a file from another: times in ns, size in bytes."""
+    """Tells one content of a file from another: times in ns, size in bytes."""
 
     ctime: int
     mtime: int

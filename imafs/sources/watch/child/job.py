@@ -81,7 +81,7 @@ class Missed:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an event asks for before its opener goes on; the empty one: nothing.
+    """The work that an event makes before its opener goes on; the empty one: none.
 
     ``violations`` are causes, in the order of their records. ``held``: ``use`` cannot be judged
     yet. ``ignore`` is a directory, and the mount that it was reached through, whose events are
@@ -99,7 +99,8 @@ class Verdict:
 
 @dataclass(eq=False, slots=True)
 class Opener:
-    """Who waits, for so many answers of the watcher; ``began`` is known of who waits long."""
+    """An opener that waits, for so many answers of the watcher. ``began`` is known of one that
+    waits long."""
 
     event: Event
     deadline: float

@@ -121,7 +121,7 @@ class Listener:
         if self._writing is not bool(self._jobs.unsent):
             self._writing = not self._writing
             self._poll.modify(self._channel, _BOTH if self._writing else select.POLLIN)
-        # At the end: whoever is late here has left nothing undone.
+        # At the end: a thread that is late here has left nothing undone.
         while self._relay.late:
             self._consider(self._relay.late.popleft())
         if self._permissions is not None and self._permissions.descriptor in ready:
@@ -143,7 +143,7 @@ class Listener:
             self._answer(event, partial(self._judge.consider, event))
 
     def _ready(self) -> dict[int, int]:
-        """What is readable, soon: poll() knows milliseconds only, and does not wait for less."""
+        """Waits for readable descriptors: poll() knows milliseconds only, and waits for no less."""
         if not self._judge.rulebook.ready:
             return dict(self._poll.poll(0))
         seconds = self._held.wait(time.monotonic(), self._jobs.wait(_BEAT))
@@ -206,7 +206,7 @@ class Listener:
     def _ignore(self, path: bytes, mount: int) -> None:
         assert self._permissions is not None
         try:
-            # Its path may lead to a watched one by now: whoever owns it may have put a link there.
+            # Its path may lead to a watched one by now: its owner may have put a link there.
             with attributes.directory(path, mount) as directory:
                 self._judge.ignoring = self._permissions.ignore(directory)
         except OSError:

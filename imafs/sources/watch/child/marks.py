@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""What the listener has marked: it follows the paths and the mounts that it is told of.
+"""The marks of the listener: they follow the paths and mounts that it is told of.
 
 A point may stop being markable while it is watched (a mount covers it, a directory is gone):
 that is no reason to let go of the others.
@@ -16,7 +16,7 @@ from imafs.sources.watch import messages
 
 
 class Opens(Protocol):
-    """What is needed of :class:`~imafs.sources.watch.fanotify.Permissions`."""
+    """The part of :class:`~imafs.sources.watch.fanotify.Permissions` that is needed."""
 
     def mark(self, path: bytes) -> None: ...
 
@@ -24,7 +24,7 @@ class Opens(Protocol):
 
 
 class Renames(Protocol):
-    """What is needed of :class:`~imafs.sources.watch.fanotify.Moves`."""
+    """The part of :class:`~imafs.sources.watch.fanotify.Moves` that is needed."""
 
     def mark(self, path: bytes) -> None: ...
 

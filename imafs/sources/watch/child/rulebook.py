@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """The active policy as the listener has it, parsed a piece at a time.
 
-A policy of a megabyte takes a second; whoever has nothing to do with watched files must not
-wait for that. Who uses a watched file does, as what was written holds once close() returns.
+A policy of a megabyte takes a second. Openers of other files must not wait for that; openers
+of watched files do, as what was written holds once close() returns.
 """
 
 from __future__ import annotations

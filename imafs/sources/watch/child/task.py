@@ -147,7 +147,7 @@ _DEEPEST = 33
 
 
 def account(tid: int, uid: int) -> Account:
-    """Who answers for thread ``tid`` of user ``uid``.
+    """The account that thread ``tid`` of user ``uid`` is on.
 
     In a user namespace anybody has 65536 user ids and may make more namespaces: it is the
     owner of the outermost one who does. Root's ones (containers) each answer for themselves.

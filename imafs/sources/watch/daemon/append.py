@@ -24,7 +24,7 @@ _EXTEND_WAIT = 1.0
 
 
 class Told(Protocol):
-    """What is needed of :class:`~imafs.sources.watch.daemon.listening.Listening`."""
+    """The part of :class:`~imafs.sources.watch.daemon.listening.Listening` that is needed."""
 
     def send(self, message: messages.ToListener) -> None: ...
 

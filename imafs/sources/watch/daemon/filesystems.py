@@ -32,7 +32,7 @@ THREADS = 8
 #: Seconds for a path that somebody has named: a file system may first be mounted for it.
 RESOLVE = 10.0
 #: Seconds for one file system, while the others wait; and for each further one when one has
-#: not answered. Whoever answers later is looked at again.
+#: not answered. A file system that answers later is looked at again.
 LOOK, LOOK_ON = 2.0, 0.25
 #: The listener reads /proc while openers wait: it must not wait for itself.
 _NEVER = frozenset({"proc"})
@@ -213,7 +213,7 @@ class Foreign(Refused):
 
 
 def _server(mount: Row) -> int:
-    """Who answers for it: of FUSE the user who has mounted it."""
+    """The user who answers for it: of FUSE the one who has mounted it."""
     if mount.kind.partition(".")[0] not in ("fuse", "fuseblk"):
         return 0
     found = re.search(rb"(?:^|,)user_id=(\d+)(?:,|$)", mount.options)
@@ -233,7 +233,7 @@ def resolve(path: str, leave: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What one look at a point tells."""
+    """The result of one look at a point."""
 
     is_directory: bool
     file_system: messages.FileSystem

@@ -80,7 +80,7 @@ class Watcher:
         self._nursery: trio.Nursery | None = None
         # The listener is to be told again what is concerned; what it was told last.
         self._look = trio.Event()
-        # Whoever else uses threads may have files on a file system that is dead.
+        # Other users of threads may have files on a file system that is dead.
         self._threads = trio.CapacityLimiter(_THREADS)
         self._surveyor = Surveyor(os.fsencode(leave), self._mounted, self._threads)
         self._found: Found | None = None
@@ -107,7 +107,7 @@ class Watcher:
             try:
                 await self._tell(await self._listener(), wanted, required=found)
             except (Refused, trio.Cancelled):
-                # Whoever gave up waiting does not know whether the listener took them.
+                # A caller that gave up waiting does not know whether the listener took them.
                 if self._paths:
                     self._look.set()
                 else:
@@ -149,11 +149,11 @@ class Watcher:
 
     @property
     def paths(self) -> list[str]:
-        """What is watched, with symbolic links resolved."""
+        """The watched paths, with symbolic links resolved."""
         return [os.fsdecode(path) for path in self._paths]
 
     async def status(self) -> dict[str, object]:
-        """What ``imafs ctl status`` shows of it."""
+        """The group of ``imafs ctl status``."""
         listening = self._listening
         # One that was started anew is of no use before it has marked what is watched.
         answering = (
@@ -185,7 +185,7 @@ class Watcher:
             if how is None or not self._wanted.is_set():
                 continue
             if not self._paths:
-                # The first one: whoever asked for it is told.
+                # The first one: the caller who asked for it is told.
                 self._last = how
                 self._ready.set()
                 self._wanted = trio.Event()
