@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -34,6 +34,12 @@ class Demand:
     pcr: int = DEFAULT_PCR
     reference: Reference | None = None
     no_violations: bool = False
+    by_der: Mapping[bytes, signatures.Key] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Of the same key that one is kept of which a TPM's own words are known.
+        keys = sorted(self.keys, key=lambda key: key.area is not None)
+        object.__setattr__(self, "by_der", {key.der: key for key in keys})
 
 
 @dataclass(frozen=True, slots=True)

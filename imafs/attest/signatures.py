@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
@@ -49,15 +49,19 @@ _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A public key. ``area`` is what a TPM says of it, where that was given."""
+    """A public key. ``area`` is what a TPM says of it, where that was given.
+
+    ``der`` is its SubjectPublicKeyInfo.
+    """
 
     public: rsa.RSAPublicKey | ec.EllipticCurvePublicKey
     area: PublicArea | None = None
+    der: bytes = field(init=False, repr=False)
 
-    @property
-    def der(self) -> bytes:
-        """Its SubjectPublicKeyInfo."""
-        return self.public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    def __post_init__(self) -> None:
+        # Once: a fleet's keys are compared with that of every bundle.
+        made = self.public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        object.__setattr__(self, "der", made)
 
     @property
     def pem(self) -> bytes:

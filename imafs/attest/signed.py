@@ -63,7 +63,8 @@ def _chain(bundle: Bundle) -> list[x509.Certificate]:
 
 def trusted(bundle: Bundle, key: signatures.Key, demand: Demand, state: State | None) -> None:
     """Whether this is the key of the machine that is meant."""
-    area = next((k.area for k in demand.keys if k.der == key.der and k.area), key.area)
+    known = demand.by_der.get(key.der)
+    area = known.area if known is not None and known.area is not None else key.area
     if area is not None and not area.is_attestation_key:
         raise Found(
             Kind.KEY,
@@ -77,7 +78,7 @@ def trusted(bundle: Bundle, key: signatures.Key, demand: Demand, state: State | 
             f"{key.fingerprint[:16]}: is it another machine's, or has it a new key (--new)?",
         )
     if demand.keys:
-        if all(known.der != key.der for known in demand.keys):
+        if known is None:
             raise Found(
                 Kind.MACHINE,
                 f"the quote is signed by the key {key.fingerprint[:16]}, which is none of "

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from imafs.errors import ImafsError
-from scripts.benchlib import extending, reading, requests
+from scripts.benchlib import extending, fleet, reading, requests
 from scripts.benchlib.plan import Plan
 from scripts.benchlib.processes import BenchError
 from scripts.benchlib.report import Report
@@ -25,13 +25,24 @@ def _arguments() -> argparse.Namespace:
         "ratios and verdicts. Status 0 whatever the verdicts: the machine may be busy.",
     )
     parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("emulator", "fleet"),
+        default="emulator",
+        help="the emulator, or a verifier of a fleet (`imafs check`: needs neither root nor FUSE)",
+    )
+    parser.add_argument(
+        "--machines", type=int, metavar="N", default=1000, help="of the fleet (1000)"
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="10k and 100k records only, fewer rounds"
     )
     parser.add_argument(
         "--records",
         type=int,
         metavar="N",
-        help="size of the largest list (1000000, with --quick 100000); the others are tenths of it",
+        help="size of the largest list (1000000, with --quick 100000); the others are tenths of "
+        "it. Of a fleet: records of each machine (1000)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures into FILE")
     return parser.parse_args()
@@ -42,6 +53,20 @@ def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+def _fleet(machines: int, records: int, file: Path | None) -> int:
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="imafs-bench-") as place:
+        try:
+            fleet.run(machines, records, report, Path(place))
+        except (BenchError, ImafsError, OSError) as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+    report.end(file)
+    return 0
+
+
 def main() -> int:
     """Runs everything; the exit code."""
     arguments = _arguments()
@@ -49,6 +74,8 @@ def main() -> int:
     if largest < 100:
         print("bench: --records: at least 100", file=sys.stderr)
         return 2
+    if arguments.what == "fleet":
+        return _fleet(arguments.machines, arguments.records or 1000, arguments.json)
     if os.geteuid():
         print("bench: staging needs CAP_SYS_ADMIN: run it as root", file=sys.stderr)
         return 2

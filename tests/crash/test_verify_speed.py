@@ -20,7 +20,7 @@ from tests.support import ROOT, require, run
 
 #: Of evmctl's time, and how often that is tried.
 _SHARE = 0.5
-_ROUNDS = 5
+ROUNDS = 5
 
 
 class Times(NamedTuple):
@@ -37,7 +37,7 @@ class Times(NamedTuple):
 _HEAD = 4 + 20 + 4 + 6 + 4
 
 
-def _case(directory: Path, records: int) -> tuple[Path, dict[str, Path]]:
+def case(directory: Path, records: int) -> tuple[Path, dict[str, Path]]:
     """A list, and the PCRs of its two banks as evmctl reads them."""
     values = {bank: bytes(hashlib.new(bank).digest_size) for bank in ("sha1", "sha256")}
     path = directory / "list"
@@ -56,7 +56,7 @@ def _case(directory: Path, records: int) -> tuple[Path, dict[str, Path]]:
     return path, files
 
 
-def _timed(command: Sequence[str | Path]) -> tuple[str, Times]:
+def timed(command: Sequence[str | Path]) -> tuple[str, Times]:
     """Output of a command that must succeed, and what it took."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = run(command, deadline=300, cwd=ROOT)
@@ -77,19 +77,19 @@ def _compare(
         for n, line in enumerate(file.read_text().splitlines())
     ]
     pcrs.write_text("".join(lines))
-    text, ours = _timed([*IMAFS, "verify", path, "--pcrs", pcrs, "--json"])
+    text, ours = timed([*IMAFS, "verify", path, "--pcrs", pcrs, "--json"])
     verdict = json.loads(text)
     assert (verdict["records"], verdict["matched"]) == (records, records)
     assert verdict["compared"] == [f"{bank}:10" for bank in files]
     options = [word for bank, file in files.items() for word in ("--pcrs", f"{bank},{file}")]
-    text, theirs = _timed(["evmctl", "ima_measurement", *options, path])
+    text, theirs = timed(["evmctl", "ima_measurement", *options, path])
     assert "Matched per TPM bank" in text
     print(f"{records} records, {len(files)} banks: imafs {ours}, evmctl {theirs}", end=" ")
     return ours, theirs
 
 
 def test_both_find_the_same_match(tmp_path: Path) -> None:
-    _compare(tmp_path, *_case(tmp_path, 2000), 2000)
+    _compare(tmp_path, *case(tmp_path, 2000), 2000)
 
 
 @pytest.mark.nightly
@@ -101,13 +101,13 @@ def test_a_million_records_in_half_of_its_time(tmp_path: Path, banks: tuple[str,
     """
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one processor: imafs takes two")
-    path, files = _case(tmp_path, 1_000_000)
+    path, files = case(tmp_path, 1_000_000)
     given = {bank: files[bank] for bank in banks}
     rounds = [_compare(tmp_path, path, given, 1_000_000)]
-    while not _is_met(rounds) and len(rounds) < _ROUNDS:
+    while not is_met(rounds) and len(rounds) < ROUNDS:
         rounds.append(_compare(tmp_path, path, given, 1_000_000))
-    assert _is_met(rounds), rounds
+    assert is_met(rounds), rounds
 
 
-def _is_met(rounds: Sequence[tuple[Times, Times]]) -> bool:
+def is_met(rounds: Sequence[tuple[Times, Times]]) -> bool:
     return min(ours.wall for ours, _ in rounds) <= _SHARE * min(them.wall for _, them in rounds)

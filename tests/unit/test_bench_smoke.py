@@ -68,6 +68,16 @@ def test_every_line_is_there(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_a_fleet(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    run([BENCH, "fleet", "--machines", "12", "--records", "20", "--json", file], deadline=120)
+    rows = {row["name"]: row["figures"] for row in json.loads(file.read_text())["lines"]}
+    assert list(rows) == [
+        *("check, 1 job", "10,000 machines a day", "1,000,000 machines a day", "check, 2 jobs"),
+    ]
+    assert all(value > 0 for figures in rows.values() for value in figures.values())
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
     """Its mounts go with it, also when it cannot do anything about it any more."""
