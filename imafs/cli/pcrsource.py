@@ -106,7 +106,7 @@ def _of_imafs(socket: Path, uid: int | None = None) -> Reading:
     from imafs.verbs.client import ControlClient
 
     with ControlClient(socket, uid=uid) as client:
-        status = client.status()
+        status = client.call("status")
     tcti, pcrs = status.get("tcti"), status.get("pcrs")
     if not isinstance(tcti, str):
         raise NoTpmError("that imafs has no TPM: give --pcrs FILE")

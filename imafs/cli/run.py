@@ -226,9 +226,7 @@ def _environment(args: argparse.Namespace) -> dict[str, str]:
         status = client.status()
     if args.tpm_device:
         _show_device(status["tpm_device"])
-    found = status["environment"]
-    assert isinstance(found, dict)
-    environment = {**os.environ, **{str(k): str(v) for k, v in found.items()}}
+    environment = {**os.environ, **status["environment"]}
     environment[paths.VARIABLE] = CONTROL
     environment[paths.DIRECTORY_VARIABLE] = SOCKETS
     tcti = status["tcti"]
@@ -256,12 +254,12 @@ def _tell_port(environment: Mapping[str, str]) -> None:
 
 def _tell_of_scenario() -> None:
     """On stderr, where it did not take place: the command has met no bad day then."""
-    from imafs.scenarios import outcome
+    from imafs.scenarios import script
     from imafs.verbs.client import ControlClient
 
     try:
         with ControlClient(CONTROL) as client:
-            problems = outcome.problems(client.status()["scenario"])
+            problems = script.problems(client.status()["scenario"])
     except ImafsError as error:
         problems = [f"what became of the scenario is not known: {error}"]
     for problem in problems:

@@ -54,39 +54,6 @@ class Option:
     check: Callable[[str], str | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One operation.
-
-    ``exactly_one``: of these options a request has exactly one. ``needs``: pairs
-    (a, b): with option a, b is required. ``lengthy``: may take long, so clients
-    set no deadline of their own. ``abandonable``: ends when its client hangs up.
-    ``shows_progress``: sends progress lines when asked to.
-    """
-
-    name: str
-    help: str
-    options: tuple[Option, ...] = ()
-    exactly_one: tuple[str, ...] = ()
-    needs: tuple[tuple[str, str], ...] = ()
-    lengthy: bool = False
-    abandonable: bool = False
-    shows_progress: bool = False
-
-    @property
-    def verb(self) -> str:
-        """The name on the command line: ``critical-data``."""
-        return self.name.replace("_", "-")
-
-    def describe(self) -> dict[str, object]:
-        """What ``hello`` tells of this operation, JSON types only."""
-        options = {
-            o.name: {"type": o.kind.value, "required": o.required, "help": o.help}
-            for o in self.options
-        }
-        return {"help": self.help, "options": options}
-
-
 class Options(dict[str, object]):
     """Validated options of one request, each of the kind that its operation says."""
 
@@ -127,6 +94,49 @@ class Options(dict[str, object]):
         return value
 
 
+class OptionError(UsageError):
+    """One option of a request is wrong: ``option``, by its key."""
+
+    def __init__(self, reason: str, option: str) -> None:
+        super().__init__(reason)
+        self.option = option
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation.
+
+    ``exactly_one``: of these options a request has exactly one. ``needs``: pairs
+    (a, b): with option a, b is required. ``check`` says what else is wrong with options that
+    are right one by one; ``{name}`` in its words is what that option is called.
+    ``lengthy``: may take long, so clients set no deadline of their own. ``abandonable``: ends
+    when its client hangs up. ``shows_progress``: sends progress lines when asked to.
+    """
+
+    name: str
+    help: str
+    options: tuple[Option, ...] = ()
+    exactly_one: tuple[str, ...] = ()
+    needs: tuple[tuple[str, str], ...] = ()
+    check: Callable[[Options], str | None] | None = None
+    lengthy: bool = False
+    abandonable: bool = False
+    shows_progress: bool = False
+
+    @property
+    def verb(self) -> str:
+        """The name on the command line: ``critical-data``."""
+        return self.name.replace("_", "-")
+
+    def describe(self) -> dict[str, object]:
+        """What ``hello`` tells of this operation, JSON types only."""
+        options = {
+            o.name: {"type": o.kind.value, "required": o.required, "help": o.help}
+            for o in self.options
+        }
+        return {"help": self.help, "options": options}
+
+
 #: Answered by every server itself.
 HELLO = Operation("hello", "tell version, protocol and operations")
 
@@ -164,11 +174,11 @@ class Table(Mapping[str, Operation]):
         given = {name: value for name, value in options.items() if value is not None}
         for name in options:
             if name not in known:
-                raise UsageError(f"{op}: unknown option {name!r}")
+                raise OptionError(f"{op}: unknown option {name!r}", name)
         for name, value in given.items():
             problem = _problem(known[name], value)
             if problem is not None:
-                raise UsageError(f"{verb}: {called[name]}: {problem}")
+                raise OptionError(f"{verb}: {called[name]}: {problem}", name)
         for option in operation.options:
             if option.required and option.name not in given:
                 raise UsageError(f"{verb}: {called[option.name]}: missing")
@@ -178,10 +188,10 @@ class Table(Mapping[str, Operation]):
         for name, needed in operation.needs:
             if name in given and needed not in given:
                 raise UsageError(f"{verb}: {called[needed]}: missing ({called[name]} needs it)")
-        paths = given.get("paths")
-        if isinstance(paths, list) and len(paths) > 1 and "name" in given:
-            raise UsageError(f"{verb}: {called['name']}: fits one path only, not {len(paths)}")
-        return Options(given)
+        found = Options(given)
+        if operation.check is not None and (wrong := operation.check(found)):
+            raise UsageError(f"{verb}: {wrong.format_map(called)}")
+        return found
 
     def markdown(self) -> str:
         """The table as Markdown."""

@@ -7,10 +7,11 @@ steps become due; who carries them out, and how long that takes, is no matter he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 
+from imafs.interface import file_names
 from imafs.interface.grammar import Operation
 
 #: What a request is called, by the operation that it is in the profile that runs.
@@ -39,6 +40,38 @@ EVENTS: tuple[str, ...] = (
 )
 
 
+_LONGEST = 86400  # seconds
+_EVENTS_OF_OPENS = tuple(event for event in EVENTS if event.endswith(" open"))
+#: Metadata of a key: what is wrong with its value.
+_CHECK = "check"
+
+
+def _integer(low: int) -> Callable[[object], str | None]:
+    def check(value: object) -> str | None:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return "expected an integer"
+        return None if value >= low else f"{value} is less than {low}"
+
+    return check
+
+
+def _seconds(value: object) -> str | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "expected a number"
+    return None if 0 <= value <= _LONGEST else f"not within 0 and {_LONGEST}"
+
+
+def _pattern(value: object) -> str | None:
+    if not isinstance(value, str) or not value:
+        return "expected a pattern of names"
+    # Which TPM there will be is not known yet.
+    return file_names.unmatched(value, file_names.of_any_tpm())
+
+
+def _boolean(value: object) -> str | None:
+    return None if isinstance(value, bool) else "expected true or false"
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """One ``when``.
@@ -53,12 +86,33 @@ class Condition:
     """
 
     event: str
-    file: str = "*"
-    writing: bool | None = None
-    nth: int = 1
-    every: int | None = None
-    records: int = 0
-    seconds: float = 0.0
+    file: str = field(default="*", metadata={_CHECK: _pattern})
+    writing: bool | None = field(default=None, metadata={_CHECK: _boolean})
+    nth: int = field(default=1, metadata={_CHECK: _integer(1)})
+    every: int | None = field(default=None, metadata={_CHECK: _integer(1)})
+    records: int = field(default=0, metadata={_CHECK: _integer(1)})
+    seconds: float = field(default=0.0, metadata={_CHECK: _seconds})
+
+
+#: Keys of a condition beside its event -> what is wrong with a value, None where nothing is.
+KEYS: Mapping[str, Callable[[object], str | None]] = {
+    key.name: key.metadata[_CHECK] for key in fields(Condition) if _CHECK in key.metadata
+}
+
+
+def misplaced(key: str, event: str) -> str | None:
+    """What is wrong with a key in a condition of ``event``."""
+    if key == "seconds":
+        return None
+    if event == "records":
+        return None if key == "records" else "records are of no file and come once"
+    if key == "records":
+        return "goes with when = 'records'"
+    if event == "start":
+        return "a start is of no file and comes once"
+    if key == "writing" and event not in _EVENTS_OF_OPENS:
+        return "only an open is for writing or not"
+    return None
 
 
 class Triggers:

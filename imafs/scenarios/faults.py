@@ -11,9 +11,10 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 
+from imafs.control.ops import Kind, Option, Options
 from imafs.errors import NotThereError, Refused, UsageError
 
 #: Calls that may fail.
@@ -42,14 +43,24 @@ class Rule:
     seed: int = 0
     writing: bool | None = None
 
+    @classmethod
+    def of(cls, options: Options) -> Rule:
+        """From validated options (:data:`OPTIONS`)."""
+        told = {name: value for name, value in options.items() if name not in _OPENS}
+        ways = [_OPENS[name] for name in _OPENS if options.flag(name)]
+        told |= {"errno": number_of(options.text("errno")), "writing": ways[0] if ways else None}
+        return cls(**told)  # type: ignore[arg-type]
+
     def describe(self) -> dict[str, object]:
         """JSON-able, without what was left out."""
-        told: dict[str, object] = {"operation": self.operation, "errno": name_of(self.errno)}
-        told |= {"files": self.files, "next": self.next, "every": self.every}
-        told |= {"percent": self.percent, "writing": self.writing}
-        if self.percent is not None:
-            told["seed"] = self.seed
+        told = asdict(self) | {"errno": name_of(self.errno)}
+        if self.percent is None:
+            del told["seed"]
         return {key: value for key, value in told.items() if value is not None}
+
+
+#: Options for :attr:`Rule.writing`.
+_OPENS = {"writing": True, "reading": False}
 
 
 def number_of(name: str) -> int:
@@ -63,6 +74,66 @@ def number_of(name: str) -> int:
 def name_of(number: int) -> str:
     """``EBUSY`` for its number."""
     return errno.errorcode.get(number, str(number))
+
+
+def _wrong_operation(value: str) -> str | None:
+    known = ", ".join(OPERATIONS)
+    return None if value in OPERATIONS else f"{value!r} cannot fail: {known} can"
+
+
+def _wrong_errno(value: str) -> str | None:
+    try:
+        number_of(value)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def _wrong_files(value: str) -> str | None:
+    # Not above: a client that asks for no fault need not load all profiles.
+    from imafs.interface import file_names
+
+    # Which TPM there will be is not known yet.
+    return file_names.unmatched(value, file_names.of_any_tpm())
+
+
+#: A rule as people write it, on a command line, in a request and in a scenario.
+OPTIONS = (
+    Option(
+        "operation", Kind.STR, "open, read or write", "CALL", required=True, check=_wrong_operation
+    ),
+    Option(
+        "errno", Kind.STR, "name of the errno, such as EBUSY", "ERRNO", True, check=_wrong_errno
+    ),
+    Option(
+        *("files", Kind.STR, "shell pattern of names in the IMA directory", "--files"),
+        check=_wrong_files,
+    ),
+    Option("next", Kind.INT, "only the next so many calls", "--next", minimum=1),
+    Option("every", Kind.INT, "one call in so many", "--every", minimum=1),
+    Option(
+        *("percent", Kind.INT, "so many of a hundred calls, by chance", "--percent"),
+        minimum=1,
+        maximum=100,
+    ),
+    Option("seed", Kind.INT, "of that chance", "--seed"),
+    Option("writing", Kind.BOOL, "only opens for writing", "--writing"),
+    Option("reading", Kind.BOOL, "only opens for reading", "--reading"),
+)
+
+
+def check(options: Options) -> str | None:
+    """What is wrong with :data:`OPTIONS` together."""
+    ways = [name for name in _OPENS if options.flag(name)]
+    if len(ways) > 1:
+        return "of {writing} and {reading} give one"
+    opens = options.text("operation") == "open"
+    if ways and not opens:
+        return "only an open is for reading or for writing"
+    if opens and options.text("errno") == "ENOSYS":
+        # FUSE takes that for a file system without opens, and asks for none ever again.
+        return "open cannot fail with ENOSYS: no open would get here after it"
+    return None
 
 
 class _Armed:
@@ -107,21 +178,7 @@ class Faults:
         return bool(self._rules)
 
     def add(self, rule: Rule) -> int:
-        """The rule's number, by which it can be cleared. Raises :class:`UsageError`."""
-        if rule.operation not in OPERATIONS:
-            raise UsageError(f"{rule.operation!r} cannot fail: {', '.join(OPERATIONS)} can")
-        if rule.operation == "open" and rule.errno == errno.ENOSYS:
-            # FUSE takes that for a file system without opens, and asks for none ever again.
-            raise UsageError("open cannot fail with ENOSYS: no open would get here after it")
-        if rule.writing is not None and rule.operation != "open":
-            raise UsageError("only an open is for reading or for writing")
-        for what, value, most in (
-            ("next", rule.next, None),
-            ("every", rule.every, None),
-            ("percent", rule.percent, 100),
-        ):
-            if value is not None and (value < 1 or (most is not None and value > most)):
-                raise UsageError(f"{what} {value}: from 1{f' to {most}' if most else ''}")
+        """The rule's number, by which it can be cleared. Raises :class:`Refused`: too many."""
         if len(self._rules) >= MOST:
             raise Refused(errno.ENOSPC, f"there are {MOST} faults: clear some first")
         self._last += 1

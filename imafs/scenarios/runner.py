@@ -22,7 +22,7 @@ from imafs.host import bounded_thread
 from imafs.scenarios import library
 from imafs.scenarios.events import Triggers
 from imafs.scenarios.gate import Trouble
-from imafs.scenarios.script import Action, Scenario
+from imafs.scenarios.script import Action, Scenario, ScenarioTold, Told
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ Handlers = Callable[[], Mapping[str, Handler]]
 
 
 @dataclass(slots=True)
-class _Told:
+class _Progress:
     """What became of one step; of its errors the first :data:`MOST_ERRORS` and how many."""
 
     due: int = 0
@@ -58,7 +58,7 @@ class _Running:
         self.scenario = scenario
         self.number = number
         self.triggers = Triggers([step.condition for step in scenario.steps])
-        self.told = [_Told() for _ in scenario.steps]
+        self.told = [_Progress() for _ in scenario.steps]
         self.over = trio.Event()
 
 
@@ -119,12 +119,12 @@ class Director:
             self._running.over.set()
         self._running = running
 
-    def describe(self) -> dict[str, object] | None:
+    def describe(self) -> ScenarioTold | None:
         """For the status: every step, how often it was due and done, what went wrong."""
         running = self._running
         if running is None:
             return None
-        rows = [
+        rows: list[Told] = [
             {
                 "when": step.condition.event,
                 "do": [action.op for action in step.actions],
@@ -137,7 +137,7 @@ class Director:
         ]
         return {"name": running.scenario.name, "number": running.number, "steps": rows}
 
-    async def status(self) -> dict[str, object] | None:
+    async def status(self) -> ScenarioTold | None:
         """A part of the daemon's status."""
         return self.describe()
 

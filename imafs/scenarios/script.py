@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""A scenario file: TOML in, checked steps out.
+"""A scenario: from its TOML file to checked steps, and what is told of them.
 
 ::
 
@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
-from imafs.control.ops import Options
+from imafs.control.ops import OptionError, Options
 from imafs.errors import FormatError, UsageError
-from imafs.interface import file_names
-from imafs.scenarios.events import EVENTS, Condition
+from imafs.scenarios.events import EVENTS, KEYS, Condition, misplaced
 
 Validate = Callable[[str, Mapping[str, object]], Options]
 """Checks an operation's options; raises :class:`UsageError` (``imafs.control.ops.Table``)."""
@@ -29,9 +29,6 @@ Validate = Callable[[str, Mapping[str, object]], Options]
 #: Operations that no step may ask for: a scenario in a scenario, what only tells, and what
 #: replaces a file of whoever runs a scenario of others.
 FORBIDDEN = frozenset({"scenario", "scenario_end", "hello", "status", "fault_list", "kexec_buffer"})
-
-_LONGEST = 86400  # seconds
-_EVENTS_OF_OPENS = tuple(event for event in EVENTS if event.endswith(" open"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +54,25 @@ class Scenario:
     name: str
     summary: str
     steps: tuple[Step, ...]
+
+
+class Told(TypedDict):
+    """What a daemon tells of a step: how often it was due and done, and what went wrong."""
+
+    when: str
+    do: list[str]
+    due: int
+    done: int
+    failed: int
+    errors: list[str]
+
+
+class ScenarioTold(TypedDict):
+    """What a daemon tells of the scenario that is on; ``number`` tells it from others."""
+
+    name: str
+    number: int
+    steps: list[Told]
 
 
 def parse(text: str, name: str, validate: Validate, *, source: str | None = None) -> Scenario:
@@ -100,7 +116,7 @@ class _Parser:
     def _step(self, step: object, number: int) -> Step:
         if not isinstance(step, dict):
             raise self._wrong("step: expected [[step]]", "step", 0)
-        known = {"when", "do", *_KEYS}
+        known = {"when", "do", *KEYS}
         for key in step:
             if key not in known:
                 raise self._wrong(f"unknown key {key!r}", key, number)
@@ -109,9 +125,9 @@ class _Parser:
             problem = "missing" if event is None else f"{event!r} is no event"
             raise self._wrong(f"when: {problem}; there are: {', '.join(EVENTS)}", "when", number)
         given: dict[str, object] = {}
-        for key, check in _KEYS.items():
+        for key, check in KEYS.items():
             if key in step:
-                wrong = check(step[key]) or _misplaced(key, event)
+                wrong = check(step[key]) or misplaced(key, event)
                 if wrong:
                     raise self._wrong(f"{key}: {wrong}", key, number)
                 given[key] = step[key]
@@ -131,13 +147,11 @@ class _Parser:
         if op in FORBIDDEN:
             raise self._wrong(f"do: {op} is not for scenarios", "do", number)
         try:
-            checked = self._validate(op, options)
+            return Action(op, self._validate(op, options))
+        except OptionError as error:
+            raise self._wrong(f"do: {error}", error.option, number) from None
         except UsageError as error:
-            unknown = next((k for k in options if repr(k) in str(error)), "do")
-            raise self._wrong(f"do: {error}", unknown, number) from None
-        if op == "fault" and "files" in checked and (wrong := _pattern(checked["files"])):
-            raise self._wrong(f"do: fault: files: {wrong}", "files", number)
-        return Action(op, checked)
+            raise self._wrong(f"do: {error}", "do", number) from None
 
     def _wrong(self, reason: str, key: str, step: int) -> FormatError:
         return FormatError(f"line {self._line(key, step)}: {reason}", source=self._source)
@@ -157,52 +171,32 @@ class _Parser:
         return start
 
 
-def _integer(low: int) -> Callable[[object], str | None]:
-    def check(value: object) -> str | None:
-        if not isinstance(value, int) or isinstance(value, bool):
-            return "expected an integer"
-        return None if value >= low else f"{value} is less than {low}"
-
-    return check
+# What became of it, from what a daemon tells (the status' ``scenario``)
 
 
-def _seconds(value: object) -> str | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return "expected a number"
-    return None if 0 <= value <= _LONGEST else f"not within 0 and {_LONGEST}"
+def errors(name: str, steps: Sequence[Told]) -> list[str]:
+    """What it could not do, a line each."""
+    return [f"scenario {name}: {error}" for step in steps for error in step["errors"]]
 
 
-def _pattern(value: object) -> str | None:
-    if not isinstance(value, str) or not value:
-        return "expected a pattern of names"
-    # Which TPM there will be is not known yet.
-    return file_names.unmatched(value, file_names.of_any_tpm())
+def undone(steps: Sequence[Told]) -> list[str]:
+    """The steps that were never done; all of them where nothing is told."""
+    rows = enumerate(steps, 1)
+    found = [f"step {number} ({step['when']})" for number, step in rows if not step["done"]]
+    return found if steps else ["all steps"]
 
 
-def _boolean(value: object) -> str | None:
-    return None if isinstance(value, bool) else "expected true or false"
-
-
-#: Keys of a step beside ``when`` and ``do`` -> what is wrong with a value.
-_KEYS: Mapping[str, Callable[[object], str | None]] = {
-    "file": _pattern,
-    "writing": _boolean,
-    "nth": _integer(1),
-    "every": _integer(1),
-    "records": _integer(1),
-    "seconds": _seconds,
-}
-
-
-def _misplaced(key: str, event: str) -> str | None:
-    if key == "seconds":
+def missing(name: str, steps: Sequence[Told]) -> str | None:
+    """That it did not take place, where it could have."""
+    rest = ", ".join(undone(steps))
+    if not rest or errors(name, steps):
         return None
-    if event == "records":
-        return None if key == "records" else "records are of no file and come once"
-    if key == "records":
-        return "goes with when = 'records'"
-    if event == "start":
-        return "a start is of no file and comes once"
-    if key == "writing" and event not in _EVENTS_OF_OPENS:
-        return "only an open is for writing or not"
-    return None
+    return f"scenario {name}: never done: {rest}; a bad day that did not come about proves nothing"
+
+
+def problems(told: ScenarioTold | None) -> list[str]:
+    """Both; nothing where no scenario is on."""
+    if told is None:
+        return []
+    never = missing(told["name"], told["steps"])
+    return errors(told["name"], told["steps"]) + ([] if never is None else [never])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from imafs.errors import Refused
 from imafs.testing.mounted import Place
 from imafs.testing.scenario import Scenario, Scenarios
+from imafs.verbs.answers import Acted, Crossed, Row, Status
 from imafs.verbs.client import ControlClient
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class Fault:
     @property
     def failed(self) -> int:
         """How many calls have failed by it."""
-        faults = self._ima.call("fault_list")["faults"]
-        assert isinstance(faults, list)
+        with ControlClient(self._ima.control) as client:
+            faults = client.fault_list()["faults"]
         return next((row["failed"] for row in faults if row["fault"] == self.number), 0)
 
     def clear(self) -> None:
@@ -79,37 +80,32 @@ class OtherAgent:
 
     def stage(self) -> None:
         """``A``."""
-        self._ima.call("agent", action="stage")
+        self._act("stage")
 
     def delete(self) -> int:
         """``D``: how many records it deleted."""
-        return self._deleted(self._ima.call("agent", action="delete"))
+        return self._act("delete")["deleted"]
 
     def trim(self, count: int) -> int:
         """A number: deletes the first ``count`` records of the current list."""
-        return self._deleted(self._ima.call("agent", action="trim", count=count))
+        return self._act("trim", count)["deleted"]
 
     def read(self) -> tuple[int, int]:
         """Opens a list for reading and closes it: (current, staged) records."""
-        told = self._ima.call("agent", action="read")
-        current, staged = told["current"], told["staged"]
-        assert isinstance(current, int)
-        assert isinstance(staged, int)
-        return current, staged
+        told = self._act("read")
+        return told["current"], told["staged"]
 
     def open(self, *, write: bool = False) -> None:
         """Opens a list and holds it until :meth:`close`."""
-        self._ima.call("agent", action="open-write" if write else "open-read")
+        self._act("open-write" if write else "open-read")
 
     def close(self) -> None:
         """Closes everything that it holds."""
-        self._ima.call("agent", action="close")
+        self._act("close")
 
-    @staticmethod
-    def _deleted(answer: Answer) -> int:
-        deleted = answer["deleted"]
-        assert isinstance(deleted, int)
-        return deleted
+    def _act(self, action: str, count: int | None = None) -> Acted:
+        with ControlClient(self._ima.control) as client:
+            return client.agent(action, count)
 
 
 class Ima:
@@ -145,18 +141,17 @@ class Ima:
     @property
     def environment(self) -> dict[str, str]:
         """Variables by which tpm2-tools, agents and IBM's TSS find the TPM."""
-        found = self.status()["environment"]
-        assert isinstance(found, dict)
-        return {str(key): str(value) for key, value in found.items()}
+        return self.status()["environment"]
 
     def call(self, op: str, **options: object) -> Answer:
         """Any operation of the control socket, by its name in ``imafs ctl`` with ``_``."""
         with ControlClient(self.control) as client:
             return client.call(op, options)
 
-    def status(self) -> Answer:
+    def status(self) -> Status:
         """The answer of ``imafs ctl status --json``."""
-        return self.call("status")
+        with ControlClient(self.control) as client:
+            return client.status()
 
     def log(self) -> str:
         """The daemon's log (empty inside ``imafs run``)."""
@@ -184,18 +179,15 @@ class Ima:
 
     def measure(
         self, *paths: StrPath, digest: str | None = None, name: str | None = None
-    ) -> list[Answer]:
+    ) -> list[Row]:
         """Measures files (directories: all below), or ``digest`` (``ALG:HEX``) as ``name``."""
         with ControlClient(self.control) as client:
-            measured = client.measure(*paths, digest=digest, name=name)["measured"]
-        assert isinstance(measured, list)
-        return measured
+            return client.measure(*paths, digest=digest, name=name)["measured"]
 
     def generate(self, count: int, name: str | None = None) -> None:
         """``count`` distinct records; those that may reach the PCR are there when it returns."""
         self.call("generate", count=count, name=name)
-        pace = self.status()["pace"]
-        if not (isinstance(pace, dict) and pace["hang"]):
+        if not self.status()["pace"]["hang"]:
             self.wait()
 
     def violation(self, name: str) -> None:
@@ -237,9 +229,7 @@ class Ima:
 
     def _pcrs(self) -> dict[str, dict[int, bytes]]:
         found: dict[str, dict[int, bytes]] = {}
-        rows = self.status()["pcrs"]
-        assert isinstance(rows, list)
-        for row in rows:
+        for row in self.status()["pcrs"]:
             if row["value"] is not None:
                 found.setdefault(row["bank"], {})[row["pcr"]] = bytes.fromhex(row["value"])
         return found
@@ -320,20 +310,11 @@ class Ima:
         ``operation`` is open, read or write; ``files`` a shell pattern. With none of
         ``next``, ``every`` and ``percent`` every such call fails.
         """
-        number = self.call(
-            "fault",
-            operation=operation,
-            errno=errno if isinstance(errno, str) else errnos.errorcode[errno],
-            files=files,
-            next=next,
-            every=every,
-            percent=percent,
-            seed=seed,
-            writing=writing is True or None,
-            reading=writing is False or None,
-        )["fault"]
-        assert isinstance(number, int)
-        return Fault(self, number)
+        name = errno if isinstance(errno, str) else errnos.errorcode[errno]
+        chosen = {"files": files, "next": next, "every": every, "percent": percent, "seed": seed}
+        ways = {"writing": writing is True or None, "reading": writing is False or None}
+        with ControlClient(self.control) as client:
+            return Fault(self, client.fault(operation, name, **chosen, **ways)["fault"])
 
     def tpm(
         self,
@@ -369,19 +350,19 @@ class Ima:
 
     def kexec(
         self, profile: str | None = None, *, hold: bool = False, carry: bool = True
-    ) -> Answer:
+    ) -> Crossed:
         """The next kernel, with the lists of this one and the PCRs as they are.
 
         ``hold`` stays in the window in which measurements are suspended until
         :meth:`kexec_finish`; without ``carry`` the lists are lost.
         """
-        return self.call(
-            "kexec_execute", profile=profile, hold=hold or None, no_carry=not carry or None
-        )
+        with ControlClient(self.control) as client:
+            return client.kexec_execute(profile, hold=hold, no_carry=not carry)
 
-    def kexec_finish(self) -> Answer:
+    def kexec_finish(self) -> Crossed:
         """Ends a kexec that is held."""
-        return self.call("kexec_finish")
+        with ControlClient(self.control) as client:
+            return client.kexec_finish()
 
     def reboot(self, profile: str | None = None) -> None:
         """A new kernel with empty lists, and the TPM reset."""
@@ -421,8 +402,7 @@ class Ima:
         self.wait()
 
     def _watched(self) -> list[str]:
-        watch = self.status().get("watch")
-        paths = watch.get("paths") if isinstance(watch, dict) else None
+        paths = self.status()["watch"]["paths"]
         return [str(path) for path in paths] if isinstance(paths, list) else []
 
 

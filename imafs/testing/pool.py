@@ -86,9 +86,9 @@ class Pool:
             found.boot_anew(_text(chosen, "profile"))
             status = found.status()
             policy = status["policy"]
-            status["policy"] = policy["source"] if isinstance(policy, dict) else None
+            told = {**status, "policy": policy["source"] if policy else None}
             for name, option in _MARKED.items():
-                if name in chosen and status[name] != chosen[name]:
+                if name in chosen and told[name] != chosen[name]:
                     raise Unavailable(
                         f"this test wants {option} {chosen[name]}: give it to imafs run"
                     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from imafs.scenarios import library, outcome
+from imafs.scenarios import library, script
 
 Answer = dict[str, object]
 Call = Callable[..., Answer]
@@ -24,12 +24,12 @@ class Scenario:
 
     def __init__(self, call: Call, name: str, number: object, *, must_happen: bool) -> None:
         self._call = call
-        self._steps: list[Answer] = []
+        self._steps: list[script.Told] = []
         self.name = name
         self.number = number
         self.must_happen = must_happen
 
-    def steps(self) -> list[Answer]:
+    def steps(self) -> list[script.Told]:
         """Each step: ``when``, ``do``, how often it was ``due`` and ``done``, ``errors``."""
         self.learn(self._call("status")["scenario"])
         return list(self._steps)
@@ -44,7 +44,7 @@ class Scenario:
     @property
     def happened(self) -> bool:
         """Whether every step was done at least once: the bad day has taken place."""
-        return not outcome.undone(self.steps())
+        return not script.undone(self.steps())
 
     def end(self) -> None:
         """No more of its steps are due. Nothing where another one is on by now."""
@@ -53,11 +53,11 @@ class Scenario:
 
     def errors(self) -> list[str]:
         """The steps that it could not do, as last looked at."""
-        return outcome.errors(self.name, self._steps)
+        return script.errors(self.name, self._steps)
 
     def missing(self) -> str | None:
         """The steps that did not take place, as last looked at, and had to and could."""
-        never = outcome.missing(self.name, self._steps) if self.must_happen else None
+        never = script.missing(self.name, self._steps) if self.must_happen else None
         return None if never is None else f"{never} (where it need not: must_happen=False)"
 
 

@@ -10,8 +10,30 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
 
-from imafs.control.client import DEADLINE_SECONDS, Answer, Client, Progress
+from imafs.control.client import DEADLINE_SECONDS, Client, Progress
+from imafs.verbs.answers import (
+    Acted,
+    Buffer,
+    Crossed,
+    FaultAdded,
+    FaultsCleared,
+    FaultsListed,
+    Generated,
+    KexecLoaded,
+    Loaded,
+    Measured,
+    Nothing,
+    Pace,
+    Reached,
+    Rebooted,
+    Row,
+    ScenarioBegun,
+    ScenarioEnded,
+    Status,
+    Watched,
+)
 from imafs.verbs.table import TABLE
 
 
@@ -33,15 +55,15 @@ class ControlClient(Client):
         digest: str | None = None,
         name: str | None = None,
         deadline: float | None = None,
-    ) -> Answer:
+    ) -> Measured:
         """Measure files (relative to this process), or ``digest`` (``ALG:HEX``) as ``name``."""
         absolute = [_absolute(path) for path in paths] or None
         options = {"paths": absolute, "digest": digest, "name": name}
-        return self.call("measure", options, deadline=deadline)
+        return cast(Measured, self.call("measure", options, deadline=deadline))
 
-    def violation(self, name: str) -> Answer:
+    def violation(self, name: str) -> Row:
         """Add a violation."""
-        return self.call("violation", {"name": name})
+        return cast(Row, self.call("violation", {"name": name}))
 
     def critical_data(
         self,
@@ -50,7 +72,7 @@ class ControlClient(Client):
         *,
         file: str | os.PathLike[str] | None = None,
         data: bytes | None = None,
-    ) -> Answer:
+    ) -> Row:
         """Measure the bytes of ``file``, or ``data``, as critical data."""
         options = {
             "label": label,
@@ -58,7 +80,7 @@ class ControlClient(Client):
             "file": None if file is None else _absolute(file),
             "data": None if data is None else data.hex(),
         }
-        return self.call("critical_data", options)
+        return cast(Row, self.call("critical_data", options))
 
     def generate(
         self,
@@ -67,14 +89,14 @@ class ControlClient(Client):
         name: str | None = None,
         progress: Progress | None = None,
         deadline: float | None = None,
-    ) -> Answer:
+    ) -> Generated:
         """Add ``count`` generated records whose names begin with ``name``."""
         options = {"count": count, "name": name}
-        return self.call("generate", options, progress=progress, deadline=deadline)
+        return cast(Generated, self.call("generate", options, progress=progress, deadline=deadline))
 
-    def repeat(self) -> Answer:
+    def repeat(self) -> Row:
         """Ask once more for the last measurement."""
-        return self.call("repeat")
+        return cast(Row, self.call("repeat"))
 
     def load(
         self,
@@ -85,10 +107,10 @@ class ControlClient(Client):
         as_is: bool = False,
         progress: Progress | None = None,
         deadline: float | None = None,
-    ) -> Answer:
+    ) -> Loaded:
         """Append the measurement list in ``file``."""
         options = {"file": _absolute(file), "bank": bank, "moment": moment, "as_is": as_is or None}
-        return self.call("load", options, progress=progress, deadline=deadline)
+        return cast(Loaded, self.call("load", options, progress=progress, deadline=deadline))
 
     def wait(
         self,
@@ -96,35 +118,37 @@ class ControlClient(Client):
         records: int | None = None,
         extended: bool | None = None,
         timeout: int | None = None,
-    ) -> Answer:
+    ) -> Reached:
         """Wait for ``records`` records since boot and, if ``extended``, for the TPM."""
         deadline = None if timeout is None else timeout + self.deadline
         options = {"records": records, "extended": extended, "timeout": timeout}
-        return self.call("wait", options, deadline=deadline)
+        return cast(Reached, self.call("wait", options, deadline=deadline))
 
-    def status(self) -> Answer:
+    def status(self) -> Status:
         """Lists, PCRs, readers, failures."""
-        return self.call("status")
+        return cast(Status, self.call("status"))
 
-    def watch(self, *paths: str | os.PathLike[str]) -> Answer:
+    def watch(self, *paths: str | os.PathLike[str]) -> Watched:
         """Measure what is used below ``paths`` (relative to this process)."""
-        return self.call("watch", {"paths": [_absolute(path) for path in paths]})
+        return cast(Watched, self.call("watch", {"paths": [_absolute(path) for path in paths]}))
 
-    def unwatch(self, *paths: str | os.PathLike[str]) -> Answer:
+    def unwatch(self, *paths: str | os.PathLike[str]) -> Watched:
         """Watch ``paths`` no more."""
-        return self.call("unwatch", {"paths": [_absolute(path) for path in paths]})
+        return cast(Watched, self.call("unwatch", {"paths": [_absolute(path) for path in paths]}))
 
-    def suspend(self) -> Answer:
+    def suspend(self) -> Nothing:
         """Stop adding records."""
-        return self.call("suspend")
+        return cast(Nothing, self.call("suspend"))
 
-    def resume(self) -> Answer:
+    def resume(self) -> Nothing:
         """Add records again."""
-        return self.call("resume")
+        return cast(Nothing, self.call("resume"))
 
-    def kexec_load(self, cmdline: str | None = None) -> Answer:
+    def kexec_load(self, cmdline: str | None = None) -> KexecLoaded:
         """Load a kernel for kexec, with this command line."""
-        return self.call("kexec_load", {} if cmdline is None else {"cmdline": cmdline})
+        return cast(
+            KexecLoaded, self.call("kexec_load", {} if cmdline is None else {"cmdline": cmdline})
+        )
 
     def kexec_execute(
         self,
@@ -133,61 +157,65 @@ class ControlClient(Client):
         no_carry: bool = False,
         whole: bool = False,
         hold: bool = False,
-    ) -> Answer:
+    ) -> Crossed:
         """Start the next kernel by kexec, or with ``hold`` stop before it."""
         options = {"profile": profile, "no_carry": no_carry, "whole": whole, "hold": hold}
-        return self.call("kexec_execute", {k: v for k, v in options.items() if v})
+        return cast(Crossed, self.call("kexec_execute", {k: v for k, v in options.items() if v}))
 
-    def kexec_finish(self) -> Answer:
+    def kexec_finish(self) -> Crossed:
         """Start the next kernel of a kexec that is held."""
-        return self.call("kexec_finish")
+        return cast(Crossed, self.call("kexec_finish"))
 
-    def kexec_buffer(self, file: str | os.PathLike[str]) -> Answer:
+    def kexec_buffer(self, file: str | os.PathLike[str]) -> Buffer:
         """Write the kexec buffer of this moment to a file."""
-        return self.call("kexec_buffer", {"file": _absolute(file)})
+        return cast(Buffer, self.call("kexec_buffer", {"file": _absolute(file)}))
 
-    def reboot(self, profile: str | None = None) -> Answer:
+    def reboot(self, profile: str | None = None) -> Rebooted:
         """Reboot: down through suspend."""
-        return self.call("reboot", {"profile": profile} if profile else {})
+        return cast(Rebooted, self.call("reboot", {"profile": profile} if profile else {}))
 
-    def reset(self) -> Answer:
+    def reset(self) -> Nothing:
         """Power off and on."""
-        return self.call("reset")
+        return cast(Nothing, self.call("reset"))
 
-    def fault(self, operation: str, errno_name: str, **chosen: str | int | bool | None) -> Answer:
+    def fault(
+        self, operation: str, errno_name: str, **chosen: str | int | bool | None
+    ) -> FaultAdded:
         """Let calls fail; ``chosen``: files, next, every, percent, seed, writing, reading."""
-        return self.call("fault", {"operation": operation, "errno": errno_name, **chosen})
+        return cast(
+            FaultAdded, self.call("fault", {"operation": operation, "errno": errno_name, **chosen})
+        )
 
-    def fault_clear(self, fault: int | None = None) -> Answer:
+    def fault_clear(self, fault: int | None = None) -> FaultsCleared:
         """Drop one fault, or all."""
-        return self.call("fault_clear", {"fault": fault})
+        return cast(FaultsCleared, self.call("fault_clear", {"fault": fault}))
 
-    def fault_list(self) -> Answer:
+    def fault_list(self) -> FaultsListed:
         """The faults in force."""
-        return self.call("fault_list")
+        return cast(FaultsListed, self.call("fault_list"))
 
-    def tpm(self, **pace: int | bool | None) -> Answer:
+    def tpm(self, **pace: int | bool | None) -> Pace:
         """Hold the TPM up: behind (records), delay (ms), fail (extends), hang; or work."""
-        return self.call("tpm", pace)
+        return cast(Pace, self.call("tpm", pace))
 
-    def agent(self, action: str, count: int | None = None) -> Answer:
+    def agent(self, action: str, count: int | None = None) -> Acted:
         """Act as another agent on the same list."""
-        return self.call("agent", {"action": action, "count": count})
+        return cast(Acted, self.call("agent", {"action": action, "count": count}))
 
     def scenario(
         self, file: str | os.PathLike[str] | None = None, *, name: str | None = None
-    ) -> Answer:
+    ) -> ScenarioBegun:
         """Begin the scenario in ``file``, or the ready one called ``name``."""
         options = {"file": None if file is None else _absolute(file), "name": name}
-        return self.call("scenario", options)
+        return cast(ScenarioBegun, self.call("scenario", options))
 
-    def scenario_end(self) -> Answer:
+    def scenario_end(self) -> ScenarioEnded:
         """End the scenario."""
-        return self.call("scenario_end")
+        return cast(ScenarioEnded, self.call("scenario_end"))
 
-    def stop(self) -> Answer:
+    def stop(self) -> Nothing:
         """Unmount and end the daemon."""
-        return self.call("stop")
+        return cast(Nothing, self.call("stop"))
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:

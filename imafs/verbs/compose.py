@@ -14,10 +14,9 @@ from imafs.emulator.status import status
 from imafs.scenarios.runner import Director
 from imafs.sources.watch.daemon.watcher import Watcher
 from imafs.verbs import table
-from imafs.verbs.faults import BadDays
-from imafs.verbs.measuring import Measuring
+from imafs.verbs.bad_days import BadDays
+from imafs.verbs.measuring import Measuring, Watching
 from imafs.verbs.restart import Restarting
-from imafs.verbs.watch import Watching
 
 #: Parts of the status that others know, by key.
 Parts = Mapping[str, Callable[[], Awaitable[object]]]

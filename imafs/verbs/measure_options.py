@@ -10,6 +10,7 @@ from imafs.errors import UsageError
 from imafs.kernel.policy.match import Access, Decision
 from imafs.kernel.policy.rules import MASKS as MASK_BITS
 from imafs.sources.file_attributes import MASKS, Facts, User, access
+from imafs.verbs.answers import Row
 
 _IDS = ("uid", "euid", "gid", "egid")
 
@@ -67,7 +68,7 @@ def _mask(text: str) -> int:
     return bits
 
 
-def explained(decision: Decision, asked: bool) -> dict[str, object]:
+def explained(decision: Decision, asked: bool) -> Row:
     """What an answer says of a decision: always why not, and the rule when asked."""
     if not decision.measure:
         return {"measured": False, "rule": decision.number, "why": decision.why}

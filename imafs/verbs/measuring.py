@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""The operations that add records, and the one that waits for them."""
+"""The operations that add records, of files that are watched too, and the one that waits."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from imafs.kernel.policy.match import Access
 from imafs.sources import generate, local_files, measure_file
 from imafs.sources import load as lists
 from imafs.sources.file_attributes import Facts
+from imafs.sources.watch.daemon.watcher import Watcher
 from imafs.verbs import measure_options
-
-Answer = dict[str, object]
+from imafs.verbs.answers import Generated, Loaded, Measured, Reached, Row, Watched
 
 #: Records, and bytes of template data, appended between two turns of everybody else.
 _TURN = 256
@@ -50,7 +50,7 @@ class Measuring:
         """After a boot generated records are numbered from the first on."""
         self._generated.clear()
 
-    async def measure(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def measure(self, options: Options, progress: ProgressCallback) -> Measured:
         """Files by path, or a digest with a name."""
         if "digest" in options:
             return {"measured": [await self._measure_digest(options)]}
@@ -59,7 +59,7 @@ class Measuring:
         name = options.raw("name") if "name" in options else None
         # One path that cannot be measured is the answer; one of several is a row of it.
         alone = len(paths) == 1
-        rows: list[tuple[Receipt | None, Answer]] = []
+        rows: list[tuple[Receipt | None, Row]] = []
         for given in paths:
             try:
                 found = await bounded_thread.run(
@@ -77,14 +77,14 @@ class Measuring:
         deadline = trio.current_time() + EXTEND_WAIT  # of all together
         return {
             "measured": [
-                row if receipt is None else row | await self._outcome(receipt, deadline)
+                row if receipt is None else {**row, **await self._outcome(receipt, deadline)}
                 for receipt, row in rows
             ]
         }
 
     async def _measure_path(
         self, path: str, name: bytes | None, how: measure_options.Use, *, alone: bool
-    ) -> tuple[Receipt | None, Answer]:
+    ) -> tuple[Receipt | None, Row]:
         emulator = self._emulator
         try:
             judged = await measure_file.judge(emulator, path, how.access, name)
@@ -93,14 +93,14 @@ class Measuring:
                 raise
             return None, _refused(path, refused)
         decision, measurement = judged.decision, judged.measurement
-        said = {"path": path} | measure_options.explained(decision, how.explain)
+        said: Row = {"path": path, **measure_options.explained(decision, how.explain)}
         if measurement is None:
             return None, said
         receipt = emulator.append(emulator.record(measurement, decision.template, decision.pcr))
         digest = f"{measurement.algorithm.name}:{measurement.digest.hex()}"
-        return receipt, said | {"digest": digest}
+        return receipt, {**said, "digest": digest}
 
-    async def _measure_digest(self, options: Options) -> Answer:
+    async def _measure_digest(self, options: Options) -> Row:
         algorithm_name, _, digits = options.text("digest").partition(":")
         algorithm = by_name(algorithm_name)
         try:
@@ -115,15 +115,15 @@ class Measuring:
         how = measure_options.use(options)
         # No file, so nothing is known of one but what the request says.
         decision = self._emulator.judge(how.access(Facts()))
-        said: Answer = {"path": name} | measure_options.explained(decision, how.explain)
+        said: Row = {"path": name, **measure_options.explained(decision, how.explain)}
         if not decision.measure:
             return said
         measurement = Measurement(os.fsencode(name), algorithm, digest)
         record = self._emulator.record(measurement, decision.template, decision.pcr)
         outcome = await self._outcome(self._emulator.append(record))
-        return said | {"digest": f"{algorithm.name}:{digest.hex()}"} | outcome
+        return {**said, "digest": f"{algorithm.name}:{digest.hex()}", **outcome}
 
-    async def _outcome(self, receipt: Receipt, deadline: float | None = None) -> Answer:
+    async def _outcome(self, receipt: Receipt, deadline: float | None = None) -> Row:
         """The outcome of a measurement, after its own extend or the deadline (trio's time)."""
         left = EXTEND_WAIT if deadline is None else max(0.0, deadline - trio.current_time())
         extended = await self._emulator.wait_for(receipt, left)
@@ -131,14 +131,14 @@ class Measuring:
             return {"duplicate": True, "extended": extended}
         return {"duplicate": False, "number": receipt.number, "extended": extended}
 
-    async def violation(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def violation(self, options: Options, progress: ProgressCallback) -> Row:
         """A violation record."""
         name = options.raw("name")
         receipt = self._emulator.append(self._emulator.violation(name))
         self._emulator.audit.violation("ToMToU", File(name))
         return await self._outcome(receipt)
 
-    async def critical_data(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def critical_data(self, options: Options, progress: ProgressCallback) -> Row:
         """A buffer in template ima-buf, where the policy measures its label."""
         file = options.maybe_text("file")
         if file is not None:
@@ -154,7 +154,7 @@ class Measuring:
         record = self._emulator.critical_data(options.raw("name"), data, decision)
         return await self._outcome(self._emulator.append(record))
 
-    async def generate(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def generate(self, options: Options, progress: ProgressCallback) -> Generated:
         """Distinct records; numbering goes on per prefix, so none is a duplicate."""
         count = options.number("count")
         prefix = options.text("name", generate.PREFIX)
@@ -187,12 +187,12 @@ class Measuring:
         totals = self._emulator.queue.totals
         return totals.extended >= totals.added
 
-    async def repeat(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def repeat(self, options: Options, progress: ProgressCallback) -> Row:
         """The newest record again: a duplicate, unless the hash table is off or flushed."""
         newest = self._emulator.newest()
         return await self._outcome(self._emulator.append(newest))
 
-    async def load(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def load(self, options: Options, progress: ProgressCallback) -> Loaded:
         """A recorded list: parsed and checked whole before the first record is taken."""
         token = trio.lowlevel.current_trio_token()
 
@@ -223,12 +223,16 @@ class Measuring:
                 if turn.ends(record):
                     progress(len(records) + done, 2 * len(records))
                     await self._breathe()
-        answer: Answer = {"loaded": len(records), "bank": loaded.bank.name}
+        answer: Loaded = {
+            "loaded": len(records),
+            "bank": loaded.bank.name,
+            "extended": self._settled(),
+        }
         if said := loaded.said():
             answer["but"] = said
-        return answer | {"extended": self._settled()}
+        return answer
 
-    async def wait(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def wait(self, options: Options, progress: ProgressCallback) -> Reached:
         """Until so many records were added since boot, and are extended if asked.
 
         Those that are held back on purpose (``tpm --behind``) are not waited for.
@@ -248,6 +252,23 @@ class Measuring:
                 "extended": emulator.queue.totals.extended,
             }
         raise NotInTimeError(f"not reached within {seconds} s")
+
+
+class Watching:
+    """Handlers over one watcher."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    async def watch(self, options: Options, progress: ProgressCallback) -> Watched:
+        """Answered once every use of files below the paths is seen."""
+        await self._watcher.watch(options.paths("paths"))
+        return {"watched": self._watcher.paths}
+
+    async def unwatch(self, options: Options, progress: ProgressCallback) -> Watched:
+        """The rest stays watched."""
+        await self._watcher.unwatch(options.paths("paths"))
+        return {"watched": self._watcher.paths}
 
 
 class _Turn:
@@ -270,5 +291,5 @@ def _walk(path: str) -> list[str]:
     return list(local_files.walk([path], bounded_thread.going_on))
 
 
-def _refused(path: str, refused: Refused) -> Answer:
+def _refused(path: str, refused: Refused) -> Row:
     return {"path": path, "errno": refused.errno_name, "error": str(refused)}

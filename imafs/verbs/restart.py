@@ -22,8 +22,7 @@ from imafs.host import bounded_thread, ownership
 from imafs.interface import profiles
 from imafs.interface.profiles import Profile
 from imafs.kernel.kexec import Crossing
-
-Answer = dict[str, object]
+from imafs.verbs.answers import Buffer, Crossed, KexecLoaded, Nothing, Rebooted
 
 
 class Restarting:
@@ -39,13 +38,13 @@ class Restarting:
         self._bulk = bulk
         self._booted = booted
 
-    async def suspend(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def suspend(self, options: Options, progress: ProgressCallback) -> Nothing:
         """As the reboot notifier does: no new records, A EACCES, D and N ESTALE."""
         async with self._bulk:
             self._emulator.queue.suspended = True
         return {}
 
-    async def resume(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def resume(self, options: Options, progress: ProgressCallback) -> Nothing:
         """Back from suspend, which a kernel never does; not out of a kexec."""
         async with self._bulk:
             if self._lifecycle.held is not None:
@@ -53,13 +52,13 @@ class Restarting:
             self._emulator.queue.suspended = False
         return {}
 
-    async def kexec_load(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def kexec_load(self, options: Options, progress: ProgressCallback) -> KexecLoaded:
         """The segment that was reserved."""
         async with self._bulk:
             cmdline = options.raw("cmdline") if "cmdline" in options else b""
             return {"segment_size": self._lifecycle.load(cmdline).segment_size}
 
-    async def kexec_execute(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def kexec_execute(self, options: Options, progress: ProgressCallback) -> Crossed:
         """What became of the list, or that the kexec is held."""
         profile = _profile(options)
         async with self._bulk:
@@ -71,12 +70,12 @@ class Restarting:
             )
         return {"held": True} if found is None else self._crossed(found)
 
-    async def kexec_finish(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def kexec_finish(self, options: Options, progress: ProgressCallback) -> Crossed:
         """What became of the list."""
         async with self._bulk:
             return self._crossed(await self._lifecycle.finish())
 
-    def _crossed(self, found: Crossing) -> Answer:
+    def _crossed(self, found: Crossing) -> Crossed:
         return {
             "held": False,
             "profile": self._emulator.config.profile.name,
@@ -86,14 +85,14 @@ class Restarting:
             "why": found.why,
         }
 
-    async def kexec_buffer(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def kexec_buffer(self, options: Options, progress: ProgressCallback) -> Buffer:
         """The file is written whole or not at all."""
         path = options.text("file")
         data, records = self._lifecycle.buffer()
         await bounded_thread.run(partial(_write, path, data), silence=bounded_thread.SILENCE)
         return {"file": path, "bytes": len(data), "records": records}
 
-    async def reboot(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def reboot(self, options: Options, progress: ProgressCallback) -> Rebooted:
         """Down through suspend, then list and TPM as after a boot."""
         profile = _profile(options)
         async with self._bulk:
@@ -101,7 +100,7 @@ class Restarting:
             self._booted()
         return {"profile": self._emulator.config.profile.name}
 
-    async def reset(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def reset(self, options: Options, progress: ProgressCallback) -> Nothing:
         """List and TPM as after a boot."""
         async with self._bulk:
             await self._emulator.reset()

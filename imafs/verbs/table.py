@@ -8,11 +8,53 @@ as Markdown for docs/ctl.md.
 
 from __future__ import annotations
 
-from imafs.control.ops import Kind, Operation, Option, Table
+from imafs.control.ops import Kind, Operation, Option, Options, Table
+from imafs.errors import UsageError
+from imafs.scenarios import faults
 
 #: Some 350 bytes each, and a minute in all: what is more was hardly meant.
 GENERATE_MAX = 1_000_000
 _ID_MAX = 2**32 - 2  # one more is INVALID_UID
+
+#: What the other agent can do.
+ACTIONS = ("stage", "delete", "trim", "read", "open-read", "open-write", "close")
+
+
+def _one_name(options: Options) -> str | None:
+    count = len(options.paths("paths")) if "paths" in options else 1
+    if count == 1 or "name" not in options:
+        return None
+    return f"{{name}}: fits one path only, not {count}"
+
+
+def _work_alone(options: Options) -> str | None:
+    return "{work} stands alone" if options.flag("work") and len(options) > 1 else None
+
+
+def _wrong_action(value: str) -> str | None:
+    known = ", ".join(ACTIONS)
+    return None if value in ACTIONS else f"{value!r} is no action; there are: {known}"
+
+
+def _trims_a_number(options: Options) -> str | None:
+    fits = (options.text("action") == "trim") == ("count" in options)
+    return None if fits else "a number goes with trim, and with nothing else"
+
+
+def _wrong_profile(value: str) -> str | None:
+    # Not above: most verbs need no profile.
+    from imafs.interface import profiles
+
+    try:
+        profiles.lookup(value)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+_PROFILE = Option(
+    "profile", Kind.STR, "profile of the next kernel", "--profile", check=_wrong_profile
+)
 
 MEASURING = (
     Operation(
@@ -41,6 +83,7 @@ MEASURING = (
         ),
         exactly_one=("paths", "digest"),
         needs=(("digest", "name"),),
+        check=_one_name,
         lengthy=True,
         abandonable=True,
         shows_progress=True,
@@ -141,7 +184,7 @@ RESTART = (
         "kexec_execute",
         "start the next kernel by kexec: lists carried over, PCRs kept (loads first if needed)",
         (
-            Option("profile", Kind.STR, "profile of the next kernel", "--profile"),
+            _PROFILE,
             Option("no_carry", Kind.BOOL, "the next kernel does not restore them", "--no-carry"),
             Option("whole", Kind.BOOL, "refuse to cut lists longer than the segment", "--whole"),
             Option("hold", Kind.BOOL, "stand still, suspended, until kexec-finish", "--hold"),
@@ -159,7 +202,7 @@ RESTART = (
     Operation(
         "reboot",
         "reboot: suspended on the way down, then empty lists, PCRs reset",
-        (Option("profile", Kind.STR, "profile of the next kernel", "--profile"),),
+        (_PROFILE,),
         lengthy=True,
     ),
     Operation("reset", "power off and on: as reboot, without a way down", lengthy=True),
@@ -169,24 +212,8 @@ BAD_DAYS = (
     Operation(
         "fault",
         "let calls of clients fail: all that fit, or those that the options choose",
-        (
-            Option("operation", Kind.STR, "open, read or write", "CALL", required=True),
-            Option("errno", Kind.STR, "name of the errno, such as EBUSY", "ERRNO", required=True),
-            Option("files", Kind.STR, "shell pattern of names in the IMA directory", "--files"),
-            Option("next", Kind.INT, "only the next so many calls", "--next", minimum=1),
-            Option("every", Kind.INT, "one call in so many", "--every", minimum=1),
-            Option(
-                "percent",
-                Kind.INT,
-                "so many of a hundred calls, by chance",
-                "--percent",
-                minimum=1,
-                maximum=100,
-            ),
-            Option("seed", Kind.INT, "of that chance", "--seed"),
-            Option("writing", Kind.BOOL, "only opens for writing", "--writing"),
-            Option("reading", Kind.BOOL, "only opens for reading", "--reading"),
-        ),
+        faults.OPTIONS,
+        check=faults.check,
     ),
     Operation(
         "fault_clear",
@@ -204,6 +231,7 @@ BAD_DAYS = (
             Option("hang", Kind.BOOL, "it answers nobody any more (swtpm only)", "--hang"),
             Option("work", Kind.BOOL, "no more of all this", "--work"),
         ),
+        check=_work_alone,
     ),
     Operation(
         "agent",
@@ -215,9 +243,11 @@ BAD_DAYS = (
                 "stage, delete, trim, read; open-read or open-write to hold a file, then close",
                 "ACTION",
                 required=True,
+                check=_wrong_action,
             ),
             Option("count", Kind.INT, "number of records to trim", "N", minimum=1),
         ),
+        check=_trims_a_number,
     ),
 )
 

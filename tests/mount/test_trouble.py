@@ -122,7 +122,7 @@ def test_a_failed_write_does_nothing(daemon: Daemon) -> None:
         (["stat", "EIO"], "'stat' cannot fail"),
         (["open", "EFOO"], "'EFOO' is no errno"),
         (["read", "EIO", "--writing"], "only an open"),
-        (["open", "EIO", "--writing", "--reading"], "of writing and reading give one"),
+        (["open", "EIO", "--writing", "--reading"], "of --writing and --reading give one"),
         (["open", "EIO", "--percent", "101"], "percent: not within 1 and 100"),
     ],
 )

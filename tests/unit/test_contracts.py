@@ -27,7 +27,7 @@ PLANTED = [
     ("layers", "imafs/fuse/planted.py", "import imafs.control.wire"),
     ("layers", "imafs/fuse/planted.py", "import imafs.keeper"),
     ("layers", "imafs/fuse/planted.py", "def f():\n    from imafs.emulator import files"),
-    ("layers", "imafs/control/planted.py", "import imafs.verbs.watch"),
+    ("layers", "imafs/control/planted.py", "import imafs.verbs.table"),
     ("layers", "imafs/emulator/planted.py", "import imafs.keeper"),
     ("layers", "imafs/sources/planted.py", "import imafs.cli.options"),
     ("layers", "imafs/text.py", "import imafs.formats.fields"),

@@ -14,14 +14,14 @@ import pytest
 import trio
 
 from imafs.control import wire
-from imafs.control.client import Answer
+from imafs.control.client import Progress
 from imafs.control.server import Handler, ProgressCallback
 from imafs.errors import ControlError, FormatError, Refused, UsageError
 from imafs.verbs.client import ControlClient
 from imafs.verbs.table import TABLE
 from tests.unit.control_fake import handler, in_thread, serving
 
-CALLS: list[tuple[str, Callable[[ControlClient], Answer], dict[str, object]]] = [
+CALLS: list[tuple[str, Callable[[ControlClient], Mapping[str, object]], dict[str, object]]] = [
     ("measure", lambda c: c.measure("/a", Path("/b")), {"paths": ["/a", "/b"]}),
     ("measure", lambda c: c.measure("/a", name="n"), {"paths": ["/a"], "name": "n"}),
     (
@@ -102,7 +102,7 @@ async def test_relative_paths_are_made_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def work() -> Answer:
+    def work() -> Mapping[str, object]:
         with ControlClient("s") as client:
             return client.measure("a")
 
@@ -125,7 +125,7 @@ async def test_refusals(tmp_path: Path, error: Exception, number: int, code: int
             assert (caught.value.errno, str(caught.value)) == (number, str(error))
             assert caught.value.exit_code == code
             # A refusal is an answer: the connection goes on.
-            assert client.status() == {"options": {}}
+            assert client.call("status") == {"options": {}}
 
     handlers: dict[str, Handler] = {"reset": handler(error=error), "status": handler()}
     async with serving(tmp_path / "s", handlers):
@@ -140,7 +140,7 @@ async def test_server_refuses_what_the_client_lets_through(tmp_path: Path) -> No
             assert caught.value.errno == errno.EINVAL
             with pytest.raises(UsageError, match="cannot be said in JSON"):
                 client.call("violation", {"name": b"bytes"})
-            assert client.status() == {"options": {}}
+            assert client.call("status") == {"options": {}}
             with pytest.raises(Refused, match="line longer than"):
                 client.violation("x" * wire.MAX_REQUEST)
             with pytest.raises(ControlError):
@@ -158,9 +158,9 @@ async def test_progress(tmp_path: Path) -> None:
 
     seen = []
 
-    def work() -> Answer:
+    def work() -> Mapping[str, object]:
         with ControlClient(tmp_path / "s") as client:
-            assert client.load("/f") == {"records": 2}
+            assert client.call("load", {"file": "/f"}) == {"records": 2}
             return client.load("/f", progress=lambda done, total: seen.append((done, total)))
 
     async with serving(tmp_path / "s", {"load": load}):
@@ -296,7 +296,8 @@ def test_answers_in_pieces_with_strange_progress(tmp_path: Path) -> None:
     ]
     seen = []
     with listener(tmp_path / "s", *pieces), ControlClient(tmp_path / "s") as client:
-        answer = client.load("/f", progress=lambda done, total: seen.append((done, total)))
+        seeing: Progress = lambda done, total: seen.append((done, total))  # noqa: E731
+        answer = client.call("load", {"file": "/f"}, progress=seeing)
     assert answer == {}
     assert seen == [(1, 2)]
 

@@ -12,7 +12,7 @@ from imafs.emulator.sysfs import extras
 from imafs.errors import UsageError
 from imafs.interface import file_names
 from imafs.interface.profiles import PROFILES, directory
-from imafs.verbs.faults import BadDays
+from imafs.verbs.bad_days import BadDays
 from tests.property.builders import banks
 from tests.unit.emulator_fake import FakeDevice
 

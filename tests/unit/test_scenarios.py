@@ -120,6 +120,16 @@ WRONG: list[tuple[str, int, str]] = [
         4,
         r"do: fault: files: 'nope\*' matches no file of any profile",
     ),
+    # What a daemon would refuse whenever the step is due.
+    (
+        '[[step]]\nwhen="start"\ndo=[\n{op="fault",operation="open",errno="EBUSE"}]',
+        4,
+        "do: fault: errno: 'EBUSE' is no errno",
+    ),
+    ('[[step]]\nwhen="start"\ndo=[{op="agent",action="fly"}]', 3, "agent: action: 'fly' is no"),
+    ('[[step]]\nwhen="start"\ndo=[{op="agent",action="trim"}]', 3, "a number goes with trim"),
+    ('[[step]]\nwhen="start"\ndo=[{op="tpm",work=true,fail=1}]', 3, "tpm: work stands alone"),
+    ('[[step]]\nwhen="start"\ndo=[{op="reboot",profile="v77"}]', 3, "unknown profile 'v77'"),
 ]
 
 

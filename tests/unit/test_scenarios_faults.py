@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import fields
 
 import pytest
 
 from imafs.errors import NotThereError, Refused, UsageError
 from imafs.scenarios.events import EVENTS, Condition, Triggers
-from imafs.scenarios.faults import MOST, Faults, Rule, name_of, number_of
+from imafs.scenarios.faults import MOST, OPTIONS, Faults, Rule, name_of, number_of
+from imafs.verbs.table import TABLE
 
 STAGED = ["binary_runtime_measurements_sha1_staged", "binary_runtime_measurements_staged"]
 COUNT = ["runtime_measurements_count"]
@@ -53,14 +55,6 @@ def test_without_rules_nothing_fails() -> None:
 )
 def test_which_calls_fail(rule: Rule, failing: list[int]) -> None:
     assert [at for at, hit in enumerate(outcomes(rule, 6), 1) if hit] == failing
-
-
-def test_an_errno_after_which_no_open_would_come_again() -> None:
-    faults = Faults()
-    with pytest.raises(UsageError, match="open cannot fail with ENOSYS"):
-        faults.add(Rule("open", errno.ENOSYS))
-    faults.add(Rule("read", errno.ENOSYS))
-    assert outcome(faults, "read", STAGED) == errno.ENOSYS
 
 
 def test_other_calls_and_files_neither_fail_nor_count() -> None:
@@ -123,20 +117,41 @@ def test_clear_one_and_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "text"),
+    ("options", "text"),
     [
-        (Rule("stat", errno.EIO), "'stat' cannot fail"),
-        (Rule("read", errno.EIO, writing=True), "only an open"),
-        (Rule("read", errno.EIO, next=0), "next 0"),
-        (Rule("read", errno.EIO, every=-1), "every -1"),
-        (Rule("read", errno.EIO, percent=101), "percent 101: from 1 to 100"),
+        ({"operation": "stat"}, "fault: operation: 'stat' cannot fail: open, read, write can"),
+        ({"errno": "EBUSE"}, "fault: errno: 'EBUSE' is no errno"),
+        ({"errno": "ENOSYS"}, "fault: open cannot fail with ENOSYS"),
+        ({"operation": "read", "writing": True}, "fault: only an open"),
+        ({"writing": True, "reading": True}, "fault: of writing and reading give one"),
+        ({"next": 0}, "fault: next: not within 1"),
+        ({"every": -1}, "fault: every: not within 1"),
+        ({"percent": 101}, "fault: percent: not within 1 and 100"),
+        ({"files": "nope*"}, "fault: files: 'nope\\*' matches no file"),
     ],
 )
-def test_rules_that_make_no_sense(rule: Rule, text: str) -> None:
-    faults = Faults()
+def test_rules_that_make_no_sense(options: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError, match=text):
-        faults.add(rule)
-    assert not faults
+        TABLE.validate("fault", {"operation": "open", "errno": "EBUSY", **options})
+
+
+def test_a_read_may_fail_with_enosys() -> None:
+    options = TABLE.validate("fault", {"operation": "read", "errno": "ENOSYS"})
+    assert Rule.of(options) == Rule("read", errno.ENOSYS)
+
+
+@pytest.mark.parametrize(
+    ("way", "writing"), [({}, None), ({"writing": True}, True), ({"reading": True}, False)]
+)
+def test_a_rule_of_its_options(way: dict[str, object], writing: bool | None) -> None:
+    given = {"files": "*_staged", "next": 2, "every": 3, "percent": 50, "seed": 7}
+    call = {"operation": "open", "errno": "EBUSY", **given, **way}
+    rule = Rule.of(TABLE.validate("fault", call))
+    assert rule == Rule("open", errno.EBUSY, "*_staged", 2, 3, 50, 7, writing)
+    told = {**call, "operation": "open", "writing": writing}
+    left_out = {"reading"} if way else {"reading", "writing"}
+    assert rule.describe() == {name: told[name] for name in told.keys() - left_out}
+    assert {option.name for option in OPTIONS} == {f.name for f in fields(Rule)} | {"reading"}
 
 
 def test_errnos_by_name() -> None:

@@ -19,7 +19,7 @@ from imafs.interface.grammar import Operation
 from imafs.scenarios.faults import Rule
 from imafs.scenarios.gate import Trouble
 from imafs.scenarios.runner import LONGEST, MOST_ERRORS, MOST_LATER, Director
-from imafs.scenarios.script import parse
+from imafs.scenarios.script import Told, parse
 from imafs.verbs.table import TABLE
 from tests.support import ExpectedLogs
 
@@ -144,12 +144,10 @@ class Stage:
         return handle
 
 
-def steps(director: Director) -> list[dict[str, object]]:
+def steps(director: Director) -> list[Told]:
     told = director.describe()
     assert told is not None
-    found = told["steps"]
-    assert isinstance(found, list)
-    return found
+    return told["steps"]
 
 
 async def test_steps_are_done_in_order_and_told() -> None:

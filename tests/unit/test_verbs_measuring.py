@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -21,6 +22,7 @@ from imafs.formats.templates import TEMPLATES
 from imafs.scenarios.script import parse
 from imafs.sources.watch.daemon.watcher import Watcher
 from imafs.verbs import measuring
+from imafs.verbs.answers import Failures, PaceShown, PcrRow, PolicyTold, Status
 from imafs.verbs.compose import Verbs
 from imafs.verbs.measuring import Measuring
 from imafs.verbs.table import TABLE
@@ -65,6 +67,20 @@ def verbs_of(emulator: Emulator) -> Verbs:
 async def test_every_operation_has_its_handler() -> None:
     async with booted(FakeDevice()) as emulator:
         assert verbs_of(emulator).handlers.keys() | {"hello"} == TABLE.keys()
+
+
+async def test_the_status_has_the_keys_that_its_type_says() -> None:
+    """Its type is for clients, which take a daemon's word for it."""
+    async with booted(FakeDevice()) as emulator:
+        told = await verbs_of(emulator).handlers["status"](Options(), lambda done, total: None)
+    of_a_mount = {"control", "pid", "tpm_device", "sizes"}
+    assert told.keys() == Status.__annotations__.keys() - of_a_mount
+    for key, kind in (("policy", PolicyTold), ("failures", Failures), ("pace", PaceShown)):
+        group = told[key]
+        assert group is None or set(dict(cast(Any, group))) == set(kind.__annotations__)
+    rows = cast(list[dict[str, object]], told["pcrs"])
+    assert rows
+    assert rows[0].keys() == PcrRow.__annotations__.keys()
 
 
 async def test_steps_of_scenarios_have_the_same_handlers(expected_logs: ExpectedLogs) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from typing import cast
 
 from imafs.control.ops import Options
 from imafs.control.server import ProgressCallback
@@ -13,9 +14,8 @@ from imafs.errors import Refused, UsageError
 from imafs.interface import file_names
 from imafs.interface.grammar import Grammar, Operation, Request
 from imafs.interface.opens import Accounting, Holder, Opening, Role
-from imafs.scenarios.faults import Rule, number_of
-
-Answer = dict[str, object]
+from imafs.scenarios.faults import Rule
+from imafs.verbs.answers import Acted, FaultAdded, FaultRow, FaultsCleared, FaultsListed, Pace
 
 #: The other agent's thread: no client's, so that it never counts as the same writer.
 _STRANGER = -1
@@ -35,49 +35,36 @@ class BadDays:
         self._emulator = emulator
         self._agent = OtherAgent(emulator)
 
-    async def fault(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def fault(self, options: Options, progress: ProgressCallback) -> FaultAdded:
         """Adds a rule. Raises :class:`UsageError` for one that could never hit."""
-        chosen = {k: options[k] for k in ("writing", "reading") if options.get(k) is True}
-        if len(chosen) == 2:
-            raise UsageError("fault: of writing and reading give one")
-        rule = Rule(
-            operation=options.text("operation"),
-            errno=number_of(options.text("errno")),
-            files=options.text("files", "*"),
-            next=options.maybe_number("next"),
-            every=options.maybe_number("every"),
-            percent=options.maybe_number("percent"),
-            seed=options.maybe_number("seed") or 0,
-            writing="writing" in chosen if chosen else None,
-        )
+        rule = Rule.of(options)
         config, lists = self._emulator.config, self._emulator.layout
         known = file_names.names(lists.lists, staging=config.staging, tpm=bool(lists.banks))
         if wrong := file_names.unmatched(rule.files, known):
             raise UsageError(f"fault: files: {wrong}")
         return {"fault": self._emulator.trouble.faults.add(rule)}
 
-    async def fault_clear(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def fault_clear(self, options: Options, progress: ProgressCallback) -> FaultsCleared:
         """Drops rules."""
         return {"cleared": self._emulator.trouble.faults.clear(options.maybe_number("fault"))}
 
-    async def fault_list(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def fault_list(self, options: Options, progress: ProgressCallback) -> FaultsListed:
         """All rules and what they did."""
-        return {"faults": self._emulator.trouble.faults.describe()}
+        rows = self._emulator.trouble.faults.describe()
+        return {"faults": [cast(FaultRow, row) for row in rows]}
 
-    async def tpm(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def tpm(self, options: Options, progress: ProgressCallback) -> Pace:
         """Changes what is given and tells the pace that results."""
         emulator, pace = self._emulator, self._emulator.pace
-        if options.get("work"):
-            if len(options) > 1:
-                raise UsageError("tpm: work stands alone")
+        if options.flag("work"):
             options = Options(behind=0, delay=0, fail=0, hang=False)
-        hang = options.get("hang")
-        if hang is not None:
+        if "hang" in options:
+            hang = options.flag("hang")
             if hang:
                 emulator.device.hang()
             else:
                 emulator.device.go_on()
-            pace.hang = bool(hang)
+            pace.hang = hang
         behind, delay = options.maybe_number("behind"), options.maybe_number("delay")
         fail = options.maybe_number("fail")
         pace.behind = pace.behind if behind is None else behind
@@ -91,7 +78,7 @@ class BadDays:
             "hang": pace.hang,
         }
 
-    async def agent(self, options: Options, progress: ProgressCallback) -> Answer:
+    async def agent(self, options: Options, progress: ProgressCallback) -> Acted:
         """One act of the other agent."""
         return self._agent.act(options.text("action"), options.maybe_number("count"))
 
@@ -104,10 +91,11 @@ class OtherAgent:
         # Beside each holder whose counter it is in: a kexec or a reboot begins another one.
         self._held: list[tuple[Accounting, Holder]] = []
 
-    def act(self, action: str, count: int | None) -> Answer:
-        """Carries out ``action``; raises :class:`Refused` with what a client would get."""
-        if (action == "trim") != (count is not None):
-            raise UsageError("agent: a number goes with trim, and with nothing else")
+    def act(self, action: str, count: int | None) -> Acted:
+        """Carries out one of :data:`imafs.verbs.table.ACTIONS`.
+
+        Raises :class:`Refused` with what a client would get.
+        """
         accounting = self._emulator.accounting
         if action in _REQUESTS:
             return self._request(action, count)
@@ -121,14 +109,11 @@ class OtherAgent:
                 its.release(holder)
             self._held.clear()
             return {"held": 0}
-        if action == "read":
-            accounting.release(accounting.open(_STRANGER, write=False))
-            queue = self._emulator.queue
-            return {"current": len(queue.current), "staged": len(queue.staged)}
-        known = ", ".join((*_REQUESTS, "read", "open-read", "open-write", "close"))
-        raise UsageError(f"agent: {action!r} is no action; there are: {known}")
+        accounting.release(accounting.open(_STRANGER, write=False))
+        queue = self._emulator.queue
+        return {"current": len(queue.current), "staged": len(queue.staged)}
 
-    def _request(self, action: str, count: int | None) -> Answer:
+    def _request(self, action: str, count: int | None) -> Acted:
         grammar, opening, words = self._spoken(action, count)
         accounting = self._emulator.accounting
         role = opening.role(write=True)
