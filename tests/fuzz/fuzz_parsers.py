@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pathlib import Path
 
 import atheris
 
@@ -25,6 +26,11 @@ with atheris.instrument_imports(include=["imafs"]):
     from imafs.kernel.policy import language
     from imafs.scenarios import script
     from imafs.verbs.table import TABLE
+
+# Found beside this file, which runs as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+with atheris.instrument_imports(include=["tests.fuzz"]):
+    from tests.fuzz import bundles
 
 _ZERO = {"sha1": {10: bytes(20)}, "sha256": {10: bytes(32)}}
 
@@ -102,7 +108,7 @@ def _any_form(data: bytes) -> None:
 
 _TARGETS = (
     *(_lists, _verify, _templates, _requests, _pcrs, _wire, _kexec, _scenario, _policy),
-    *(_any_form, _quoted_pcrs),
+    *(_any_form, _quoted_pcrs, bundles.bundles, bundles.pieces),
 )
 
 

@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from imafs.attest import api
 from imafs.attest import state as states
 from imafs.attest.kinds import Kind
+from imafs.attest.signatures import read_key
 from imafs.errors import FileError, ImafsError, MismatchError, TpmError
 from imafs.scenarios import library
 from imafs.testing import Ima
-from tests.support import require
+from imafs.tpm.quoting import KINDS
+from tests.support import ROOT, require
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -146,6 +153,97 @@ def test_what_happens_between_two_bundles(ima: Ima, tmp_path: Path, happening: s
     happens(ima)
     ima.call("generate", count=5, name="/later/")
     assert verdict(ima, tmp_path, b"after") == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tpm2_tools_judge_the_quote_of_a_bundle(ima: Ima, tmp_path: Path, kind: str) -> None:
+    require("tpm2_checkquote", "tpm2_getcap")
+    ima.generate(5)
+    key = api.create_key(ima.tcti, kind)
+    bundle = api.attest(ima.dir, tcti=ima.tcti, key=key, nonce=b"\5\6", banks=("sha1", "sha256"))
+    assert key.public is not None
+    keys = (read_key(key.public, "key"),)
+    found = ima.check(bundle, b"\5\6", keys=keys)
+    assert (found.kind, found.proven) == (Kind.OK, (("sha1", 10), ("sha256", 10)))
+    with tarfile.open(fileobj=io.BytesIO(bundle.encode())) as tar:
+        tar.extractall(tmp_path, filter="data")
+    algorithm = kind.rpartition("-")[2]
+    commands = [
+        f"tpm2_checkquote -u ak.pub -m quote.msg -s quote.sig -f quote.pcrs -q 0506 -g {algorithm}"
+    ]
+    if kind.startswith("rsapss"):  # of which tpm2_checkquote 5.4 knows nothing: a TPM does
+        commands = [
+            "tpm2_loadexternal -C n -u ak.pub -c key",
+            f"tpm2_verifysignature -c key -g {algorithm} -m quote.msg -s quote.sig",
+            "tpm2_flushcontext -t",
+        ]
+    script = " && ".join([f"cd {tmp_path}", *commands])
+    done = ima.run(["sh", "-c", script])
+    assert done.returncode == 0, done.stderr
+    # Nothing is left in a TPM that has room for three.
+    left = ima.run(["tpm2_getcap", "handles-transient"])
+    assert (left.returncode, left.stdout) == (0, "")
+
+
+def test_a_bundle_that_tpm2_tools_cat_and_tar_made(ima: Ima, tmp_path: Path) -> None:
+    """As docs/attest.md has it, with a key below the endorsement key."""
+    require("tpm2_createak", "tpm2_quote", "tar")
+    document = (ROOT / "docs" / "attest.md").read_text()
+    (commands,) = re.findall(r"^```sh\n(tpm2_quote .*?)^```$", document, flags=re.S | re.M)
+    commands = commands.replace("/sys/kernel/security/ima", str(ima.dir))
+    ima.generate(5)
+    script = f"""
+        set -e; cd {tmp_path}
+        tpm2_createek -Q -c ek.ctx -G ecc -u ek.pub
+        tpm2_createak -Q -C ek.ctx -c ak.ctx -G ecc -g sha256 -s ecdsa -u ak.pub
+        tpm2_flushcontext -t
+        {commands}
+        tpm2_flushcontext -t
+    """
+    done = ima.run(["sh", "-c", script])
+    assert done.returncode == 0, done.stderr
+    keys = api.keys(tmp_path / "ak.pub")
+    found = ima.check(tmp_path / "bundle.tar", b"\x5e\xed", keys=keys)
+    assert (found.kind, found.records, found.excess) == (Kind.OK, 6, 0), found.said
+    # The same key by attest: a context of tpm2-tools, and a persistent handle.
+    made = api.attest(
+        ima.dir, tcti=ima.tcti, key=api.context(tmp_path / "ak.ctx"), nonce=b"2", since=6
+    )
+    assert ima.check(made, b"2", keys=keys).kind is Kind.STALE
+    done = ima.run(["tpm2_evictcontrol", "-c", tmp_path / "ak.ctx", "0x81010002"])
+    assert done.returncode == 0, done.stderr
+    try:
+        key = api.persistent(0x81010002)
+        whole = api.attest(ima.dir, tcti=ima.tcti, key=key, nonce=b"3")
+        assert ima.check(whole, b"3", keys=keys).kind is Kind.OK
+    finally:
+        ima.run(["tpm2_evictcontrol", "-c", "0x81010002"]).check_returncode()
+
+
+def test_evmctl_reads_the_records_of_a_bundle(ima: Ima, tmp_path: Path) -> None:
+    require("evmctl")
+    ima.generate(5)
+    (tmp_path / "records.bin").write_bytes(ima.attest(b"1").records)
+    pcrs = [ima.pcr(bank="sha256") if n == 10 else bytes(32) for n in range(24)]
+    lines = "".join(f"PCR-{n:02d}: {value.hex()}\n" for n, value in enumerate(pcrs))
+    (tmp_path / "pcrs").write_text(lines)
+    done = ima.run(
+        ["evmctl", "ima_measurement", "--pcrs", f"sha256,{tmp_path}/pcrs", tmp_path / "records.bin"]
+    )
+    assert (done.returncode, "Matched" in done.stdout + done.stderr) == (0, True)
+
+
+def test_a_small_verifier(ima: Ima, tmp_path: Path) -> None:
+    ima.generate(3)
+    (tmp_path / "b.tar").write_bytes(ima.attest(b"1").encode())
+    words: list[str | Path] = [sys.executable, ROOT / "examples" / "verifier.py"]
+    words.append(tmp_path / "state")
+    done = ima.run([*words, tmp_path / "b.tar", "31"])
+    assert (done.returncode, done.stdout.split(":")[0]) == (Kind.STALE.code, "stale")
+    done = ima.run([*words, tmp_path / "b.tar", "31", "--enrol"])
+    assert (done.returncode, done.stdout.split("\n")[0]) == (0, "ok: records 0 to 3")
+    done = ima.run([*words, tmp_path / "b.tar", "31"])
+    assert (done.returncode, done.stdout.split(":")[0]) == (Kind.REPLAYED.code, "replayed")
 
 
 def test_every_scenario_has_its_row() -> None:
