@@ -68,6 +68,7 @@ class Plan:
     as_is: bool
     measure: list[str]
     log_file: str | None
+    log_level: str
     said: Sequence[str] = ()
     audit_log: str | None = None
     boot_log: bytes | None = None
@@ -81,7 +82,7 @@ class Plan:
 
 def run(plan: Plan) -> int:
     """Runs until the end of the mount; returns the exit code."""
-    log_stream = logs.configure(plan.log_file)
+    log_stream = logs.configure(plan.log_file, plan.log_level)
     # A hung FUSE daemon is otherwise opaque: kill -USR1 prints every thread's stack. Not always
     # to stderr: that of --background is a file which nobody can read any more.
     faulthandler.register(signal.SIGUSR1, file=log_stream)

@@ -58,6 +58,12 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         "--log-file", metavar="FILE", help="append log lines to FILE instead of stderr"
     )
     parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="the least severe lines that are logged (info)",
+    )
+    parser.add_argument(
         "--scenario",
         metavar="NAME|FILE",
         help="begin with a ready scenario (imafs scenarios) or one from a file",
@@ -283,6 +289,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         as_is=args.as_is,
         measure=[os.path.abspath(path) for group in args.measure for path in group],
         log_file=args.log_file,
+        log_level=args.log_level,
         boot_log=read_bytes(args.bios_log) if args.bios_log else None,
         tpm_port=args.tpm_port,
         tpm_device=args.tpm_device,

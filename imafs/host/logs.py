@@ -83,10 +83,20 @@ class LogFile(logging.StreamHandler[TextIO]):
         return not code
 
 
-def configure(log_file: str | None) -> TextIO:
+#: Least severe lines that are logged, by the words of --log-level.
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def configure(log_file: str | None, level: str = "info") -> TextIO:
     """Sets up the root logger once, before anything else starts; where its lines go.
 
-    Raises :class:`imafs.errors.UsageError` where the file cannot be written.
+    ``level``: the least severe ones, of :data:`LEVELS`. Raises
+    :class:`imafs.errors.UsageError` where the file cannot be written.
     """
     if log_file is not None:
         descriptor = ownership.log_file(log_file, "--log-file")
@@ -98,6 +108,6 @@ def configure(log_file: str | None) -> TextIO:
         handler.setFormatter(
             _Journal("%(message)s") if journal else OneLine("imafs: %(levelname)s: %(message)s")
         )
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
     stream: TextIO = handler.stream
     return stream

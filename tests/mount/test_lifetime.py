@@ -214,6 +214,35 @@ def test_stacks_are_printed_where_log_lines_go(start: Starter, to_file: bool) ->
         assert daemon.log() == ""
 
 
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [
+        ("debug", ["DEBUG: {}: removed by somebody else", "INFO: SIGTERM: unmounting"]),
+        ("info", ["INFO: SIGTERM: unmounting"]),
+        ("error", []),
+    ],
+)
+def test_the_level_of_the_log(start: Starter, level: str, told: list[str]) -> None:
+    daemon = start("--tpm", "none", "--log-level", level)
+    socket, pid = Path(daemon.control), daemon.pid
+    socket.unlink()
+    os.kill(pid, signal.SIGTERM)
+    assert daemon.wait() == 0
+    lines = [line.removeprefix("imafs: ") for line in daemon.log().splitlines()]
+    ends = ("removed by somebody else", "unmounting")
+    assert [line for line in lines if line.endswith(ends)] == [
+        line.format(socket) for line in told[::-1]
+    ]
+    if level == "error":
+        assert lines == []
+
+
+def test_an_unknown_level_of_the_log(start: Starter) -> None:
+    status, log = start.refused("--log-level", "chatty")
+    assert status == 2
+    assert "invalid choice: 'chatty'" in log
+
+
 @pytest.mark.parametrize("name", ["control.log", "other.log"])
 def test_a_log_file_that_somebody_removed(start: Starter, name: str) -> None:
     """Also the one that --background would have chosen, which is removed at a good end."""
