@@ -39,6 +39,12 @@ _SET_LOCALITY = 0x20001000
 _LARGEST = 4096
 #: Seconds within which the kernel's driver has looked at the TPM and made its devices.
 _READY = 60.0
+#: How often a device is made that the driver gives up at once.
+_ATTEMPTS = 3
+
+
+class _GivenUp(TpmError):
+    """The driver does not make devices of this TPM."""
 
 
 class DeviceProxy:
@@ -51,6 +57,20 @@ class DeviceProxy:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._seldom = Ratelimit(log)
+        for left in reversed(range(_ATTEMPTS)):
+            self._make()
+            try:
+                _wait(self._is_there, f"{self.path} does not appear: is /dev a devtmpfs?")
+                return
+            except _GivenUp:
+                self._end()
+                if not left:
+                    raise
+            except TpmError:
+                self.close()
+                raise
+
+    def _make(self) -> None:
         try:
             control = os.open(VTPMX, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -66,11 +86,12 @@ class DeviceProxy:
         self._wakes, self._wake = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._serve, daemon=True, name="imafs vtpm proxy")
         self._thread.start()
-        try:
-            _wait(self._ready, f"{self.path} does not appear: is /dev a devtmpfs?")
-        except TpmError:
-            self.close()
-            raise
+
+    def _is_there(self) -> bool:
+        # What the driver asks first has a deadline of its own, which a busy machine may miss.
+        if not self._thread.is_alive():
+            raise _GivenUp(f"the kernel gave {self.path} up: the TPM answered too late; see dmesg")
+        return self._ready()
 
     @property
     def path(self) -> str:
@@ -94,6 +115,9 @@ class DeviceProxy:
     def close(self) -> None:
         """The devices go; who has them open gets EPIPE."""
         self._link.drop()
+        self._end()
+
+    def _end(self) -> None:
         os.close(self._wake)
         # A thread inside a command that hangs keeps the descriptor until it returns.
         self._thread.join(1.0)
@@ -105,6 +129,8 @@ class DeviceProxy:
         try:
             while not any(found != self._descriptor for found, _ in poller.poll()):
                 command = os.read(self._descriptor, _LARGEST)
+                if not command:
+                    break
                 os.write(self._descriptor, self._answer(command))
         except OSError as error:
             # The driver gave the command up, or the device is gone.

@@ -97,3 +97,42 @@ def test_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TpmError, match=r"--tpm-device: .*modprobe tpm_vtpm_proxy"):
         DeviceProxy(Echo())
     assert not os.path.exists("/dev/tpm7")
+
+
+class Driver:
+    """A kernel that gives a number of devices up before one of them is there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, given_up: int) -> None:
+        self.ends: list[socket.socket] = []
+        self._left = given_up
+        monkeypatch.setattr(proxy, "VTPMX", "/dev/null")
+        monkeypatch.setattr(fcntl, "ioctl", self._make)
+        monkeypatch.setattr(DeviceProxy, "_ready", lambda device: not self._gives_up)
+
+    def _make(self, descriptor: int, request: int, data: bytes) -> bytes:
+        kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ends.append(kernel)
+        self._gives_up, self._left = self._left > 0, self._left - 1
+        if self._gives_up:
+            kernel.close()
+        return struct.pack("=IIIII", 1, len(self.ends), ours.detach(), 10, 224)
+
+
+def test_a_device_that_the_driver_gives_up_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the TPM may answer too late, to what the driver asks first."""
+    driver = Driver(monkeypatch, 2)
+    link = Echo()
+    device = DeviceProxy(link)
+    assert device.path == "/dev/tpm3"
+    driver.ends[2].settimeout(20)
+    driver.ends[2].send(COMMAND)
+    assert driver.ends[2].recv(4096) == b"answer to " + COMMAND
+    assert not link.dropped
+    device.close()
+    driver.ends[2].close()
+
+
+def test_a_device_that_the_driver_always_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    Driver(monkeypatch, 99)
+    with pytest.raises(TpmError, match=r"the kernel gave /dev/tpm3 up: .* too late; see dmesg"):
+        DeviceProxy(Echo())
