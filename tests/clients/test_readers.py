@@ -192,7 +192,7 @@ def test_tail_follows(start: Starter, tmp_path: Path, command: str) -> None:
         for added in (0, 1, 70, 200):
             daemon.generate(added)
             whole = daemon.read(ASCII)
-            wait_for(partial(grown, got, len(whole)), 15, f"{command}: all")
+            wait_for(partial(grown, got, len(whole)), 60, f"{command}: all")
             assert got.read_bytes() == whole
     finally:
         process.kill()

@@ -385,7 +385,7 @@ class Player:
         child = int(ours.recv(100))
         reader, writer = self._others("R", "W")
         ours.close()
-        wait_for(lambda: not alive(child), 10, "the child has ended")
+        wait_for(lambda: not alive(child), 60, "the child has ended")
         again = self._others("R", "W")
         return {
             "reader_while_child_holds": reader,

@@ -48,7 +48,7 @@ def test_a_warning_fails_the_test_unless_allowed() -> None:
 def test_an_emulator_that_ends_by_itself_is_noticed() -> None:
     emulator = Emulator("--tpm", "none").start()
     emulator.call("stop")
-    wait_for(lambda: not emulator.alive, 10, "the emulator has ended")
+    wait_for(lambda: not emulator.alive, 60, "the emulator has ended")
     with pytest.raises(AssertionError, match="it ended by itself"):
         emulator.stop()
     assert gone(emulator)

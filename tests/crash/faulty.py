@@ -45,7 +45,7 @@ class FaultyTpm:
         )
         stack.callback(process.wait)
         stack.callback(process.kill)
-        wait_for(Path(f"{self._behind}.ctrl").exists, 10, "swtpm listens")
+        wait_for(Path(f"{self._behind}.ctrl").exists, 60, "swtpm listens")
         # Control needs no proxy: a second name does.
         Path(f"{self._front}.ctrl").symlink_to(f"{self._behind}.ctrl")
         self._listener = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -78,7 +78,7 @@ def hanging(directory: Path) -> Iterator[Path]:
     command = [sys.executable, "-P", __file__, str(directory)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
-        wait_for(lambda: mounts.top(str(directory)) is not None, 20, "it is mounted")
+        wait_for(lambda: mounts.top(str(directory)) is not None, 60, "it is mounted")
         yield directory / FILE
     finally:
         process.kill()

@@ -116,10 +116,10 @@ def _left(daemon: Daemon) -> list[Piece]:
     left = []
     for name in (f"{BINARY}_staged", BINARY):
         # Not at once: a soak has readers that come and go all the time.
-        wait_for(partial(_writable, daemon.path(name)), 10, f"{name} is free again")
+        wait_for(partial(_writable, daemon.path(name)), 60, f"{name} is free again")
         left.append(list(records(daemon.read(name), "sha1")))
     # The release of what was just closed and the question come on two ways.
-    wait_for(lambda: _nobody(daemon.call("status")), 10, "nobody who is gone counts still")
+    wait_for(lambda: _nobody(daemon.call("status")), 60, "nobody who is gone counts still")
     return left
 
 

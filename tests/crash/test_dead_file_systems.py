@@ -65,7 +65,7 @@ def test_measure_requests_hold_up_neither_others_nor_the_end(
     with ExitStack() as stack, ControlClient(daemon.control) as client:
         for _ in range(MANY):
             ask(daemon, stack, op="measure", paths=[str(dead)])
-        wait_for(lambda: hung(daemon) >= bounded_thread.MOST, 20, "all threads hang")
+        wait_for(lambda: hung(daemon) >= bounded_thread.MOST, 60, "all threads hang")
         with pytest.raises(Refused, match=r"all threads are held up|does not answer"):
             client.measure("/etc/passwd", deadline=60)
         watch = client.status()["watch"]
@@ -78,7 +78,7 @@ def test_measure_requests_hold_up_neither_others_nor_the_end(
             assert isinstance(now, dict)
             return now["listener"] not in (None, watch["listener"])
 
-        wait_for(restarted, 20, "the listener is back")
+        wait_for(restarted, 60, "the listener is back")
         done = imafs("umount", daemon.dir)
         assert "threads inside a file system that does not answer" in done.stderr
 
@@ -116,7 +116,7 @@ def test_a_request_is_told_and_its_thread_is_free_with_its_file_system(
                 assert answer["errno"] == "EAGAIN"
                 assert "does not answer" in answer["error"]
             assert hung(daemon) == 4
-        wait_for(lambda: not hung(daemon), 20, "the threads are back")
+        wait_for(lambda: not hung(daemon), 60, "the threads are back")
         assert client.measure("/etc/passwd")["measured"]
 
 
@@ -150,8 +150,8 @@ def test_work_ends_with_its_client(start: Starter, tmp_path: Path) -> None:
     daemon = start("--tpm", "none")
     with ExitStack() as stack:
         ask(daemon, stack, op="measure", paths=[str(big)])
-        wait_for(lambda: reads(daemon, big), 20, "it is read")
-    wait_for(lambda: not reads(daemon, big), 20, "nobody reads on")
+        wait_for(lambda: reads(daemon, big), 60, "it is read")
+    wait_for(lambda: not reads(daemon, big), 60, "nobody reads on")
     with ControlClient(daemon.control) as client:
         assert client.status()["pid"]
 

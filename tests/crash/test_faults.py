@@ -281,7 +281,7 @@ def test_a_foreign_swtpm_on_the_state(start: Starter, tmp_path: Path) -> None:
         )
         stack.callback(foreign.wait)
         stack.callback(foreign.kill)
-        wait_for(Path(f"{where}.ctrl").exists, 10, "swtpm listens")
+        wait_for(Path(f"{where}.ctrl").exists, 60, "swtpm listens")
         status, log = start.refused("--tpm-state", str(tmp_path), place=start.place())
         assert status == 4
         one_line(log)

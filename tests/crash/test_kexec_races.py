@@ -402,7 +402,7 @@ def test_kexec_with_a_dead_tpm(start: Starter) -> None:
     daemon.generate(20)
     swtpm = daemon.swtpm()
     os.kill(swtpm, signal.SIGKILL)
-    wait_for(lambda: not alive(swtpm), 10, "swtpm is gone")
+    wait_for(lambda: not alive(swtpm), 60, "swtpm is gone")
     daemon.call("generate", count=10)
     answer = daemon.call("kexec_execute")
     assert (answer["carried"], answer["lost"]) == (33, 0)

@@ -144,7 +144,7 @@ def kills(start: Starter, times: int) -> None:
             all_ended(processes, what)
         slowest = max(slowest, time.monotonic() - began)
         for swtpm in swtpms:
-            wait_for(partial(_ended, swtpm), 5, f"{what}: swtpm died with the daemon")
+            wait_for(partial(_ended, swtpm), 60, f"{what}: swtpm died with the daemon")
         daemon.close()
     last = start(place=place)
     assert layers(place.dir) == 1
@@ -195,7 +195,7 @@ def swtpm_kills(start: Starter, times: int) -> None:
         names = [name for name, _ in records(daemon.read(), "sha1")]
         assert len(names) == added + 1, what
         assert len(set(names)) == added + 1, what
-        wait_for(partial(_failed, daemon), 10, f"{what}: the failure is counted")
+        wait_for(partial(_failed, daemon), 60, f"{what}: the failure is counted")
         failures = daemon.group("failures")
         assert "swtpm has ended (killed by SIGKILL)" in str(failures["last"]), what
         assert failures["mismatch"] is None
@@ -231,7 +231,7 @@ def test_a_swtpm_that_stands_still_several_times(daemon: Daemon) -> None:
     for _ in range(4):
         os.kill(swtpm, signal.SIGSTOP)
         try:
-            wait_for(lambda: Path(f"/proc/{swtpm}/stat").read_text().split()[2] == "T", 5, "T")
+            wait_for(lambda: Path(f"/proc/{swtpm}/stat").read_text().split()[2] == "T", 60, "T")
             daemon.call("generate", count=300)
             began = time.monotonic()
             daemon.read(ASCII)
@@ -268,7 +268,7 @@ def swtpm_at(place: Place) -> Iterator[str]:
         ]
     )
     try:
-        wait_for(control.exists, 10, "swtpm listens")
+        wait_for(control.exists, 60, "swtpm listens")
         yield f"swtpm:path={path}"
     finally:
         process.kill()
@@ -288,7 +288,7 @@ def test_a_swtpm_that_was_restarted_is_a_mismatch(start: Starter) -> None:
         daemon.logs.allow("extending failed, records stay and are retried")
         daemon.generate(50)
     daemon.call("generate", count=10)
-    wait_for(partial(_failed, daemon), 10, "the failure is counted")
+    wait_for(partial(_failed, daemon), 60, "the failure is counted")
     assert _mismatch(daemon) == "", "that is known only once it answers again"
     assert daemon.count() == 61
     with swtpm_at(place):

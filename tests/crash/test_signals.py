@@ -41,7 +41,7 @@ def _ends(daemon: Daemon, number: int, what: str) -> None:
     assert daemon.wait() == 0, f"{what}: {daemon.log()}"
     assert layers(daemon.dir) == 0, what
     assert not daemon.control.exists(), what
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in swtpms), 5, f"{what}: swtpm")
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in swtpms), 60, f"{what}: swtpm")
     assert "Traceback" not in daemon.log(), what
 
 
@@ -52,7 +52,7 @@ def test_signals_at_any_moment_of_the_start(start: Starter) -> None:
     place = start.place()
     for turn in range(12):
         daemon = start.launch(place=place)
-        wait_for(partial(_takes_signals, daemon), 10, "handlers", interval=0.001)
+        wait_for(partial(_takes_signals, daemon), 60, "handlers", interval=0.001)
         # The moment is the experiment: from the first handler to the mount are 0.3 s.
         threading.Event().wait(0.4 * chance.random())
         number = chance.choice((signal.SIGTERM, signal.SIGINT))
@@ -76,7 +76,7 @@ def _interrupted(start: Starter, saved: Path, phase: str, seconds: float) -> Non
         daemon.start(seconds)
         assert daemon.group("records")["pending"] != 0
     else:
-        wait_for(lambda: _takes_signals(daemon), 10, "it has begun")
+        wait_for(lambda: _takes_signals(daemon), 60, "it has begun")
         if phase == "queued":
             # swtpm is started behind the parsing and before the queueing.
             wait_for(lambda: children(daemon.process.pid), seconds, "the list is parsed")
@@ -89,7 +89,7 @@ PHASES = ["parsed", "queued", "extended"]
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_signals_while_a_long_list_is_loaded(start: Starter, tmp_path: Path, phase: str) -> None:
-    _interrupted(start, _write_list(tmp_path / "list", MANY), phase, 20)
+    _interrupted(start, _write_list(tmp_path / "list", MANY), phase, 60)
 
 
 @pytest.mark.nightly
@@ -118,4 +118,4 @@ def test_signals_during_the_unmount_with_open_files(daemon: Daemon) -> None:
             close_dead(descriptor)
     assert layers(daemon.dir) == 0
     assert "Traceback" not in daemon.log()
-    wait_for(lambda: not Path(f"/proc/{swtpm}").exists(), 5, "swtpm is gone")
+    wait_for(lambda: not Path(f"/proc/{swtpm}").exists(), 60, "swtpm is gone")

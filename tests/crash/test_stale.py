@@ -58,7 +58,7 @@ def _stale(runtime: Path, temporary: Path) -> tuple[list[str], list[str], list[s
 def _dead(daemon: Daemon) -> None:
     swtpm = daemon.swtpm()
     daemon.kill()
-    wait_for(partial(_ended, swtpm), 5, "swtpm died with the daemon")
+    wait_for(partial(_ended, swtpm), 60, "swtpm died with the daemon")
 
 
 def _ended(pid: int) -> bool:

@@ -26,8 +26,8 @@ from tests.support import ROOT, DeadlineError, ExpectedLogs, kill_group, run, wa
 
 IMAFS = (sys.executable, "-P", "-m", "imafs")
 #: Seconds; a start takes 0.25 s, but the machine may be busy.
-START = 20.0
-STOP = 20.0
+START = 60.0
+STOP = 60.0
 
 _READY = re.compile(r"imafs: mounted (?P<dir>.+) control=(?P<control>\S+) tcti=(?P<tcti>\S+)\n")
 _COMPLAINT = re.compile(r"WARNING|ERROR|Traceback|Exception|Error\b")

@@ -48,7 +48,7 @@ def test_a_dead_mount_is_enotconn(daemon: Daemon) -> None:
         os.read(reader, 1)
     close_dead(reader)
     assert layers(daemon.dir) == 1
-    wait_for(lambda: not alive(swtpm), 5, "swtpm died with the daemon")
+    wait_for(lambda: not alive(swtpm), 60, "swtpm died with the daemon")
 
 
 _BUG = """
@@ -165,7 +165,7 @@ def test_kill_during_load(start: Starter) -> None:
         swtpm = daemon.swtpm()
         daemon.kill()
         close_dead(writer)
-        wait_for(partial(dead, swtpm), 5, "swtpm died with the daemon")
+        wait_for(partial(dead, swtpm), 60, "swtpm died with the daemon")
     assert start(place=place).count() == 1
 
 

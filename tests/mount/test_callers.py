@@ -80,7 +80,7 @@ def test_a_caller_outside_the_pid_namespace(start: Starter, shared: Place) -> No
     prefix = ("unshare", "--fork", "--pid", "--mount-proc", "--propagation", "unchanged")
     daemon = start(place=shared, prefix=prefix)
     assert tries(daemon.path(BINARY)) == READ_ONLY
-    wait_for(lambda: OUTSIDE in daemon.log(), 5, "the log line")
+    wait_for(lambda: OUTSIDE in daemon.log(), 60, "the log line")
     assert daemon.log().count(OUTSIDE) == 1
     assert tries(daemon.path(ASCII)) == READ_ONLY
     assert daemon.log().count(OUTSIDE) == 1, "whoever is outside could fill the disk"

@@ -272,14 +272,14 @@ def test_status_shows_readers_and_writer(daemon: Daemon, tmp_path: Path) -> None
     text = ctl(daemon, "status")[1]
     assert f"reader-0[{readers[0].pid}], reader-1[{readers[1].pid}]" in text
     let_go(readers[0])
-    wait_for(lambda: daemon.call("status")["readers"] == shown[1:], 5, "the first one is gone")
+    wait_for(lambda: daemon.call("status")["readers"] == shown[1:], 60, "the first one is gone")
     let_go(readers[1])
     writer = hold(daemon, "3>", tmp_path, "writer")
     assert daemon.call("status")["writer"] == {"pid": writer.pid, "name": "writer"}
     assert daemon.call("status")["readers"] == []
     assert f"writer      writer[{writer.pid}]" in ctl(daemon, "status")[1]
     let_go(writer)
-    wait_for(lambda: daemon.call("status")["writer"] is None, 5, "the writer is gone")
+    wait_for(lambda: daemon.call("status")["writer"] is None, 60, "the writer is gone")
 
 
 def test_status_does_not_disturb(daemon: Daemon) -> None:

@@ -122,7 +122,7 @@ class TestStarts:
         assert listener is not None
         assert os.readlink(f"/proc/{listener}/cwd") == "/"
         os.kill(listener, signal.SIGKILL)
-        wait_for(lambda: running.listener() not in (None, listener), 20, "another listener")
+        wait_for(lambda: running.listener() not in (None, listener), 60, "another listener")
         running.call("watch", paths=[str(disk.file("second/file").parent)])
         running.close()
 

@@ -56,7 +56,7 @@ def _swtpm(place: Place, stack: ExitStack) -> str:
     )
     stack.callback(process.wait)
     stack.callback(process.kill)
-    wait_for(Path(f"{socket}.ctrl").exists, 10, "swtpm listens")
+    wait_for(Path(f"{socket}.ctrl").exists, 60, "swtpm listens")
     return f"swtpm:path={socket}"
 
 
@@ -214,7 +214,7 @@ def test_a_dead_tpm_keeps_the_records(daemon: Daemon) -> None:
     os.kill(daemon.swtpm(), 9)
     daemon.call("generate", count=20)
     assert daemon.count() == 26
-    wait_for(lambda: daemon.group("failures")["last"], 20, "the failure shows")
+    wait_for(lambda: daemon.group("failures")["last"], 60, "the failure shows")
     command = ("ctl", "--control", daemon.control)
     generated = imafs(*command, "generate", "1", "--json")
     assert json.loads(generated.stdout) == {"added": 1, "extended": False}

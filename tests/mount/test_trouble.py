@@ -336,7 +336,7 @@ def test_what_is_due_after_and_when_refused(daemon: Daemon, tmp_path: Path) -> N
         while os.read(descriptor, 4096):
             assert daemon.group("records")["since_boot"] == 3
         assert daemon.group("records")["since_boot"] == 6
-    wait_for(lambda: daemon.call("status")["suspended"], 5, "the close was noticed")
+    wait_for(lambda: daemon.call("status")["suspended"], 60, "the close was noticed")
     assert steps(daemon) == [(1, 1, [])] * 4
 
 
@@ -352,12 +352,12 @@ def test_steps_by_records_and_by_time(daemon: Daemon, tmp_path: Path) -> None:
     do = [{ op = "violation", name = "/later" }]
     """
     ctl(daemon, "scenario", scenario(tmp_path, text))
-    wait_for(lambda: daemon.call("status")["violations"] == 1, 5, "the time has come")
+    wait_for(lambda: daemon.call("status")["violations"] == 1, 60, "the time has come")
     daemon.call("generate", count=3)
-    wait_for(lambda: daemon.call("status")["violations"] == 2, 5, "the records are there")
+    wait_for(lambda: daemon.call("status")["violations"] == 2, 60, "the records are there")
     assert steps(daemon) == [(1, 1, []), (1, 1, [])]
     ctl(daemon, "scenario", scenario(tmp_path, text))
-    wait_for(lambda: steps(daemon)[0] == (1, 1, []), 5, "they were there from the start")
+    wait_for(lambda: steps(daemon)[0] == (1, 1, []), 60, "they were there from the start")
 
 
 def test_a_step_that_fails_is_told(daemon: Daemon, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_umount_of_a_dead_mount_takes_socket_and_state_along(start: Starter) -> 
     daemon = start()
     swtpm = daemon.swtpm()
     daemon.kill()
-    wait_for(lambda: not alive(swtpm), 10, "its swtpm has ended")
+    wait_for(lambda: not alive(swtpm), 60, "its swtpm has ended")
     assert daemon.control.exists()
     assert states()
     imafs("umount", daemon.dir, "--control", daemon.control)

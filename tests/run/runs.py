@@ -141,7 +141,7 @@ class Traces:
 
     def assert_none(self, processes: set[int]) -> None:
         """Nothing is new, and ``processes`` have ended."""
-        wait_for(lambda: not any(map(alive, processes)), 20, f"{processes} have ended")
+        wait_for(lambda: not any(map(alive, processes)), 60, f"{processes} have ended")
         assert self._look() == self._before
 
 

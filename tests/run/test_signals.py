@@ -57,7 +57,7 @@ def _until_it_measures(pid: int) -> None:
     from tests.support import wait_for
 
     # imafs run, the namespace's first process, the daemon and its swtpm
-    wait_for(lambda: len(family(pid)) >= 4, 20, "the daemon has its swtpm")
+    wait_for(lambda: len(family(pid)) >= 4, 60, "the daemon has its swtpm")
 
 
 @pytest.mark.parametrize("who", ["root", "user"])

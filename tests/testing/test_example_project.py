@@ -147,7 +147,7 @@ class TestKilled:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
                 kills += 1
-            wait_for(lambda: ima.status()["writer"] is None, 10, "its descriptor is closed")
+            wait_for(lambda: ima.status()["writer"] is None, 60, "its descriptor is closed")
         assert kills > 3
         done = ima.run(command)
         assert done.returncode == 0, done.stderr

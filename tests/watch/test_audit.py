@@ -23,7 +23,7 @@ def records(log: Path, number: int) -> list[str]:
     def found() -> list[str]:
         return [line for line in log.read_text().splitlines() if "type=1804 " in line]
 
-    wait_for(lambda: len(found()) >= number, 20, "the records are written")
+    wait_for(lambda: len(found()) >= number, 60, "the records are written")
     return found()
 
 

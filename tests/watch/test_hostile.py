@@ -75,7 +75,7 @@ def test_sparse_files_of_terabytes(emulator: Emulator, disk: Disk) -> None:
     large = [disk.file(f"large{number}", b"%d" % number * (1 << 20)) for number in range(4)]
     with ExitStack() as stack:
         openers = [stack.enter_context(as_user(1000, _OPEN, path)) for path in sparse]
-        wait_for(lambda: status(emulator)["watched"] >= len(sparse), 20, "they are being opened")
+        wait_for(lambda: status(emulator)["watched"] >= len(sparse), 60, "they are being opened")
         for path in large:
             run(["head", "-c1", path])
             assert names(emulator)[-1] == str(path)
@@ -88,7 +88,7 @@ def test_sparse_files_of_terabytes(emulator: Emulator, disk: Disk) -> None:
     assert emulator.log().count("not measured:") <= 3
     # No thread is left behind, nor a descriptor.
     listener = Path(f"/proc/{part['listener']}/fd")
-    wait_for(lambda: not any("sparse" in os.readlink(fd) for fd in links(listener)), 10, "closed")
+    wait_for(lambda: not any("sparse" in os.readlink(fd) for fd in links(listener)), 60, "closed")
     run(["head", "-c1", disk.file("after", b"after" * 100_000)])
     assert names(emulator)[-1] == str(disk.root / "after")
 
@@ -102,7 +102,7 @@ def test_an_opener_that_is_killed(emulator: Emulator, disk: Disk) -> None:
     sparse = disk.file("sparse")
     os.truncate(sparse, 1 << 41)
     with as_user(1000, _OPEN, sparse) as process:
-        wait_for(lambda: status(emulator)["watched"], 20, "it is being opened")
+        wait_for(lambda: status(emulator)["watched"], 60, "it is being opened")
     assert process.returncode
     listener = Path(f"/proc/{status(emulator)['listener']}/fd")
     wait_for(
@@ -151,7 +151,7 @@ def write_policy(emulator: Emulator, text: str) -> None:
     """Active when this returns: FUSE releases a file after close() has returned."""
     before = emulator.read("policy")
     (emulator.dir / "policy").write_text(text)
-    wait_for(lambda: emulator.read("policy") != before, 20, "the policy is active")
+    wait_for(lambda: emulator.read("policy") != before, 60, "the policy is active")
 
 
 @pytest.mark.parametrize("kib", [200, 300, 600, 1536])

@@ -79,7 +79,7 @@ def restarted(emulator: Emulator) -> dict[str, Any]:
         part = status(emulator)
         return part if part["restarts"] and part["listener"] else None
 
-    part = wait_for(look, 20, "the listener is back")
+    part = wait_for(look, 60, "the listener is back")
     assert part is not None
     return part
 
@@ -92,7 +92,7 @@ def test_daemon_stopped(start: Start, disk: Disk) -> None:
         assert DEADLINE * 0.9 < read(files[0]) < DEADLINE + SOON
         assert all(read(file) < SOON for file in files[1:])
     emulator.call("wait", extended=True)
-    wait_for(lambda: set(map(str, files)) <= set(names(emulator)), 10, "late, but measured")
+    wait_for(lambda: set(map(str, files)) <= set(names(emulator)), 60, "late, but measured")
     part = status(emulator)
     assert part["late"] == 1
     assert part["unasked"] >= 3
@@ -107,7 +107,7 @@ def test_daemon_killed(start: Start, disk: Disk) -> None:
         reader = subprocess.Popen(["cat", file], stdout=subprocess.PIPE)
         emulator.kill()
         assert reader.communicate(timeout=SOON + DEADLINE)[0] == b"content\n"
-    wait_for(lambda: not any(map(_there, (listener, watchdog))), 10, "the listener has ended")
+    wait_for(lambda: not any(map(_there, (listener, watchdog))), 60, "the listener has ended")
     assert read(file) < SOON
 
 

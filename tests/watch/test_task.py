@@ -71,7 +71,7 @@ def test_way_of_a_task_that_waits(tmp_path: Path, code: str, expected: int) -> N
                 found = task.way(process.pid)
                 return state == "S" and found is not None and found.flags is not None
 
-            wait_for(waits, 20, "it waits in the open")
+            wait_for(waits, 60, "it waits in the open")
             found = task.way(process.pid)
             assert found is not None
             assert found.flags is not None

@@ -51,7 +51,7 @@ def write_policy(emulator: Emulator, *rules: str) -> None:
     with (emulator.dir / "policy").open("wb", buffering=0) as file:
         for rule in rules:
             file.write(f"{rule}\n".encode())
-    wait_for(lambda: emulator.read("policy") != before, 20, "the policy is active")
+    wait_for(lambda: emulator.read("policy") != before, 60, "the policy is active")
 
 
 def test_who_reads(start: Start, disk: Disk) -> None:

@@ -106,7 +106,7 @@ def test_moved_in(emulator: Emulator, disk: Disk) -> None:
         run(["cat", file])
         return str(file) in names(emulator)
 
-    wait_for(seen, 5, "the moved directory is watched")
+    wait_for(seen, 60, "the moved directory is watched")
 
 
 def test_moved_out(emulator: Emulator, disk: Disk) -> None:
@@ -179,7 +179,7 @@ def test_mounted_below_later(emulator: Emulator, disk: Disk) -> None:
         run([program])
         return str(program) in names(emulator)
 
-    wait_for(seen, 10, "the new file system is watched")
+    wait_for(seen, 60, "the new file system is watched")
     run(["umount", place])
 
 
@@ -190,7 +190,7 @@ def test_a_watched_path_is_removed(emulator: Emulator, disk: Disk) -> None:
     (disk.root / "in").rmdir()
     emulator.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
     os.kill(status(emulator)["listener"], signal.SIGKILL)
-    wait_for(lambda: status(emulator)["listener"], 10, "the listener is back")
+    wait_for(lambda: status(emulator)["listener"], 60, "the listener is back")
     measures(emulator, disk, "other/new")
     # And what comes again under its name is watched again.
     measures(emulator, disk, "in/new")
