@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """How much the property tests try: HYPOTHESIS_PROFILE=quick (default), ci or nightly.
 
-A state machine runs max_examples times stateful_step_count steps at most: more than
-20,000 in ci (measured).
+scripts/test --nightly takes ci. A state machine runs max_examples times stateful_step_count
+steps at most: more than 20,000 in ci (measured).
 """
 
 from __future__ import annotations
