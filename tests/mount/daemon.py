@@ -130,6 +130,7 @@ class Daemon:
         descriptor, name = tempfile.mkstemp(prefix="stderr-", dir=place.base)
         os.close(descriptor)
         self._stderr = Path(name)
+        self._told = 0
         words: list[str | os.PathLike[str]] = [*prefix, *IMAFS, "mount", self.dir, *options]
         if control:
             words += ["--control", self.control]
@@ -184,8 +185,25 @@ class Daemon:
         self.process.wait(STOP)
 
     def log(self) -> str:
-        """Everything on stderr so far."""
-        return self._stderr.read_text(errors="replace")
+        """Everything on stderr so far, or since :meth:`boot_anew`."""
+        return self._stderr.read_bytes()[self._told :].decode(errors="replace")
+
+    def boot_anew(self) -> None:
+        """As freshly mounted with default options, for the next test. Raises
+        :class:`~imafs.errors.ImafsError` where it is not to be had any more; complains as
+        :meth:`close` does of the log.
+        """
+        with ControlClient(self.control) as client:
+            for op, options in (
+                *(("scenario_end", {}), ("fault_clear", {}), ("tpm", {"work": True})),
+                *(("resume", {}), ("reset", {}), ("wait", {"extended": True})),
+            ):
+                client.call(op, options, deadline=30)
+        try:
+            self._complain()
+        finally:
+            self._told = self._stderr.stat().st_size
+            self.logs = ExpectedLogs()
 
     def close(self) -> None:
         """Ends the process if it has not ended and looks at its log."""
@@ -202,6 +220,9 @@ class Daemon:
         assert self.process.stdout is not None
         self.process.stdout.close()
         assert not hung, f"the daemon did not end on SIGTERM: {self.log()}"
+        self._complain()
+
+    def _complain(self) -> None:
         complaints = self.logs.complaints(x for x in self.log().split("\n") if _COMPLAINT.search(x))
         assert not complaints, "log of the daemon:\n" + "\n".join(complaints) + "\n" + self.log()
 

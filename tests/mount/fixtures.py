@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from imafs.errors import ImafsError
 from tests.mount.daemon import Daemon, Place
 
 
@@ -75,3 +76,56 @@ def start() -> Iterator[Starter]:
 def daemon(start: Starter) -> Daemon:
     """A daemon with default options: mainline, ima-ng, a swtpm of its own."""
     return start()
+
+
+class Kept:
+    """One daemon with default options, mounted once and booted anew for each test."""
+
+    def __init__(self) -> None:
+        self._daemon: Daemon | None = None
+
+    def take(self) -> Daemon:
+        """It, or a new one where the last test has ended it or broken it for good."""
+        if self._daemon is None:
+            place = Place()
+            try:
+                self._daemon = Daemon(place).start()
+            except BaseException:
+                place.close()
+                raise
+        return self._daemon
+
+    def give_back(self, daemon: Daemon) -> None:
+        """At the end of a test; complains of its log."""
+        try:
+            if daemon.process.poll() is None:
+                daemon.boot_anew()
+                return
+        except ImafsError:
+            pass  # it goes: the next test gets another one
+        self.close()
+
+    def close(self) -> None:
+        """Ends it."""
+        daemon, self._daemon = self._daemon, None
+        if daemon is not None:
+            try:
+                daemon.close()
+            finally:
+                daemon.place.close()
+
+
+@pytest.fixture(scope="session")
+def kept() -> Iterator[Kept]:
+    """The daemon that tests of several modules share, one after the other."""
+    found = Kept()
+    yield found
+    found.close()
+
+
+@pytest.fixture(name="daemon")
+def booted(kept: Kept) -> Iterator[Daemon]:
+    """As ``daemon``, booted anew instead of mounted anew: for modules that import this one."""
+    taken = kept.take()
+    yield taken
+    kept.give_back(taken)

@@ -21,6 +21,7 @@ import pytest
 from imafs.fuse.operations import HIDDEN
 from imafs.host import mounts
 from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon
+from tests.mount.fixtures import booted as booted
 from tests.support import ROOT, run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]

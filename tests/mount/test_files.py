@@ -17,6 +17,7 @@ import pytest
 from tests.mount.callers import USER_1000, tries
 from tests.mount.daemon import ASCII, BINARY, COUNT, VIOLATIONS, Daemon
 from tests.mount.fixtures import Starter
+from tests.mount.fixtures import booted as booted
 from tests.support import run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]

@@ -16,6 +16,7 @@ import pytest
 from imafs.errors import Refused
 from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon
 from tests.mount.fixtures import Starter
+from tests.mount.fixtures import booted as booted
 from tests.support import run, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
