@@ -132,6 +132,7 @@ def check(
     enrol: bool = False,
     padded: Sequence[str] = (),
     pcr: int = DEFAULT_PCR,
+    pcrs: Sequence[int] = (),
     reference: Reference | None = None,
     no_violations: bool = False,
     now: datetime | None = None,
@@ -150,6 +151,7 @@ def check(
         enrol=enrol,
         padded=tuple(padded),
         pcr=pcr,
+        pcrs=tuple(pcrs),
         reference=reference,
         no_violations=no_violations,
     )

@@ -19,7 +19,7 @@ from imafs.attest.kinds import Kind
 from imafs.attest.lanes import HASHES
 from imafs.attest.reference import Files, judge
 from imafs.attest.state import REMEMBERED, State
-from imafs.attest.verify import Choice, Value, Verdict, verify_parts
+from imafs.attest.verify import FIRMWARE, LOCALITIES, Choice, Value, Verdict, verify_parts
 from imafs.attest.walking import Part, blocks, record
 from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, HashAlgorithm, list_bank
@@ -60,6 +60,7 @@ class _Case:
         self._part = Part(found.records)
         if found.manifest is not None:
             self._part = Part(found.records, found.manifest.order)
+        self._begun: PcrValues = {}
         self.so_far = Judgement(Kind.MALFORMED, "", first=self._first)
 
     def judgement(self) -> Judgement:
@@ -147,6 +148,7 @@ class _Case:
                 f"the state has PCRs of {known}, the quote of {quoted}: ask for the same banks, "
                 "or the whole list",
             )
+        self._begun = starts
         verdict = self._replay(self._part, values, starts)
         self.so_far = replace(self.so_far, violations=verdict.violations)
         continued = self._first == 0 and self._state is not None and not rebooted
@@ -251,6 +253,22 @@ class _Case:
                 f"records went to PCR {numbers}, of which the quote says nothing: ask for these "
                 f"PCRs too (--pcrs {','.join(map(str, sorted({*covered, *bare})))})",
             )
+
+        self._explained({f.pcr for f in verdict.findings if f.records}, values)
+
+    def _explained(self, used: set[int], values: PcrValues) -> None:
+        """Raises where a quoted PCR that only a kernel extends moved without any record: all of
+        its records may have been left out."""
+        for bank, row in values.items():
+            begun = self._begun.get(bank, {})
+            for pcr, value in row.items():
+                others = pcr in used or pcr in FIRMWARE or pcr in LOCALITIES
+                if not others and value != begun.get(pcr, bytes(len(value))):
+                    raise Found(
+                        Kind.UNPROVEN,
+                        f"{bank}:{pcr} was extended, and no record went there: records are missing,"
+                        " or somebody else extends it and it should not be quoted",
+                    )
 
     def _booted(self, values: PcrValues) -> None:
         """Raises where boot_aggregate is not what the PCRs of the firmware give."""

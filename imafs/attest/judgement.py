@@ -22,7 +22,8 @@ class Demand:
 
     The key is one of ``keys``, or vouched for by ``anchors`` at ``now``; ``enrol`` takes the
     first one that a machine without a state shows. ``padded`` are banks in which zero-padded
-    SHA-1 is accepted. ``pcr`` is that of records without a rule's own: the quote must have it.
+    SHA-1 is accepted. ``pcr`` is that of records without a rule's own: the quote must have it,
+    and each of ``pcrs``, to which rules of the machine's policy send others.
     """
 
     nonce: bytes
@@ -32,6 +33,7 @@ class Demand:
     enrol: bool = False
     padded: Collection[str] = ()
     pcr: int = DEFAULT_PCR
+    pcrs: Collection[int] = ()
     reference: Reference | None = None
     no_violations: bool = False
     by_der: Mapping[bytes, signatures.Key] = field(init=False, repr=False)

@@ -166,8 +166,9 @@ def values(bundle: Bundle, found: Signed, demand: Demand) -> PcrValues:
             Kind.PCRS, f"the {algorithm.name} over quote.pcrs is not the digest in the quote"
         )
     known = {bank: row for bank, row in selected.by_bank().items() if bank in HASHES and row}
-    if not any(demand.pcr in row for row in known.values()):
-        raise Found(Kind.UNPROVEN, f"PCR {demand.pcr} is in no bank of the quote: ask for it")
+    for pcr in (demand.pcr, *demand.pcrs):
+        if not any(pcr in row for row in known.values()):
+            raise Found(Kind.UNPROVEN, f"PCR {pcr} is in no bank of the quote: ask for it")
     return known
 
 

@@ -93,6 +93,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the PCR of records without a rule's own, which must be quoted (10)",
     )
     parser.add_argument(
+        "--pcrs",
+        type=options.pcrs,
+        metavar="N,...",
+        default=(),
+        help="PCRs that must be quoted too: the machine's policy sends records there (pcr=N)",
+    )
+    parser.add_argument(
         "--jobs",
         type=options.count,
         metavar="N",
@@ -144,6 +151,7 @@ def _verifier(args: argparse.Namespace) -> Verifier:
         enrol=args.enrol,
         padded=args.padded_banks,
         pcr=args.pcr,
+        pcrs=args.pcrs,
         reference=known,
         no_violations=args.no_violations,
     )

@@ -246,6 +246,24 @@ def test_records_of_pcrs_that_were_not_quoted(machine: PaperTpm) -> None:
     assert alone.kind is Kind.UNPROVEN
 
 
+def test_a_pcr_whose_only_record_was_left_out(machine: PaperTpm) -> None:
+    before = machine.list()
+    machine.measure(ng(11, b"/other"))
+    both = machine.bundle(selection=machine.selection(10, 11), manifest=False)
+    assert check(both, machine.demand()).kind is Kind.OK
+    found = check(replace(both, records=before), machine.demand())
+    assert (found.kind, "sha1:11 was extended" in found.said) == (Kind.UNPROVEN, True)
+    # Left out together with its PCR: a verifier that knows the policy demands it.
+    alone = replace(machine.bundle(manifest=False), records=before)
+    assert check(alone, machine.demand()).kind is Kind.OK
+    assert check(alone, machine.demand(pcrs=(10, 11))).kind is Kind.UNPROVEN
+    # What was verified before explains it: no new record is needed.
+    state = learnt(check(both, machine.demand()))
+    machine.files(b"/e")
+    later = machine.bundle(b"2", first=5, selection=machine.selection(10, 11))
+    assert check(later, machine.demand(nonce=b"2"), state).kind is Kind.OK
+
+
 def test_violations_are_told(machine: PaperTpm) -> None:
     machine.measure(violation(10, b"/log"))
     found = check(machine.bundle(), machine.demand())
