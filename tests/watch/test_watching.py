@@ -163,7 +163,8 @@ def test_fuse_below(disk: Disk, emulators: StartEmulator) -> None:
         run(["cat", below / "ascii_runtime_measurements"])
         measures(emulator, disk, "beside")
     finally:
-        run(["umount", below])
+        # The emulators look at new mounts, each for a moment.
+        wait_for(lambda: not run(["umount", below], check=False).returncode, 60, "it is free")
 
 
 def test_mounted_below_later(emulator: Emulator, disk: Disk) -> None:
