@@ -7,7 +7,7 @@ blocked task can wait for its memory lock.
 
 from __future__ import annotations
 
-from imafs.host.caller import proc_is_ours
+from imafs.host.linux import proc_is_ours
 from imafs.kernel.audit import UNSET, Task
 
 

@@ -14,16 +14,13 @@ import logging
 import os
 from functools import cache
 
+from imafs.host.linux import proc_is_ours
+
 log = logging.getLogger(__name__)
 
 _CAP_SYS_ADMIN = 21
 _VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3: 64 bits
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def proc_is_ours() -> bool:
-    """Whether /proc numbers tasks as we do: in another's, the number is somebody else's."""
-    return os.readlink("/proc/self") == str(os.getpid())
 
 
 def has_sys_admin(tid: int) -> bool:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""System calls that Python (3.11) has no function for; OSError with the place when refused."""
+"""System calls that Python (3.11) has no function for; OSError with the place when refused.
+
+The listener of watched files has this module too: nothing that takes a lock is imported here.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,11 @@ def _check(result: int, place: str) -> None:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), place)
+
+
+def proc_is_ours() -> bool:
+    """Whether /proc numbers tasks as we do: in another's, the number is somebody else's."""
+    return os.readlink("/proc/self") == str(os.getpid())
 
 
 def unshare(flags: int) -> None:
