@@ -283,14 +283,11 @@ class Evidence:
             if state is None or upper < least:
                 break
             for at in range(index, upper):
-                alike = head is not None and stored.record(at) == head
-                if alike or head is None or at == index > 0:
-                    if not self.budget.take(self.total + 1):
-                        return found
-                    if chain.fits(state):
-                        if alike:
-                            return at
-                        found = at if found is None else found
+                right = (at or 0 in self.kernels) and self.budget.take(self.total + 1)
+                if right and chain.fits(state):
+                    if head is not None and stored.record(at) == head:
+                        return at
+                    found = at if found is None else found
                 state = self._over(chain, state, at, at + 1)
             upper = index
         return found

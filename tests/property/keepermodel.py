@@ -18,6 +18,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from imafs.keeper import facts, join
@@ -151,6 +152,7 @@ class Kernel:
         self.staged: list[Rec] = []
         self.current: list[Rec] = []
         self.reset_at = -1  # the serial of the first record since a hibernation
+        self.restored = False  # from a snapshot: nobody can tell when the clock has caught up
         self.disturbed = False  # the PCRs are not those of the truth
         self.new_kernel()
 
@@ -583,9 +585,15 @@ class Keeper:
                 disk.lives[-1].damaged.remove(frame)
             case facts.OpenLife(_, clock, whole):
                 disk.open(kernel, clock, whole)
-                if whole and k[0].serial == kernel.reset_at:
+                between = [
+                    rec
+                    for rec in kernel.truth
+                    if k
+                    if kernel.reset_at <= rec.serial < k[0].serial and rec.pcr == DECIDING
+                ]
+                if whole and 0 <= kernel.reset_at <= k[0].serial and not between:
                     # A life begins with a reset of the PCRs: this is one, and a kexec followed.
-                    kernel.truth = [rec for rec in kernel.truth if rec.serial >= kernel.reset_at]
+                    kernel.truth = [rec for rec in kernel.truth if rec.serial >= k[0].serial]
                     kernel.disturbed = False
             case facts.ForkLife(index, _, clock):
                 disk.fork(index, kernel, clock)
@@ -692,6 +700,10 @@ class Walk:
             self.kernel, self.disk, self.rng, self.counts, self.step, self.beside, self.check_plan
         )
         self.snapshot: dict[str, object] | None = None
+        #: Serials that others deleted, or a carry lost: the keeper cannot help it.
+        self.excused: set[int] = set()
+        #: What was served last, and of which life.
+        self.served: tuple[int, list[tuple[int, str]]] = (-1, [])
         self.names = ["a", "b", "c", "d"]
 
     # --- what happens -------------------------------------------------------------------------
@@ -742,6 +754,7 @@ class Walk:
             self.counts["reboot"] += 1
             self.keeper.end()
             self.disk.lose_cache()
+            self.served = -1, []
             self.snapshot = None  # a life before this one: its store is not looked at
             self.kernel.power_on()
         elif x < 0.95 and setting.foreign and not self.keeper.live:
@@ -778,11 +791,25 @@ class Walk:
         self.counts["cut"] += cut is not None
         self.keeper.end()
         self.disk.lose_cache()
-        self.kernel.kexec(cut)
+        with self.excusing():
+            self.kernel.kexec(cut)
         if not self.setting.tpm and len(self.kernel.current) == 1:
             self.kernel.truth = list(self.kernel.current)  # nobody can tell it from a reboot
 
+    @contextmanager
+    def excusing(self) -> Iterator[None]:
+        """What leaves the kernel here does so without the keeper."""
+        before = {rec.serial for rec in [*self.kernel.staged, *self.kernel.current]}
+        yield
+        after = {rec.serial for rec in [*self.kernel.staged, *self.kernel.current]}
+        self.excused |= before - after
+
     def foreign(self) -> None:
+        with self.excusing():
+            self.trim()
+
+    def trim(self) -> None:
+        """Another stages, deletes, or trims."""
         y = self.rng.random()
         self.counts["foreign"] += 1
         if y < 0.4 and self.setting.staging:
@@ -808,7 +835,8 @@ class Walk:
         self.counts["rolled back"] += 1
         self.keeper.end()
         self.kernel.restore(self.snapshot)
-        self.kernel.disturbed = True  # once the clock has caught up nobody can tell
+        self.served = -1, []
+        self.kernel.restored = True
 
     # --- what must hold -----------------------------------------------------------------------
 
@@ -862,11 +890,22 @@ class Walk:
             kernel.truth.remove(rec)  # no PCR tells of it: nobody can miss it
             self.counts["lost and never extended"] += 1
         lost = self.lost()
+        gone = [rec.name for rec in lost if rec.serial not in self.excused]
+        if gone and self.setting.tpm:
+            raise Broken("I1", f"neither stored nor in the kernel: {gone}")
         if plan.refuse is None and not (lost and not self.setting.tpm):
-            rest = [*kernel.staged, *kernel.current][self.keeper.known :]
-            view, truth = [*life.records, *rest], kernel.truth
+            view, truth = self.view(life), kernel.truth
+            # Records that no PCR that decides has seen may go unnoticed.
+            raw = [
+                rec.extended
+                for rec in view
+                if rec.pcr == DECIDING and rec.serial not in kernel.unseen
+            ]
+            if self.served[0] == life.about.number and raw[: len(self.served[1])] != self.served[1]:
+                raise Broken("I3", f"{raw} does not go on {self.served[1]}")
             if [rec.data() for rec in view] != [rec.data() for rec in truth]:
                 self.check_likeness(view, truth)
+            self.served = life.about.number, raw
             self.counts["served"] += 1
         else:
             self.counts["refused"] += 1
@@ -880,10 +919,16 @@ class Walk:
         before = bool(store.gaps) and plan.found is not facts.Found.NEW_LIFE
         held = kernel.known is not None and store.life is not None and store.life.whole
         unknowable = not self.setting.tpm or (self.kernel.disturbed and not held)
+        unknowable |= self.kernel.restored
         begun = store.life is not None and (store.life.whole or bool(store.anchors))
         waits = not begun and not plan.verified
         if not self.lost() and not before and not unknowable and not waits:
             raise Broken("I7", f"refused, and nothing is missing: {plan}")
+
+    def view(self, life: Life) -> list[Rec]:
+        """What agents are shown: all that is stored, and what the kernel has more."""
+        kernel = self.kernel
+        return [*life.records, *[*kernel.staged, *kernel.current][self.keeper.known :]]
 
     def check_likeness(self, view: Sequence[Rec], truth: Sequence[Rec]) -> None:
         """A view that is not the truth must be one that no PCR that decides can tell from it."""
