@@ -33,6 +33,10 @@ _HASHES: Mapping[str, Callable[[bytes], bytes]] = {
 _SIZES = {"sha1": 20, "sha256": 32}
 
 
+#: After these the keeper takes an anchor, and nothing is missing.
+_ANCHORED = (facts.Found.DIVERGED, facts.Found.PCR_RESET)
+
+
 class Broken(AssertionError):
     """An invariant does not hold."""
 
@@ -562,6 +566,9 @@ class Keeper:
         except DiskError:
             self.counts["disk error"] += 1
             self.end()
+            return
+        if self.plan is not None and self.plan.found in _ANCHORED:
+            self.kernel.disturbed = False  # an anchor explains the PCRs from here on
 
     def check_again(self, *asked: object) -> None:
         """The same facts, the same plan."""

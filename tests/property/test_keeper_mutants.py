@@ -202,11 +202,6 @@ MUTANTS = (
         LOSES,
     ),
     Mutant(
-        "this kernel's own boot_aggregate counts as stored",
-        on(evidence.Evidence, "longest", lambda _: lambda self, batch: self.total),
-        LOSES | {"I7"},
-    ),
-    Mutant(
         "no place but the likely ones",
         on(evidence.Evidence, "_others", lambda _: lambda self: ()),
         frozenset({"I7"}),

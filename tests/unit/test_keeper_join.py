@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The join by hand: what a keeper finds after a crash at each step, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from imafs.keeper import facts
+from imafs.keeper.facts import Found, How, Kind, Mode
+from imafs.keeper.join import plan
+from tests.property.keepermodel import DECIDING, Listed, Rec, extended
+
+MODES = {"sha1": Mode.REAL}
+CLOCK = facts.Clock(0, 10, 1, 0)
+
+
+def split(*names: str) -> list[Rec]:
+    return [Rec(name, DECIDING, n) for n, name in enumerate(names)]
+
+
+B = "boot_aggregate"
+
+
+def frame(stored: Sequence[Rec], batch: Sequence[Rec], n: int = 0) -> facts.Frame:
+    listed = Listed(batch)
+    sha256 = listed.sha256(0, len(batch))
+    return facts.Frame(
+        *(n, len(stored) - len(batch), len(batch), "0", 0, 0, sha256, b"", "one"),
+        *(len(batch), sha256, 0, How.STAGE, CLOCK, extended({}, stored, MODES), MODES),
+    )
+
+
+def store(stored: Sequence[Rec], batch: Sequence[Rec], *, done: bool = False) -> facts.StoreFacts:
+    life = facts.LifeFacts(0, "one", MODES, "little", CLOCK)
+    frames = (frame(stored, batch),) if batch else ()
+    return facts.StoreFacts(life, Listed(stored), frames, done=0 if done else -1)
+
+
+def kernel(k: Sequence[Rec], staged: int = 0, boot: str = "one") -> facts.KernelFacts:
+    return facts.KernelFacts(boot, MODES, Listed(k), staged, flush=False)
+
+
+def tpm(truth: Sequence[Rec], clock: facts.Clock = CLOCK) -> facts.TpmFacts:
+    return facts.TpmFacts(extended({}, truth, MODES), clock)
+
+
+def done(found: facts.Plan) -> list[str]:
+    return [type(action).__name__ for action in found.actions]
+
+
+TRUTH = split(B, "a", "b", "c")
+
+
+def test_staged_and_not_stored() -> None:
+    found = plan(store(TRUTH[:2], TRUTH[:2], done=True), kernel(TRUTH[2:], 2), tpm(TRUTH))
+    assert (found.found, found.skip, found.verified) == (Found.SAME_LIFE, 0, True)
+    assert done(found) == ["Store", "DeleteStaged", "MarkDone"]
+
+
+def test_stored_and_not_deleted() -> None:
+    """The frame was synced, D was not sent: nothing is stored twice."""
+    found = plan(store(TRUTH[:3], TRUTH[1:3]), kernel(TRUTH[1:], 2), tpm(TRUTH))
+    assert (found.found, found.skip) == (Found.SAME_LIFE, 2)
+    assert done(found) == ["DeleteStaged", "MarkDone"]
+
+
+def test_deleted_and_not_confirmed() -> None:
+    found = plan(store(TRUTH[:3], TRUTH[1:3]), kernel(TRUTH[3:]), tpm(TRUTH))
+    assert (found.found, found.skip) == (Found.SAME_LIFE, 0)
+    assert done(found) == ["MarkDone"]
+
+
+def test_violations_that_only_look_stored() -> None:
+    """The pending batch is one violation, and another such violation is staged now."""
+    stored, later = split(B, "V"), split("V")
+    found = plan(store(stored, stored[1:]), kernel(later, 1), tpm([*stored, *later]))
+    assert found.skip == 0
+    assert done(found) == ["MarkDone", "Store", "DeleteStaged", "MarkDone"]
+
+
+def test_a_carry_that_was_cut_and_lost_only_stored_records() -> None:
+    k = split(B, "a", B, "d")
+    truth = [*TRUTH, *k[2:]]
+    found = plan(store(TRUTH, TRUTH), kernel(k, boot="two"), tpm(truth))
+    assert (found.found, found.skip, found.refuse) == (Found.SAME_LIFE, 2, None)
+    assert Kind.HEALED in [a.kind for a in found.actions if isinstance(a, facts.Alarm)]
+
+
+def test_a_carry_that_lost_what_was_not_stored() -> None:
+    k = split(B, "a", B, "d")
+    truth = [*TRUTH, *split("lost"), *k[2:]]
+    found = plan(store(TRUTH, TRUTH), kernel(k, boot="two"), tpm(truth))
+    assert found.found is Found.GAP
+    assert found.refuse is not None
+    assert "RecordGap" in done(found)
+    assert "TakeAnchor" in done(found)
+
+
+def test_the_next_kernels_own_boot_aggregate_is_not_the_stored_one() -> None:
+    """Hibernation, and a kexec: the list and the PCR are those of the first boot, byte by byte."""
+    first = split(B)
+    found = plan(store(first, first), kernel(first, boot="two"), tpm(first))
+    assert found.skip == 0
+    assert "DeleteStaged" not in done(found)
+
+
+def test_the_same_boot_twice_is_another_life() -> None:
+    after = facts.Clock(0, 5, 2, 0)
+    found = plan(store(TRUTH, TRUTH, done=True), kernel(TRUTH, boot="two"), tpm(TRUTH, after))
+    assert (found.found, found.skip) == (Found.NEW_LIFE, 0)
+
+
+def test_a_first_start_on_a_list_that_was_trimmed() -> None:
+    found = plan(facts.StoreFacts(), kernel(TRUTH[2:]), tpm(TRUTH))
+    assert found.found is Found.GAP
+    assert done(found)[:2] == ["OpenLife", "RecordGap"]
+
+
+def test_a_failed_extend_under_the_lock_is_no_gap() -> None:
+    held = replace(kernel(TRUTH[1:]), known=0)
+    found = plan(store(TRUTH[:1], TRUTH[:1], done=True), held, tpm([*TRUTH[:2], TRUTH[3]]))
+    assert (found.found, found.refuse) == (Found.DIVERGED, None)
+    assert "TakeAnchor" in done(found)
+
+
+def test_a_record_whose_extend_failed_is_not_taken_for_a_stored_one() -> None:
+    """PCRs alone say that K[:1] is stored; its bytes are nowhere."""
+    found = plan(store(TRUTH[:2], TRUTH[1:2]), kernel(TRUTH[2:]), tpm([*TRUTH[:2], TRUTH[3]]))
+    assert found.skip == 0
+    assert found.found is Found.DIVERGED
+
+
+def test_a_restored_machine_goes_on_from_where_it_was() -> None:
+    now = split("x")
+    early = facts.Clock(0, 3, 1, 0)
+    found = plan(store(TRUTH, TRUTH, done=True), kernel(now), tpm([*TRUTH[:2], *now], early))
+    assert found.found is Found.ROLLED_BACK
+    assert [a.index for a in found.actions if isinstance(a, facts.ForkLife)] == [2]
+
+
+def test_an_end_that_is_not_exact_decides_nothing() -> None:
+    loose = replace(kernel(TRUTH[2:], 2), pinned=False)
+    found = plan(store(TRUTH[:2], TRUTH[:2], done=True), loose, tpm(TRUTH))
+    assert (found.found, found.skip) == (Found.UNDECIDED, None)
+    assert done(found) == ["WaitForKernel", "Alarm"]
+
+
+def test_a_kernel_that_ends_is_asked_for_nothing() -> None:
+    ends = replace(kernel(TRUTH[2:], 2), suspended=13)
+    found = plan(store(TRUTH[:2], TRUTH[:2], done=True), ends, tpm(TRUTH))
+    assert (found.found, found.skip, found.refuse) == (Found.SUSPENDED, 0, None)
+    assert done(found) == ["WaitForKernel", "Alarm"]
+
+
+def test_a_broken_store_serves_nothing() -> None:
+    found = plan(facts.StoreFacts(broken="line 7"), kernel(TRUTH), tpm(TRUTH))
+    assert (found.found, found.refuse) == (Found.BROKEN, "line 7")
+
+
+def test_damaged_records_are_written_again_from_the_kernel() -> None:
+    hurt = store(TRUTH[:3], TRUTH[1:3])
+    hurt = replace(hurt, damaged=hurt.frames)
+    found = plan(hurt, kernel(TRUTH[1:], 2), tpm(TRUTH))
+    assert [a.place for a in found.actions if isinstance(a, facts.Rewrite)] == [0]
+    found = plan(hurt, kernel(TRUTH[3:]), tpm(TRUTH))
+    assert found.refuse is not None
+    assert [a.gap.missing for a in found.actions if isinstance(a, facts.RecordGap)] == [2]
+
+
+@pytest.mark.parametrize("violations", [False, True])
+def test_a_long_list_that_leads_nowhere_is_decided_in_bounded_work(violations: bool) -> None:
+    """Digests drawn, not seconds: of 20,000 records, n * n / 2 would be 200 million."""
+    names = ["V" if violations else f"r{n}" for n in range(20_000)]
+    k = Listed(split(*names))
+    stored = split(B, *names[:5_000])
+    facts_ = replace(kernel(()), records=k)
+    lost = [*stored, *split("lost"), *k.recs[5_000:]]
+    found = plan(store(stored, stored[1:]), facts_, tpm(lost))
+    # Of records that come once the head of the list proves that none was taken behind it.
+    assert found.found is (Found.GAP if violations else Found.DIVERGED)
+    assert k.extended < 20 * len(k) + 5_000_000
+
+
+def test_a_long_list_costs_few_walks() -> None:
+    truth = split(B, *(f"r{n}" for n in range(100_000)))
+    k = Listed(truth[1:])
+    found = plan(store(truth[:1001], truth[1:1001]), replace(kernel(()), records=k), tpm(truth))
+    assert (found.found, found.skip) == (Found.SAME_LIFE, 1000)
+    assert k.extended <= 4 * len(k)
