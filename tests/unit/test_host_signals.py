@@ -39,8 +39,9 @@ _SCRIPT = ("-c", "import sys; from imafs.__main__ import main; sys.exit(main())"
 @pytest.mark.parametrize(
     "at",
     [
-        *("first", "imafs.cli", "argparse", "imafs.cli.main", "imafs.errors", "imafs.cli.ctl"),
-        *("imafs.control.ops", "imafs.interface.profiles", "imafs.scenarios.library"),
+        *("first", "imafs.cli", "argparse", "imafs.cli.main", "imafs.errors"),
+        *("imafs.cli.scenarios", "imafs.control.ops", "imafs.interface.profiles"),
+        "imafs.scenarios.library",
     ],
 )
 def test_an_interrupt_while_modules_are_imported(
