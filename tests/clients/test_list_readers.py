@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from imafs.attest import api
 from imafs.formats import binary
 from tests.clients.environments import client
 from tests.conformance import recordings
 from tests.conformance.test_recorded_lists import OPTIONS
-from tests.mount.daemon import ASCII, Daemon, replay
+from tests.mount.daemon import ASCII, IMAFS, Daemon, replay
 from tests.mount.fixtures import Starter
-from tests.support import run
+from tests.support import ROOT, run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -132,6 +133,28 @@ def test_keylime_on_a_name_of_two_lines(start: Starter, tmp_path: Path) -> None:
     (found,) = read("keylime", (daemon.path(ASCII), "sha1", "sha1"))
     assert found.pcr != daemon.pcr("sha1").hex()
     assert "ima.parser.entry" in found.events
+
+
+def test_keylime_on_the_slices_of_bundles(daemon: Daemon, tmp_path: Path) -> None:
+    """The records of two bundles, one behind the other, as an ASCII list of the quoted bank."""
+    work(daemon)
+    key = api.create_key(daemon.tcti)
+    slices = tmp_path / "slices"
+    since = 0
+    for number in range(2):
+        bundle = api.attest(
+            daemon.dir, tcti=daemon.tcti, key=key, nonce=b"%d" % number, since=since
+        )
+        assert bundle.manifest is not None
+        since += bundle.manifest.count
+        (tmp_path / "records.bin").write_bytes(bundle.records)
+        text = run([*IMAFS, "list", tmp_path / "records.bin", "--to", "sha256"], cwd=ROOT).stdout
+        with slices.open("a") as file:
+            file.write(text)
+        if not number:
+            daemon.generate(7)
+    (found,) = read("keylime", (slices, "sha256", "sha256"), quoted=[daemon.pcr("sha256").hex()])
+    assert (found.records, found.events) == (since, [])
 
 
 def test_keylime_after_trims(daemon: Daemon, tmp_path: Path) -> None:
