@@ -230,7 +230,7 @@ async def _main(
             nursery.start_soon(emulator.run)
             nursery.start_soon(audit.run)
             await _measure(emulator, plan.measure)
-            beside = extras(emulator, plan.boot_log) if plan.layout == "securityfs" else ()
+            beside = extras(emulator, plan.boot_log if plan.layout == "securityfs" else None)
             directory = ImaDirectory(emulator, plan.layout, beside)
             async with session.mounted(
                 directory,

@@ -102,7 +102,7 @@ def of_place(path: str) -> Path | None:
     from imafs.host import mounts as mountinfo
 
     real = mountinfo.resolve(path)
-    ours = [mount for mount in mountinfo.mounts() if mount.ours]
+    ours = [mount for mount in mountinfo.mounts() if mount.emulated]
     for mount in sorted(ours, key=lambda mount: len(mount.path), reverse=True):
         if real == mount.path or real.startswith(mount.path + os.sep):
             return of_mount(mount)
@@ -144,7 +144,7 @@ def _own_mounts() -> Iterator[Mount]:
     from imafs.host import mounts as mountinfo
 
     for mount in mountinfo.mounts():
-        if mount.ours and mount.owner == os.geteuid():
+        if mount.emulated and mount.owner == os.geteuid():
             yield mount
 
 

@@ -30,7 +30,19 @@ _PIPE_CLOSED = 128 + 13  # and SIGPIPE
 
 #: In the order of the manual; each is a module of this room.
 COMMANDS = (
-    *("mount", "run", "umount", "ctl", "status", "list", "diff", "verify", "record", "attest"),
+    *(
+        "mount",
+        "run",
+        "umount",
+        "ctl",
+        "status",
+        "keep",
+        "list",
+        "diff",
+        "verify",
+        "record",
+        "attest",
+    ),
     *("check", "profiles", "scenarios"),
 )
 

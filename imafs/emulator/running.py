@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 
 from imafs.interface.profiles import Profile
 from imafs.kernel.kexec import Crossing, Image
@@ -29,7 +30,8 @@ class Boot:
 
     ``number`` counts boots (TPM resets) from 1, ``kexecs`` those since that boot; ``carried``
     and ``lost`` are records of the last kexec, ``carried_in_all`` of all since that boot.
-    ``image`` is loaded for the next kexec, ``held`` the one that stands still.
+    ``image`` is loaded for the next kexec, ``held`` the one that stands still. ``boot_id`` is what
+    /proc/sys/kernel/random/boot_id would say: a kexec has another one too.
     """
 
     number: int = 1
@@ -39,3 +41,4 @@ class Boot:
     lost: int = 0
     image: Image | None = None
     held: Held | None = None
+    boot_id: str = field(default_factory=lambda: str(uuid.uuid4()), init=False)  # never copied

@@ -4,7 +4,8 @@
 Source: Linux 7.2.13 tpm-sysfs.c, eventlog/common.c, and what its /sys showed: a PCR is
 upper-case hexadecimal digits and a newline, mode 0444, st_size 4096; the boot log has mode
 0440. One FUSE mount serves both: sysfs' part is below :data:`CLASS_TPM`, a name that is found
-but not listed, and whoever wants it at /sys/class/tpm binds it there.
+but not listed, and whoever wants it at /sys/class/tpm binds it there. :data:`BOOT_ID` is not
+listed either: /proc/sys/kernel/random/boot_id of the kernel that the emulator plays.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from imafs.emulator.emulator import Emulator
 from imafs.errors import Refused
 from imafs.fuse.directory import Content, Entry
 
-#: Directory in the root of layout securityfs that is bound on /sys/class/tpm.
+#: Directory in the root that is bound on /sys/class/tpm.
 CLASS_TPM = ".class-tpm"
+BOOT_ID = ".boot_id"
 _BOOT_LOG = "tpm0/binary_bios_measurements"
 #: Banks that get a directory (tpm-sysfs.c, ``tpm_sysfs_add_device``).
 _BANKS = ("sha1", "sha256", "sha384", "sha512", "sm3")
@@ -42,8 +44,11 @@ class Extra(Entry):
 
 
 def extras(emulator: Emulator, boot_log: bytes | None) -> list[Extra]:
-    """What the layout securityfs has beside the IMA directory."""
-    found = [Extra(CLASS_TPM, stat.S_IFDIR | 0o755)]
+    """What is beside the IMA directory; ``boot_log`` only in the layout securityfs."""
+    found = [
+        Extra(CLASS_TPM, stat.S_IFDIR | 0o755),
+        Extra(BOOT_ID, 0o444, read=partial(_boot_id, emulator)),
+    ]
     if boot_log is not None:
         read = partial(constant, boot_log)
         found.append(Extra(_BOOT_LOG, 0o440, seq=True, read=read, length=len(boot_log)))
@@ -63,6 +68,10 @@ def extras(emulator: Emulator, boot_log: bytes | None) -> list[Extra]:
 
 def _of_sysfs(path: str, read: Content) -> Extra:
     return Extra(path, 0o444, sized=True, read=read, length=_SYSFS_SIZE)
+
+
+async def _boot_id(emulator: Emulator) -> bytes:
+    return f"{emulator.boot.boot_id}\n".encode()
 
 
 async def constant(text: bytes) -> bytes:

@@ -30,10 +30,10 @@ FIRST_ANSWER = 10.0
 WAITING = 1000
 
 
-def _options() -> set[str]:
+def _options(fsname: str) -> set[str]:
     # default_permissions: the kernel does the mode bits (EACCES). Never auto_unmount:
     # a dead daemon must show as ENOTCONN, never as an empty directory.
-    options = {*pyfuse3.default_options, f"fsname={mounts.FSNAME}"}
+    options = {*pyfuse3.default_options, f"fsname={fsname}"}
     options.add(f"subtype={mounts.SUBTYPE}")
     if os.geteuid() == 0 or _user_allow_other():
         options.add("allow_other")
@@ -89,10 +89,12 @@ async def mounted(
     *,
     true_sizes: bool = False,
     large_reads: bool = False,
+    fsname: str = mounts.FSNAME,
 ) -> AsyncIterator[Mount]:
     """Mounts ``directory`` on ``path`` (resolved); inside, the mount has tried itself.
 
     ``true_sizes`` shows them, and fills every read; ``large_reads`` does the second alone.
+    ``fsname`` stands in the table of mounts.
     ``end`` is called when the mount ends by itself (somebody unmounted it). Raises
     :class:`MountError`. Unmounts at an end in order, lazily if files are open; after any
     other one the mount stays and answers ENOTCONN, as after kill -9.
@@ -106,7 +108,7 @@ async def mounted(
         directory, lambda: relay.request, true_sizes=true_sizes, large_reads=large_reads
     )
     try:
-        pyfuse3.init(relay.install(operations, operations), path, _options())
+        pyfuse3.init(relay.install(operations, operations), path, _options(fsname))
     except RuntimeError as error:
         relay.close()
         raise MountError(f"{path}: cannot be mounted: {error}") from None

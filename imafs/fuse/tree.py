@@ -103,6 +103,7 @@ class Tree:
         place = self._directory(path) if path else self._root
         node = self._add(place, name, kind | entry.mode, entry.target)
         node.entry, node.owner = entry, owner
+        node.gid = node.gid if entry.gid is None else entry.gid
         return node
 
     def remove(self, node: Node) -> None:

@@ -21,6 +21,8 @@ from imafs.errors import MountError
 from imafs.host import mount_table, programs
 
 FSNAME = "securityfs"
+#: What a keeper's view says in its place.
+KEPT = "imafs-keeper"
 SUBTYPE = "imafs"
 _MNT_DETACH = 2
 _OWNER = re.compile(rb"(?:^|,)user_id=(\d+)")
@@ -48,7 +50,12 @@ class Mount:
     @property
     def ours(self) -> bool:
         """Made by an imafs."""
-        return self.fstype == f"fuse.{SUBTYPE}" and self.source == FSNAME
+        return self.fstype == f"fuse.{SUBTYPE}" and self.source in (FSNAME, KEPT)
+
+    @property
+    def emulated(self) -> bool:
+        """An emulator's: not a keeper's view."""
+        return self.ours and self.source == FSNAME
 
 
 def mounts() -> list[Mount]:

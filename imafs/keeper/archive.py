@@ -317,10 +317,11 @@ class Archive:
     def confirm(self, *, sync: bool = False) -> None:
         """The kernel has deleted what the last frame holds. Durable with the next commit, or
         at once with ``sync``. Raises :class:`DegradedError`."""
-        if self.ledger.confirmed:
+        last = self.ledger.last
+        if last is None or self.ledger.confirmed:
             return
         try:
-            self._book.tell(self.ledger.number, sync=sync)
+            self._book.tell(last.n, sync=sync)
         except OSError as error:
             raise failed(self._at(JOURNAL), error) from None
 
@@ -330,17 +331,6 @@ class Archive:
             self._book.tell(mark)
         except OSError as error:
             raise failed(self._at(JOURNAL), error) from None
-
-    def room(self, size: int, keep_free: float) -> str | None:
-        """Why ``size`` bytes more and a segment are not to be stored; None: they are."""
-        try:
-            free, whole = self._files.free(self.directory)
-        except OSError as error:
-            return f"{self.directory}: {error.strerror}"
-        wanted = size + SEGMENT_SIZE + int(whole * keep_free)
-        if free >= wanted:
-            return None
-        return f"{self.directory}: {free >> 20} MiB are free, {wanted >> 20} are needed"
 
     def close(self) -> None:
         """Lets go of the files."""

@@ -21,6 +21,7 @@ class Ledger:
         self.eras: list[Era] = []
         #: Of the open segment, which no seal stands for.
         self.frames: list[Frame] = []
+        #: The last frame that has a batch: not one that only tells of another kernel.
         self.last: Frame | None = None
         #: Number of the last frame whose batch is deleted; -1: none.
         self.done = -1
@@ -33,7 +34,7 @@ class Ledger:
     @property
     def confirmed(self) -> bool:
         """Whether the kernel is known to have deleted what the last frame holds."""
-        return self.done == self.number
+        return self.last is None or self.done >= self.last.n
 
     @property
     def segment(self) -> str | None:
@@ -94,7 +95,9 @@ class Ledger:
             raise StoreBrokenError(f"journal: frame {frame.n}: bytes without records, or none")
         self.frames.append(frame)
         self._open.append(frame)
-        self.last, self.number = frame, frame.n
+        self.number = frame.n
+        if frame.g_count or frame.count:
+            self.last = frame
         self.end += frame.count
         self.pcrs = frame.pcrs
         self._era(Era(frame.first, frame.boot, frame.modes))
@@ -105,7 +108,7 @@ class Ledger:
             self.eras.append(era)
 
     def _done(self, number: int) -> None:
-        if number != self.number or number < 0:
+        if self.last is None or number != self.last.n:
             raise StoreBrokenError(f"journal: done {number} behind frame {self.number}")
         self.done = number
         self._open.append(number)
@@ -155,7 +158,7 @@ class Ledger:
         if seal.first != self.end or seal.segment != f"{seal.first:012d}.bin" or not seal.count:
             raise StoreBrokenError(f"journal: {seal.segment} does not follow record {self.end}")
         last = seal.last
-        if last is not None and (last.n + 1, last.first + last.count) != (seal.frames, seal.end):
+        if last is not None and not (last.n < seal.frames and last.first + last.count <= seal.end):
             raise StoreBrokenError(f"journal: the seal of {seal.segment} speaks of another frame")
         for era in seal.eras:
             self._era(era)
@@ -163,7 +166,7 @@ class Ledger:
             self._marked(mark)
         self.end, self.pcrs, self.last = seal.end, seal.pcrs, last
         self.number = seal.frames - 1
-        self.done = self.number if seal.done else self.number - 1
+        self.done = self.number if seal.done or last is None else last.n - 1
 
     def written(self) -> bytes:
         """A journal of this ledger, whose earlier lines are folded into their seals."""

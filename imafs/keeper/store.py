@@ -85,6 +85,24 @@ class Store:
             os.close(self._lock)
             self._lock = None
 
+    def room(self, size: int, keep_free: float) -> str | None:
+        """Why ``size`` bytes more and a segment are not to be stored; None: they are."""
+        try:
+            free, whole = self._files.free("")
+        except OSError as error:
+            return f"{self.path}: {error.strerror}"
+        wanted = size + archives.SEGMENT_SIZE + int(whole * keep_free)
+        if free >= wanted:
+            return None
+        return f"{self.path}: {free >> 20} MiB are free, {wanted >> 20} are needed"
+
+    def map(self, path: str, size: int) -> memoryview:
+        """The first bytes of a file of the store, mapped. Raises :class:`DegradedError`."""
+        try:
+            return self._files.map(path, size)
+        except OSError as error:
+            raise failed(f"{self.path}/{path}", error) from None
+
     def lives(self) -> list[str]:
         """Directories of the lives, oldest first. Raises :class:`DegradedError`."""
         try:
@@ -191,6 +209,7 @@ def _life_body(facts: LifeFacts, banks: Sequence[BankFile]) -> dict[str, Any]:
         "modes": {bank: mode.value for bank, mode in facts.modes.items()},
         "byteorder": facts.byteorder,
         "clock": None if facts.clock is None else list(astuple(facts.clock)),
+        "whole": facts.whole,
         "deciding": list(facts.deciding),
         "forked": None if facts.forked is None else list(facts.forked),
     }
@@ -206,6 +225,7 @@ def _life(body: dict[str, Any], number: int, path: str) -> tuple[LifeFacts, tupl
             {_bank(bank): Mode(mode) for bank, mode in body["modes"].items()},
             _among(body["byteorder"], _ORDERS),
             None if clock is None else _clock(clock),
+            whole=_flag(body["whole"]),
             deciding=tuple(map(_whole, body["deciding"])),
             forked=None if forked is None else (_whole(forked[0]), _whole(forked[1])),
         )
@@ -220,6 +240,12 @@ def _life(body: dict[str, Any], number: int, path: str) -> tuple[LifeFacts, tupl
 def _clock(value: Sequence[object]) -> Clock:
     time, clock, reset, restart = map(_whole, value[:4])
     return Clock(time, clock, reset, restart, bool(value[4]))
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _text(value: object) -> str:

@@ -310,10 +310,10 @@ def test_store_on_a_directory_that_cannot_be(tmp_path: Path) -> None:
         open_store(str(tmp_path / "file"))
 
 
-def test_full_disk_is_told_before_anything_is_staged(disk: RecordingDisk) -> None:
-    archive = archives.begin(disk, "life")
-    assert archive.room(1000, 0.0) is None
-    said = archive.room(1 << 60, 0.05)
+def test_full_disk_is_told_before_anything_is_staged(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    assert store.room(1000, 0.0) is None
+    said = store.room(1 << 60, 0.05)
     assert said is not None
     assert "are needed" in said
-    archive.close()
+    store.close()

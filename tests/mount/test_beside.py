@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import uuid
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +41,22 @@ def test_the_class_is_found_and_not_listed(start: Starter) -> None:
         assert text == daemon.pcr(bank, index).hex().upper() + "\n"
 
 
-def test_a_layout_without(start: Starter) -> None:
+def test_the_ima_directory_alone_has_it_unlisted_too(start: Starter) -> None:
+    daemon = start("--banks", "sha256")
+    assert not [name for name in os.listdir(daemon.dir) if name.startswith((".", "tpm"))]
+    value = (daemon.dir / CLASS / "tpm0/pcr-sha256/10").read_text()
+    assert bytes.fromhex(value) == daemon.pcr("sha256")
+
+
+def test_every_kernel_has_a_boot_id_of_its_own(start: Starter) -> None:
     daemon = start()
-    assert not (daemon.dir / CLASS).exists()
+    seen = [(daemon.dir / ".boot_id").read_text()]
+    for op in ("kexec_execute", "reboot", "reset"):
+        daemon.call(op)
+        assert (daemon.dir / ".boot_id").read_text() == (daemon.dir / ".boot_id").read_text()
+        seen.append((daemon.dir / ".boot_id").read_text())
+    assert len(set(seen)) == 4
+    assert all(f"{uuid.UUID(text.strip())}\n" == text for text in seen)
 
 
 def test_a_read_from_the_start_is_a_fresh_value(start: Starter) -> None:

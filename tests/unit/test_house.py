@@ -51,6 +51,7 @@ BROAD_EXCEPTS: dict[str, str] = {
     "imafs/scenarios/runner.py": "a bug in a step's operation is told, as in one of a client",
     "imafs/control/server.py": "a bug in one verb answers EIO and must not end the daemon",
     "imafs/sources/watch/child/listener.py": "an event without an answer would freeze who opens",
+    "imafs/keeper/worker.py": "what a thread raised is raised again where it is waited for",
     "imafs/fuse/boundary.py": "pyfuse3 ends the daemon at anything but FUSEError: EIO instead",
 }
 

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The collector: stages, stores, and only then deletes; one task, one kernel, one store.
+
+What it does at a start and after any trouble is :func:`imafs.keeper.join.plan`'s to say. While
+the lock is held without a break it knows how many records of the kernel's list are stored.
+Every call into the kernel, the TPM and the disk has a deadline.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from imafs.errors import (
+    DegradedError,
+    FileError,
+    FormatError,
+    NotThereError,
+    Refused,
+    StoreBrokenError,
+    TpmError,
+)
+from imafs.keeper import facts
+from imafs.keeper.catalogue import Catalogue
+from imafs.keeper.joining import PIECE, WHOLE, Joining
+from imafs.keeper.keeping import Again, Settings, State, SuspendedNow
+from imafs.keeper.records import listed
+
+__all__ = ["Collector", "Settings", "State"]
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at the count, which takes no lock.
+POLL = 0.2
+#: Seconds that a reader waits for a look at the kernel: nobody can kill it meanwhile.
+FRESH = 15.0
+#: Bytes of a record, for the room that is asked for before it was seen.
+_GUESS = 400
+#: Behind these the same kernel takes nothing more; other errors end a descriptor alone.
+_ENDS = (errno.EACCES, errno.ESTALE)
+_PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Collector(Joining):
+    """:meth:`run` is the task; :meth:`fresh` is for readers."""
+
+    # Readers
+
+    async def fresh(self) -> Catalogue:
+        """The list with all that the kernel has at this moment. Raises :class:`Refused` (EIO)."""
+        self._asked += 1
+        await self._until(self._asked)
+        if self.refusal is not None or self.catalogue is None:
+            raise Refused(errno.EIO, self.refusal or "there is no list yet")
+        return self.catalogue
+
+    async def looked(self) -> None:
+        """Returns once the first look at the kernel is over, or somebody is in its way."""
+        while self.state in (State.START, State.JOINING) and self._suspended is None:
+            await self._changed.wait()
+
+    async def flush(self) -> None:
+        """Everything that the kernel has now is stored behind this. Raises
+        :class:`DegradedError`."""
+        self._asked += 1
+        self._flushes = self._asked
+        await self._until(self._asked)
+        await self._settled()
+
+    async def _until(self, ticket: int) -> None:
+        self._wanted.set()
+        with trio.move_on_after(FRESH):
+            while self._shown < ticket and self.state is not State.BROKEN:
+                await self._changed.wait()
+            return
+        raise Refused(errno.EIO, f"{self.why or self.state}: no look at the kernel was possible")
+
+    async def _settled(self) -> None:
+        with trio.move_on_after(FRESH):
+            while self.state is State.STAGED or (self.catalogue and self.catalogue.pending):
+                if self.state in (State.DEGRADED, State.BROKEN, State.SUSPENDED, State.WAITING):
+                    raise DegradedError(self.why or self.state)
+                await self._changed.wait()
+            return
+        raise DegradedError(f"not stored within {FRESH:g} s: {self.why or self.state}")
+
+    # The task
+
+    async def run(self) -> None:
+        """Until it is cancelled. Raises :class:`StoreBrokenError` and :class:`UsageError`."""
+        pause: tuple[State, str, float] | None = None
+        failures = 0
+        try:
+            while True:
+                try:
+                    if pause is not None:
+                        before, pause = pause, None
+                        await self._pause(*before)
+                    if self._suspended is not None:
+                        await self._another_kernel()
+                    await self._lock()
+                    await self._joined()
+                    failures = failures if self._full else 0
+                    await self._collect()
+                except SuspendedNow:
+                    continue
+                except Again as again:
+                    self._known = None
+                    pause = State.JOINING, str(again), 0.1
+                except (DegradedError, FormatError) as error:
+                    self._full = str(error)
+                    pause = State.DEGRADED, str(error), self._wait_of(failures)
+                    failures += 1
+                except (Refused, TpmError) as error:
+                    self._known = None
+                    pause = State.JOINING, str(error), self._wait_of(failures)
+                    failures += 1
+                except (FileError, NotThereError) as error:
+                    # The directory is gone, or nobody serves it any more: opened anew, if ever.
+                    self.refusal = str(error)
+                    self._suspended = self.boot, error.errno
+                    pause = State.SUSPENDED, str(error), self._wait_of(failures)
+                    failures += 1
+        except StoreBrokenError as error:
+            self.refusal = str(error)
+            self._tell(State.BROKEN, str(error))
+            raise
+        finally:
+            self._tell()
+
+    @staticmethod
+    def _wait_of(failures: int) -> float:
+        return _PAUSES[min(failures, len(_PAUSES) - 1)]
+
+    async def _pause(self, state: State, why: str, seconds: float) -> None:
+        """Nothing is deleted meanwhile; readers see what the kernel has all the same."""
+        self._tell(state, why)
+        with trio.move_on_after(seconds):
+            while True:
+                if self._asked > self._shown:
+                    await self._show_unstored()
+                await self._wanted.wait()
+                self._wanted = trio.Event()
+
+    async def _show_unstored(self) -> None:
+        """Readers' look at the kernel in a state without D: store, staged, current."""
+        asked = self._asked
+        if self.refusal is not None:
+            self._looked(asked)
+        if self._known is None or self.catalogue is None or self.refusal is not None:
+            return  # without a join nobody knows what is new: readers wait for one, or get EIO
+        try:
+            data = await self._in_kernel(self._read_all)
+        except Refused as error:
+            log.warning("a reader gets EIO: %s", error)
+            return
+        self.catalogue.show(self._behind(data))
+        self._looked(asked)
+
+    def _read_all(self) -> bytes:
+        return self._source.staged() + self._source.current()
+
+    def _behind(self, data: bytes) -> bytes:
+        """The records of the kernel's list that are not stored."""
+        records = listed(data)
+        known = min(self._known or 0, len(records))
+        return records.joined(known, len(records))
+
+    # The lock
+
+    async def _lock(self) -> None:
+        began = trio.current_time()
+        if self.look is None:
+            self.look = await self._in_kernel(self._source.look)
+        while not await self._in_kernel(self._source.acquire):
+            waited = trio.current_time() - began
+            why = "somebody else has a measurement list open"
+            if waited >= self.settings.lock_wait:
+                why += " (imafs keep holders names it)"
+            self.refusal = self.refusal or why
+            self._tell(State.WAITING, why)
+            self._looked(self._asked)
+            await trio.sleep(POLL)
+
+    async def _another_kernel(self) -> None:
+        """Nothing is stored or deleted until another kernel runs."""
+        assert self._suspended is not None
+        self._known = None
+        boot, number = self._suspended
+        why = f"measuring has ended for this kernel ({errno.errorcode.get(number, number)})"
+        self.refusal = why
+        self._tell(State.SUSPENDED, why)
+        while await self._in_kernel(self._source.boot_id) == boot and number in _ENDS:
+            self._looked(self._asked)
+            await trio.sleep(POLL)
+        await self._in_kernel(self._source.release)
+        self.look = self._suspended = None
+        await trio.sleep(POLL)
+
+    # Collecting
+
+    async def _collect(self) -> None:
+        """Cycles, until something is not as it was thought."""
+        while True:
+            with trio.move_on_after(POLL):
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            asked = self._asked
+            if await self._in_kernel(self._source.boot_id) != self.boot:
+                self._suspended = (self.boot, errno.ENODEV)
+                raise SuspendedNow
+            count = await self._in_kernel(self._source.count)
+            if not count:
+                self._since = None
+            elif self._since is None:
+                self._since = trio.current_time()
+            if not self._is_due(count, asked):
+                continue
+            if count or self._known:
+                await self._cycle(count, asked)
+            else:
+                self._looked(asked)
+
+    def _is_due(self, count: int, asked: int) -> bool:
+        reads = asked > self._shown and (self.settings.on_read or self._flushes > self._shown)
+        old = self._since is not None and (trio.current_time() - self._since >= self.settings.age)
+        return reads or count >= self.settings.records or old
+
+    async def _cycle(self, count: int, asked: int) -> None:
+        if (room := await self._room(count * _GUESS)) is not None:
+            raise DegradedError(room)
+        if self.look is not None and (not self.look.staging or (count > WHOLE and not self._flush)):
+            await self._cycle_of_first(asked)
+            return
+        self._hook("stage")
+        number = await self._in_kernel(self._source.stage)
+        if number == errno.ENOENT:
+            self._looked(asked)
+            return
+        if number:
+            self._refused("A", number)
+        self._hook("staged")
+        self._tell(State.STAGED)
+        self._since = None
+        data = await self._in_kernel(self._source.staged)
+        await self._store_batch(data, facts.How.STAGE, asked)
+        await self._delete_staged()
+        await self._after_delete(len(listed(data)))
+
+    async def _cycle_of_first(self, asked: int) -> None:
+        """Without A, or with too many to read at once: the first records, deleted by number."""
+        data = await self._in_kernel(partial(self._source.current, PIECE))
+        count = len(listed(data))
+        if not count:
+            self._looked(asked)
+            return
+        self._tell(State.STAGED)
+        rest = count < await self._in_kernel(self._source.count)
+        await self._store_batch(data, facts.How.PARTIAL, self._shown if rest else asked)
+        await self._delete_first(count)
+        await self._after_delete(count)
+        if rest:
+            self._wanted.set()
+
+    async def _store_batch(self, data: bytes, how: facts.How, asked: int) -> None:
+        """Commits the records of a batch that are not stored; shows them first."""
+        records = listed(data)
+        known = min(self._known or 0, len(records))
+        new = records.joined(known, len(records))
+        assert self.catalogue is not None
+        self.catalogue.show(new)
+        self._looked(asked)
+        batch = self._batch(new, len(records) - known, how)
+        await self._commit(
+            replace(
+                batch,
+                staged=len(records),
+                staged_sha256=records.sha256(0, len(records)),
+                skip=known,
+            )
+        )
+        self._known = max(known, len(records))
+        self._tell(State.COMMITTED)
+
+    async def _after_delete(self, number: int) -> None:
+        self._known = max(0, (self._known or 0) - number)
+        await self._confirm()
+        self._ready()

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Joining: looks at the kernel and the TPM, asks what is to be done, and does it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from imafs.keeper import evidence, facts, join
+from imafs.keeper.archive import Batch
+from imafs.keeper.facts import KernelFacts, LifeFacts, Plan, StoreFacts, TpmFacts
+from imafs.keeper.keeping import TPM_DEADLINE, Again, Keeping, State
+from imafs.keeper.records import RecordList, listed
+from imafs.keeper.source import MOST, Look
+
+log = logging.getLogger(__name__)
+
+#: Records that a list is read whole with; a longer first one is drained in pieces (quadratic).
+WHOLE = 20_000
+#: Bytes of such a piece.
+PIECE = 1 << 18
+#: Seconds between two looks that could not decide.
+_AGAIN = 0.2
+
+
+class Joining(Keeping):
+    """See :func:`imafs.keeper.join.plan`, whose facts are gathered and actions done here."""
+
+    async def _joined(self) -> None:
+        """Looks at the kernel until it is known what is stored, and does what is to be done."""
+        self._tell(State.JOINING)
+        if self.life is None:
+            self.life = await self._on_disk(self._store.newest)
+            self._show_life()
+        while True:
+            asked = self._asked
+            self._full = await self._room(0)
+            found = await self._facts()
+            plan = join.plan(
+                self._store_facts(),
+                *found,
+                evidence.Choice(serve_gaps=self.settings.serve_gaps),
+            )
+            self.refusal = plan.refuse
+            await self._carry_out(plan, found[0])
+            if plan.skip is not None and plan.found is not facts.Found.SUSPENDED:
+                break
+            self._looked(asked)
+            await trio.sleep(_AGAIN)
+        self.refusal = plan.refuse
+        if plan.verified and self.catalogue is not None:
+            self.verified = (len(self.catalogue), time.time())
+        self._looked(asked)
+        self._ready()
+
+    def _store_facts(self) -> StoreFacts:
+        life, catalogue = self.life, self.catalogue
+        if life is None or catalogue is None:
+            return StoreFacts()
+        ledger = life.archive.ledger
+        frames = list(ledger.frames)
+        if ledger.last is not None and ledger.last not in frames:
+            frames.insert(0, ledger.last)
+        return StoreFacts(
+            life=life.facts,
+            records=catalogue.records(),
+            frames=frames,
+            seals=[facts.Seal(seal.end, seal.sha256, seal.pcrs) for seal in ledger.seals],
+            anchors=ledger.anchors,
+            gaps=ledger.gaps,
+            done=ledger.done,
+        )
+
+    async def _facts(self) -> tuple[KernelFacts, TpmFacts]:
+        look = self.look
+        assert look is not None
+        self.boot = await self._in_kernel(self._source.boot_id)
+        self._flush = await self._in_kernel(self._source.flushes)
+        self._modes = await self._in_kernel(partial(self._source.modes, look.banks))
+        count = await self._in_kernel(self._source.count)
+        part = count > WHOLE and self._flush is not True
+        kernel, tpm = await self._read(look, part)
+        known = self._known
+        return replace(kernel, known=known, flush=self._flush, part=part), tpm
+
+    async def _read(self, look: Look, part: bool) -> tuple[KernelFacts, TpmFacts]:
+        """K, and the PCRs behind a barrier where its end is exact."""
+        most = PIECE if part else MOST
+        kernel = None
+        tpm = TpmFacts()
+        for _ in range(5):
+            # Without a TPM the last frame's own word decides, so it must not be staged over.
+            # Nor where there is no room for what would be staged.
+            asks = look.staging and not part and not self._full and await self._has_pcrs()
+            first = await self._in_kernel(self._source.stage) if asks else errno.EEXIST
+            self._barrier(first)
+            staged = listed(await self._in_kernel(self._source.staged))
+            current = listed(await self._in_kernel(partial(self._source.current, most)))
+            second = await self._in_kernel(self._source.stage) if asks else errno.EEXIST
+            self._barrier(second)
+            if second == 0:
+                continue
+            before = await self._in_kernel(self._source.count)
+            records = RecordList([*staged.parts, *current.parts])
+            tpm = await self._tpm_facts(records)
+            after = await self._in_kernel(self._source.count)
+            pinned = before == after == len(current) and not part
+            kernel = KernelFacts(
+                self.boot,
+                self._modes,
+                records,
+                len(staged) if look.staging else None,
+                pinned=pinned,
+            )
+            if pinned or part:
+                break
+        if kernel is None:
+            raise Again("the list grew at every look")
+        return kernel, tpm
+
+    def _barrier(self, number: int) -> None:
+        if number not in (0, errno.EEXIST, errno.ENOENT):
+            self._refused("A", number)
+
+    async def _has_pcrs(self) -> bool:
+        return await self._pcrs((10,)) is not None
+
+    async def _pcrs(self, numbers: tuple[int, ...]) -> facts.PcrValues | None:
+        return await self._tpm.call(
+            partial(self._source.pcrs, tuple(self._modes), numbers), TPM_DEADLINE
+        )
+
+    async def _tpm_facts(self, records: RecordList) -> TpmFacts:
+        numbers = records.pcrs(0, len(records)) | {10}
+        if self.life is not None:
+            numbers |= set(self.life.facts.deciding)
+            numbers |= {n for own in self.life.archive.ledger.pcrs.values() for n in own}
+        pcrs = await self._pcrs(tuple(sorted(n for n in numbers if n < 24)))
+        clock = await self._tpm.call(self._source.clock, TPM_DEADLINE)
+        return TpmFacts(pcrs, clock)
+
+    async def _carry_out(self, plan: Plan, kernel: KernelFacts) -> None:
+        """All actions in order. Where one fails, what the others have made is known."""
+        k = kernel.records
+        assert isinstance(k, RecordList)
+        self._known = plan.skip
+        try:
+            for action in plan.actions:
+                await self._act(action, kernel, k)
+        finally:
+            if self._known is not None and self.catalogue is not None:
+                left = len(k) - self._gone
+                self.catalogue.show(k.joined(self._gone + min(self._known, left), len(k)))
+            self._gone = 0
+
+    async def _act(self, action: facts.Action, kernel: KernelFacts, k: RecordList) -> None:
+        match action:
+            case facts.OpenLife():
+                await self._open_life(action, kernel)
+            case facts.ForkLife():
+                await self._fork(action)
+            case facts.RecordBoot():
+                pcrs = self._archive().ledger.pcrs
+                modes = dict(action.modes)
+                await self._commit(Batch(b"", 0, action.boot, pcrs=pcrs, modes=modes))
+            case facts.RecordGap(gap=mark) | facts.TakeAnchor(anchor=mark):
+                await self._mark(mark)
+            case facts.MarkDone():
+                await self._confirm(sync=True)
+            case facts.Store():
+                await self._store_part(k, action)
+                self._known = max(self._known or 0, action.place + action.count - self._gone)
+            case facts.DeleteStaged():
+                await self._delete_staged()
+                self._deleted(action.count)
+            case facts.DeleteFirst():
+                await self._delete_first(action.count)
+                self._deleted(action.count)
+            case facts.Alarm():
+                self._alarm(action.kind, action.text)
+            case _:
+                log.debug("join: %s", action)
+
+    def _deleted(self, count: int) -> None:
+        self._gone += count
+        self._known = max(0, (self._known or 0) - count)
+
+    async def _open_life(self, action: facts.OpenLife, kernel: KernelFacts) -> None:
+        assert self.look is not None
+        k = kernel.records
+        life = LifeFacts(
+            0,
+            action.boot,
+            dict(kernel.modes),
+            "little",
+            action.clock,
+            whole=action.whole,
+            deciding=evidence.deciding(k),
+        )
+        await self._begin(life)
+
+    async def _store_part(self, k: RecordList, action: facts.Store) -> None:
+        last = action.place + action.count
+        data = k.joined(action.place, last)
+        if self.catalogue is not None:
+            self.catalogue.show(data)
+        batch = self._batch(data, action.count, action.how, action.modes)
+        batch = replace(
+            batch,
+            staged=action.batch,
+            staged_sha256=k.sha256(0, action.batch),
+            skip=action.place,
+        )
+        await self._commit(batch)

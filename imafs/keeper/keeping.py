@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What the keeper holds: the kernel, the store, the life; and the steps that change them."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NoReturn, TypeVar
+
+import trio
+
+from imafs.errors import DegradedError, ImafsError, Refused, UsageError
+from imafs.keeper import facts
+from imafs.keeper.archive import Archive, Batch, Stored
+from imafs.keeper.catalogue import Catalogue
+from imafs.keeper.facts import LifeFacts, Mode, Modes
+from imafs.keeper.records import listed, replayed
+from imafs.keeper.source import Look, Source
+from imafs.keeper.store import Life, Store
+from imafs.keeper.worker import Worker
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Seconds for one call into the kernel, the TPM, the disk.
+KERNEL_DEADLINE = 60.0
+TPM_DEADLINE = 20.0
+DISK_DEADLINE = 60.0
+
+
+class State(enum.StrEnum):
+    """Where the collector stands."""
+
+    START = "start"
+    WAITING = "waiting"  # somebody else has a list open
+    JOINING = "joining"
+    IDLE = "idle"
+    STAGED = "staged"
+    COMMITTED = "committed"
+    SUSPENDED = "suspended"  # measuring has ended, a kexec or a halt follows
+    DEGRADED = "degraded"  # nothing can be stored
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """When to stage, and what to do where something is missing."""
+
+    records: int = 1000
+    age: float = 60.0
+    on_read: bool = True
+    keep_free: float = 0.05
+    serve_gaps: bool = False
+    accept_gap: bool = False
+    cache: int = 64 << 20
+    volatile: str | None = None  # why what is stored would not outlive this boot
+    lock_wait: float = 60.0
+
+
+class Again(Exception):
+    """The kernel is not what was thought: join again."""
+
+
+class SuspendedNow(Exception):
+    """EACCES, ESTALE or ENODEV: this kernel ends."""
+
+
+class Keeping:
+    """State and steps; :class:`imafs.keeper.collector.Collector` says in which order."""
+
+    def __init__(
+        self,
+        source: Source,
+        store: Store,
+        settings: Settings,
+        hook: Callable[[str], None] = lambda step: None,
+    ) -> None:
+        self._source = source
+        self._store = store
+        self.settings = settings
+        self._hook = hook
+        self._kernel = Worker("kernel")
+        self._disk = Worker("disk")
+        self._tpm = Worker("tpm")
+        self.state = State.START
+        self.why = ""
+        #: Why a view is not to be served; None: it is the truth.
+        self.refusal: str | None = "the keeper has not looked at the kernel yet"
+        self.life: Life | None = None
+        self.catalogue: Catalogue | None = None
+        self.boot = ""
+        self.look: Look | None = None
+        self.verified: tuple[int, float] | None = None
+        self.deleted = 0
+        self.alarms: dict[str, str] = {}
+        self.violations_before = 0
+        self._modes: dict[str, Mode] = {}
+        self._flush: bool | None = None
+        self._known: int | None = None  # leading records of the kernel's list that are stored
+        self._gone = 0  # records that a join has deleted so far
+        #: Why nothing can be stored; None again with the next commit.
+        self._full: str | None = None
+        self._suspended: tuple[str, int] | None = None
+        self._asked = self._shown = self._flushes = 0
+        self._wanted = trio.Event()
+        self._changed = trio.Event()
+        self._since: float | None = None
+
+    @property
+    def flushes(self) -> bool | None:
+        """Whether the kernel frees memory by its deletions (ima_flush_htable); None: not known."""
+        return self._flush
+
+    # Telling
+
+    def _tell(self, state: State | None = None, why: str = "") -> None:
+        """Whoever waits looks again."""
+        if state is not None:
+            if (state, why) != (self.state, self.why) and why:
+                log.warning("%s: %s", state, why)
+            self.state, self.why = state, why
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _ready(self) -> None:
+        """Idle, but for what keeps records from being stored."""
+        if self._full is None:
+            self._tell(State.IDLE)
+        else:
+            self._tell(State.DEGRADED, self._full)
+
+    def _looked(self, asked: int) -> None:
+        self._shown = max(self._shown, asked)
+        self._tell()
+
+    def _alarm(self, kind: str, text: str) -> None:
+        if self.alarms.get(kind) != text:
+            self.alarms[kind] = text
+            log.warning("%s: %s", kind, text)
+
+    # Calls that may hang
+
+    async def _in_kernel(self, work: Callable[[], T]) -> T:
+        return await self._kernel.call(work, KERNEL_DEADLINE)
+
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        try:
+            return await self._disk.call(work, DISK_DEADLINE)
+        except Refused as error:
+            raise DegradedError(str(error)) from None
+
+    def _refused(self, call: str, number: int) -> NoReturn:
+        if number in (errno.EACCES, errno.ESTALE, errno.ENODEV, errno.ENOTCONN):
+            self._suspended = (self.boot, number)
+            raise SuspendedNow
+        if number == errno.EINVAL and call == "A":
+            raise UsageError("the kernel takes no A on its _staged files: Linux 7.2 is needed")
+        raise Again(f"{call}: {errno.errorcode.get(number, str(number))}")
+
+    # The life
+
+    def _archive(self) -> Archive:
+        assert self.life is not None
+        return self.life.archive
+
+    def _show_life(self) -> None:
+        life = self.life
+        if life is None:
+            self.catalogue = None
+            return
+        catalogue = Catalogue(life.banks, self._store.map, self.settings.cache)
+        archive = life.archive
+        catalogue.begin(archive.sealed, archive.tail, archive.ledger.eras)
+        self.catalogue = catalogue
+
+    async def _begin(self, life: LifeFacts) -> None:
+        assert self.look is not None
+        if self.life is not None:
+            self.life.archive.close()
+        self.life = None
+        self.life = await self._on_disk(partial(self._store.begin, life, self.look.banks))
+        log.info("a new life: %06d, kernel %s", self.life.facts.number, life.boot)
+        self._show_life()
+
+    async def _fork(self, action: facts.ForkLife) -> None:
+        old, catalogue = self.life, self.catalogue
+        assert old is not None
+        assert catalogue is not None
+        records = catalogue.records()
+        forked = replace(
+            old.facts, boot=action.boot, clock=action.clock, forked=(old.facts.number, action.index)
+        )
+        await self._begin(forked)
+        step = 1 << 16
+        for first in range(0, action.index, step):
+            last = min(first + step, action.index)
+            data = records.joined(first, last)
+            await self._commit(self._batch(data, last - first, facts.How.JOIN))
+        await self._confirm(sync=True)
+
+    async def _mark(self, mark: facts.Anchor | facts.Gap) -> None:
+        archive = self._archive()
+        await self._on_disk(partial(archive.mark, mark))
+
+    # Storing and deleting
+
+    def _batch(self, data: bytes, count: int, how: facts.How, modes: Modes | None = None) -> Batch:
+        """``modes``: in which its records were extended, where that is not this kernel's."""
+        modes = dict(self._modes if modes is None else modes)
+        records = listed(data)
+        pcrs = self._archive().ledger.pcrs
+        return Batch(
+            data,
+            count,
+            self.boot,
+            staged=count,
+            staged_sha256=records.sha256(0, count),
+            how=how,
+            pcrs=replayed(pcrs, records, modes, 0, count),
+            modes=modes,
+        )
+
+    async def _room(self, size: int) -> str | None:
+        """Why so many bytes more are not to be stored; None: they are."""
+        if self.settings.volatile is not None:
+            return self.settings.volatile
+        return await self._on_disk(partial(self._store.room, size, self.settings.keep_free))
+
+    async def _commit(self, batch: Batch) -> Stored:
+        archive = self._archive()
+        if (room := await self._room(len(batch.data))) is not None:
+            raise DegradedError(room)
+        self._hook("commit")
+        stored = await self._on_disk(partial(archive.commit, batch))
+        self._hook("committed")
+        self._full = None
+        if self.catalogue is not None:
+            self.catalogue.store(stored)
+        return stored
+
+    async def _confirm(self, *, sync: bool = False) -> None:
+        await self._on_disk(partial(self._archive().confirm, sync=sync))
+        self._hook("confirmed")
+
+    async def _delete_staged(self) -> None:
+        self._hook("delete")
+        number = await self._in_kernel(self._source.delete)
+        # ENOMEM: with ima_flush_htable the list is unlinked all the same; then ENOENT.
+        if number not in (0, errno.ENOMEM, errno.ENOENT):
+            self._refused("D", number)
+        self.deleted += 1
+        self._hook("deleted")
+
+    async def _delete_first(self, number: int) -> None:
+        self._hook("delete")
+        refused = await self._in_kernel(partial(self._source.delete_first, number))
+        if refused == errno.EINVAL:
+            self._flush = True
+            raise DegradedError("ima_flush_htable without staging: this kernel deletes nothing")
+        if refused:
+            self._refused("N", refused)
+        self.deleted += 1
+        self._hook("deleted")
+
+    async def close(self) -> None:
+        """Lets go of the kernel and of the store."""
+        with suppress(ImafsError):
+            await self._in_kernel(self._source.release)
+        if self.life is not None:
+            with suppress(ImafsError):
+                await self._on_disk(self.life.archive.close)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""A life as it lies on the disk, read by others than its keeper: checked, and exported.
+
+Nothing is changed, no lock is taken: a running keeper appends only. Blocking.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from imafs.errors import FormatError, NotThereError, StoreBrokenError
+from imafs.keeper import journal
+from imafs.keeper.book import JOURNAL
+from imafs.keeper.facts import PcrValues
+from imafs.keeper.files import Disk, failed
+from imafs.keeper.ledger import Ledger
+from imafs.keeper.records import RecordList, listed, replayed
+
+_LIFE = re.compile(r"[0-9]{6,12}-[0-9a-zA-Z-]{1,64}")
+_JOURNAL_MAX = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Records that one line of the journal stands for, with what it says of them."""
+
+    name: str
+    first: int
+    count: int
+    segment: str
+    offset: int
+    size: int
+    sha256: bytes
+    pcrs: PcrValues
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found. ``complaints``: one line each, none where all is well."""
+
+    life: str
+    records: int
+    frames: int
+    gaps: int
+    complaints: tuple[str, ...]
+
+
+def lives(store: str) -> list[str]:
+    """The directories of all lives, oldest first. Raises :class:`NotThereError`."""
+    place = Path(store) / "lives"
+    try:
+        found = sorted(path.name for path in place.iterdir() if _LIFE.fullmatch(path.name))
+    except OSError as error:
+        raise NotThereError(f"--store {store}: is no store: {error.strerror}") from None
+    return [name for name in found if (place / name / JOURNAL).exists()]
+
+
+class Reading:
+    """One life. Raises :class:`StoreBrokenError`, :class:`DegradedError`."""
+
+    def __init__(self, store: str, life: str) -> None:
+        self._disk = Disk(f"{store}/lives/{life}")
+        self.life = life
+        self.ledger = Ledger()
+        try:
+            data = self._disk.read(JOURNAL, _JOURNAL_MAX)
+        except OSError as error:
+            raise failed(f"{store}/lives/{life}/{JOURNAL}", error) from None
+        try:
+            self.ledger.read(journal.chain(data).bodies)
+        except StoreBrokenError as error:
+            raise StoreBrokenError(f"{life}: {error}") from None
+
+    def pieces(self) -> Iterator[Piece]:
+        """In order."""
+        for seal in self.ledger.seals:
+            yield Piece(
+                *(seal.segment, seal.first, seal.count, seal.segment, 0, seal.size),
+                *(seal.sha256, seal.pcrs),
+            )
+        for frame in self.ledger.frames:
+            yield Piece(
+                *(f"frame {frame.n}", frame.first, frame.count, frame.seg, frame.off, frame.len),
+                *(frame.sha256, frame.pcrs),
+            )
+
+    def bytes_of(self, piece: Piece) -> bytes:
+        """Raises :class:`StoreBrokenError` where they are not those that were stored."""
+        if not piece.size:
+            return b""
+        try:
+            data = bytes(self._disk.map(piece.segment, piece.offset + piece.size)[piece.offset :])
+        except OSError as error:
+            raise StoreBrokenError(f"{self.life}/{piece.segment}: {error.strerror}") from None
+        if hashlib.sha256(data).digest() != piece.sha256:
+            raise StoreBrokenError(
+                f"{self.life}, {piece.name}: the bytes are not those that were stored"
+            )
+        return data
+
+    def verify(self) -> Verdict:
+        """All bytes against the journal, and the PCRs that it has against a replay."""
+        complaints = []
+        values: PcrValues = {}
+        known = True
+        for piece in self.pieces():
+            try:
+                records = listed(self.bytes_of(piece))
+            except (StoreBrokenError, FormatError) as error:
+                complaints.append(str(error))
+                known = False
+                continue
+            if len(records) != piece.count:
+                complaints.append(f"{self.life}, {piece.name}: {len(records)} records, not those")
+            if piece.pcrs and known:
+                values = self._replayed(values, records, piece.first)
+                wrong = [bank for bank, own in piece.pcrs.items() if own != values.get(bank, own)]
+                if wrong:
+                    banks = ", ".join(wrong)
+                    complaints.append(f"{self.life}, {piece.name}: PCRs of {banks} do not follow")
+            values = piece.pcrs or values
+            known = bool(piece.pcrs)
+        ledger = self.ledger
+        return Verdict(
+            self.life, ledger.end, ledger.number + 1, len(ledger.gaps), tuple(complaints)
+        )
+
+    def _replayed(self, values: PcrValues, records: RecordList, first: int) -> PcrValues:
+        """From the last anchor inside, and with the modes of the kernels of these records."""
+        end = first + len(records)
+        at = first
+        for anchor in self.ledger.anchors:
+            if first <= anchor.index < end:
+                values, at = anchor.pcrs, anchor.index
+        eras = [era for era in self.ledger.eras if era.first < end]
+        for number, era in enumerate(eras):
+            last = eras[number + 1].first if number + 1 < len(eras) else end
+            begin = max(at, era.first)
+            if begin < last:
+                values = replayed(values, records, era.modes, begin - first, last - first)
+        return values
+
+    def export(self, since: int) -> Iterator[bytes]:
+        """The records from index ``since`` on, in the kernel's SHA-1 binary form."""
+        if since > self.ledger.end:
+            raise NotThereError(f"--since {since}: the life has {self.ledger.end} records")
+        for piece in self.pieces():
+            if piece.first + piece.count <= since:
+                continue
+            data = self.bytes_of(piece)
+            if piece.first < since:
+                records = listed(data)
+                data = records.joined(since - piece.first, len(records))
+            yield data

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The kernel's IMA directory, as the keeper uses it.
+
+One descriptor for writing, on a ``_staged`` file (or on the list itself, where there is none):
+while it is open nobody else can open a list, so nobody else can delete records. To see the
+current list beside it the same thread opens that for writing as well, and closes it at once:
+the kernel counts writers per thread, and gets it wrong for good where another one closes.
+So all calls come from one thread, and nobody forks meanwhile. Blocking.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from imafs.errors import FileError, FormatError, NotThereError, Refused, TpmError, UsageError
+from imafs.formats.algorithms import by_name
+from imafs.keeper.facts import Clock, Mode, PcrValues
+from imafs.keeper.records import mode_of, whole
+from imafs.keeper.store import BankFile
+
+_LIST = re.compile(r"binary_runtime_measurements_(?P<bank>(?!.*staged)[a-z0-9_-]+)")
+_BINARY = "binary_runtime_measurements_sha1"
+_STAGED = f"{_BINARY}_staged"
+_COUNT = "runtime_measurements_count"
+_VIOLATIONS = "violations"
+_PIECE = 1 << 20
+_SMALL = 4096
+#: Bytes of a list that is read at once: more would be read for minutes, and fill the memory.
+MOST = 256 << 20
+#: One read of a kernel's list.
+_PAGE = 4095
+_ALGORITHM = re.compile(r"tpm_alg_(?P<number>[0-9a-f]+)")
+#: SHA-3 by TPM_ALG_ID: kernels have no name for these banks (drivers/char/tpm).
+_SIZES = {0x27: 32, 0x28: 48, 0x29: 64}
+T = TypeVar("T")
+
+
+class Pcrs(Protocol):
+    """Where PCR values come from. Blocking."""
+
+    def read(self, banks: Iterable[str], pcrs: Iterable[int]) -> PcrValues | None:
+        """The values in those of the banks that there are; None without a TPM.
+
+        Raises :class:`TpmError`.
+        """
+
+    def clock(self) -> Clock | None:
+        """Of the TPM; None where nobody tells it."""
+
+
+class NoPcrs:
+    """No TPM, or one that is not to be asked."""
+
+    def read(self, banks: Iterable[str], pcrs: Iterable[int]) -> PcrValues | None:
+        """None."""
+        return None
+
+    def clock(self) -> Clock | None:
+        """None."""
+        return None
+
+
+class SysfsPcrs:
+    """A directory like /sys/class/tpm/tpm0: ``pcr-<bank>/<number>``."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def read(self, banks: Iterable[str], pcrs: Iterable[int]) -> PcrValues | None:
+        """See :class:`Pcrs`."""
+        found: dict[str, dict[int, bytes]] = {}
+        for bank in banks:
+            place = f"{self._path}/pcr-{bank}"
+            if os.path.isdir(place):
+                found[bank] = {pcr: self._one(f"{place}/{pcr}", bank) for pcr in pcrs if pcr < 24}
+        if not found:
+            raise TpmError(f"{self._path}: shows no PCR of the list's banks")
+        return found
+
+    def _one(self, path: str, bank: str) -> bytes:
+        try:
+            value = bytes.fromhex(_small(path).decode("ascii", "replace"))
+        except OSError as error:
+            raise TpmError(f"{path}: {error.strerror}") from None
+        except ValueError:
+            raise TpmError(f"{path}: is no PCR value") from None
+        if len(value) != by_name(bank).digest_size:
+            raise TpmError(f"{path}: is no PCR value")
+        return value
+
+    def clock(self) -> Clock | None:
+        """Sysfs does not tell it."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a kernel is: its IMA directory, its boot_id, its command line (or None)."""
+
+    directory: str
+    boot_id: str = "/proc/sys/kernel/random/boot_id"
+    cmdline: str | None = "/proc/cmdline"
+
+
+@dataclass(slots=True)
+class Look:
+    """What the directory offers. ``staging``: there are ``_staged`` files."""
+
+    banks: tuple[BankFile, ...]
+    staging: bool
+    modes: dict[str, Mode] = field(default_factory=dict)
+
+
+class Source:
+    """One IMA directory. All calls from one thread."""
+
+    def __init__(self, place: Place, pcrs: Pcrs) -> None:
+        self._place = place
+        self._pcrs = pcrs
+        self._descriptor: int | None = None
+        self._staging = True
+
+    # Without the lock
+
+    def boot_id(self) -> str:
+        """Of the kernel that runs. Raises :class:`FileError`."""
+        path = self._place.boot_id
+        try:
+            found = _small(path).decode("ascii", "replace").strip()
+        except OSError as error:
+            raise FileError(path, error) from None
+        if not found.isprintable() or not 0 < len(found) <= 64:
+            raise NotThereError(f"{path}: is no boot_id")
+        return found
+
+    def flushes(self) -> bool | None:
+        """Whether the kernel was booted with ima_flush_htable; None: not known."""
+        if self._place.cmdline is None:
+            return None
+        try:
+            return b"ima_flush_htable" in _small(self._place.cmdline).split()
+        except OSError:
+            return None
+
+    def look(self) -> Look:
+        """Which files there are. Raises :class:`FileError`, :class:`UsageError`."""
+        directory = self._place.directory
+        try:
+            names = os.listdir(directory)
+        except OSError as error:
+            raise FileError(directory, error, option="--source") from None
+        if _BINARY not in names or _COUNT not in names:
+            raise NotThereError(f"--source {directory}: is no IMA directory")
+        # readdir shows a kernel's files in the reverse order of their creation.
+        found = [match["bank"] for name in reversed(names) if (match := _LIST.fullmatch(name))]
+        banks = tuple(BankFile(bank, _width(bank)) for bank in found)
+        self._staging = _STAGED in names
+        return Look(banks, self._staging)
+
+    def count(self) -> int:
+        """runtime_measurements_count: of the current list, without any lock."""
+        return self._number(_COUNT)
+
+    def violations(self) -> int:
+        """Of this boot; carried ones are not among them."""
+        return self._number(_VIOLATIONS)
+
+    def _number(self, name: str) -> int:
+        path = f"{self._place.directory}/{name}"
+        try:
+            return int(_small(path))
+        except OSError as error:
+            raise FileError(path, error) from None
+        except ValueError:
+            raise Refused(errno.EIO, f"{path}: is no number") from None
+
+    def pcrs(self, banks: Iterable[str], numbers: Iterable[int]) -> PcrValues | None:
+        """See :class:`Pcrs`."""
+        return self._pcrs.read(banks, numbers)
+
+    def clock(self) -> Clock | None:
+        """See :class:`Pcrs`."""
+        return self._pcrs.clock()
+
+    # The lock
+
+    @property
+    def held(self) -> bool:
+        """Whether nobody else can open a list."""
+        return self._descriptor is not None
+
+    def acquire(self) -> bool:
+        """Opens the one descriptor; False: somebody else has a list open (EBUSY).
+
+        Raises :class:`FileError`.
+        """
+        if self._descriptor is not None:
+            return True
+        path = f"{self._place.directory}/{_STAGED if self._staging else _BINARY}"
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            raise FileError(path, error) from None
+        return True
+
+    def release(self) -> None:
+        """Others may open lists again."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            _close(descriptor)
+
+    def stage(self) -> int:
+        """A: 0, or the kernel's errno. In every case but EACCES a barrier: what is in the list
+        is extended, or its extend has failed."""
+        return self._write(self._own(), b"A\n")
+
+    def delete(self) -> int:
+        """D: 0, or the kernel's errno."""
+        return self._write(self._own(), b"D\n")
+
+    def delete_first(self, number: int) -> int:
+        """N: 0, or the kernel's errno."""
+        return self._on_list(lambda descriptor: self._write(descriptor, b"%d\n" % number))
+
+    def staged(self) -> bytes:
+        """The staged list: whole records. Raises :class:`Refused`."""
+        if not self._staging:
+            return b""
+        data = self._read(self._own(), MOST)
+        if len(data) >= MOST:
+            raise Refused(errno.EFBIG, f"the staged list has more than {MOST >> 20} MiB")
+        return data
+
+    def current(self, most: int = MOST) -> bytes:
+        """The current list: whole records, of at most about so many bytes."""
+        return self._on_list(lambda descriptor: self._read(descriptor, most))
+
+    def modes(self, banks: Iterable[BankFile]) -> dict[str, Mode]:
+        """The mode of every bank whose lists tell it; of others the usual one."""
+        found = {}
+        for bank in banks:
+            if _ALGORITHM.fullmatch(bank.name):
+                continue
+            told = None
+            if bank.name != "sha1":
+                for end in ("_staged", "") if self._staging else ("",):
+                    heads = self._head("sha1", end), self._head(bank.name, end)
+                    told = told or mode_of(bank.name, *heads)
+            found[bank.name] = (told or {}).get(bank.name, Mode.REAL)
+        return found
+
+    def _head(self, bank: str, end: str) -> bytes:
+        name = f"binary_runtime_measurements_{bank}{end}"
+        try:
+            return self._beside(name, lambda descriptor: os.read(descriptor, 16 * _PAGE))
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, f"{name}: {error.strerror}") from None
+
+    def _own(self) -> int:
+        if self._descriptor is None:
+            raise Refused(errno.EBADF, "the lists are not ours")
+        return self._descriptor
+
+    def _write(self, descriptor: int, request: bytes) -> int:
+        try:
+            os.write(descriptor, request)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def _on_list(self, work: Callable[[int], T]) -> T:
+        return self._beside(_BINARY, work) if self._staging else work(self._own())
+
+    def _beside(self, name: str, work: Callable[[int], T]) -> T:
+        """``work`` on another file, open for as long as that takes."""
+        path = f"{self._place.directory}/{name}"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
+        try:
+            return work(descriptor)
+        finally:
+            _close(descriptor)
+
+    def _read(self, descriptor: int, most: int) -> bytes:
+        pieces, size = [], 0
+        try:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            while size < most and (piece := os.read(descriptor, _PIECE)):
+                pieces.append(piece)
+                size += len(piece)
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, f"reading a list: {error.strerror}") from None
+        data = b"".join(pieces)
+        # Cut by the limit alone: a list that ends within a record is no list.
+        return whole(data) if size >= most else data
+
+
+def _width(bank: str) -> int:
+    """Of the digests in a bank's list. Raises :class:`UsageError` where it is not known."""
+    other = _ALGORITHM.fullmatch(bank)
+    try:
+        if other is None:
+            return by_name(bank).digest_size
+        return _SIZES[int(other["number"], 16)]
+    except (FormatError, KeyError):
+        raise UsageError(f"a list of bank {bank!r}: this imafs does not know it") from None
+
+
+def _close(descriptor: int) -> None:
+    """Linux lets go of it whatever close(2) says: ENOTCONN where nobody serves it any more."""
+    with suppress(OSError):
+        os.close(descriptor)
+
+
+def _small(path: str) -> bytes:
+    """A text of one page at most."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return os.read(descriptor, _SMALL)
+    finally:
+        os.close(descriptor)

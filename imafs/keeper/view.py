@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The keeper's view: the IMA directory of Linux 7.1, whose lists begin at the PCRs' reset.
+
+The files are read only and grow at their ends alone, whatever is deleted in the kernel. An open
+file reads on over any deletion and any kexec of its life; one of an earlier life is ENODEV.
+Where records may be missing, reads are EIO: never a shorter or an older list. ``policy`` is
+not among the files: a policy takes effect with the rights of who writes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imafs.errors import ImafsError, Refused
+from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle
+from imafs.interface.profiles import lookup
+from imafs.interface.profiles.model import Kind, directory
+from imafs.keeper.catalogue import Catalogue
+from imafs.keeper.collector import Collector
+from imafs.lists.banks import View
+from imafs.lists.seqfile import Bytes, SeqFile
+
+log = logging.getLogger(__name__)
+
+#: The directory whose look this is: no file of it takes requests.
+_PROFILE = "legacy"
+
+
+@dataclass(frozen=True, slots=True)
+class File(Entry):
+    """A name, and what is behind it."""
+
+    kind: Kind = Kind.LINK
+    view: View | None = None
+
+
+class ListHandle(Handle):
+    """A list that is open. A read at its beginning or its end looks at the kernel first."""
+
+    __slots__ = ("_catalogue", "_collector", "_fresh", "_seq", "_view")
+    waits = True
+
+    def __init__(self, collector: Collector, catalogue: Catalogue, view: View) -> None:
+        self._collector = collector
+        self._catalogue = catalogue
+        self._view = view
+        self._seq = SeqFile(lambda: catalogue, view)
+        self._fresh = False
+
+    async def prepare(self, position: int) -> None:
+        """Raises :class:`Refused` (EIO) where the list is not to be had."""
+        if self._fresh and 0 < position < self._catalogue.size(self._view):
+            return
+        await seen(self._collector)
+        self._fresh = True
+
+    def read(self, position: int, size: int, *, fill: bool = False) -> Bytes:
+        return self._seq.read(position, size, fill=fill)
+
+
+async def seen(collector: Collector) -> Catalogue:
+    """The list as the kernel has it now; EIO and a line in the log where it is not to be had."""
+    try:
+        return await collector.fresh()
+    except ImafsError as error:
+        log.warning("a reader of the view gets EIO: %s", error)
+        raise Refused(errno.EIO, str(error)) from None
+
+
+class WholeDirectory(Directory[File]):
+    """The view of what ``collector`` keeps; ``gid`` the files' group."""
+
+    def __init__(self, collector: Collector, gid: int | None = None) -> None:
+        self._collector = collector
+        self._gid = gid
+
+    @property
+    def generation(self) -> object:
+        """The life: its files are never others."""
+        return self._collector.catalogue
+
+    def entries(self) -> Sequence[File]:
+        """Those of Linux 7.1; none before there is a life."""
+        catalogue = self._collector.catalogue
+        if catalogue is None:
+            return ()
+        return [
+            File(
+                entry.name,
+                (stat.S_IFLNK if entry.kind is Kind.LINK else stat.S_IFREG) | entry.mode,
+                entry.target,
+                seq=entry.kind is Kind.LIST,
+                gid=self._gid,
+                kind=entry.kind,
+                view=entry.view,
+            )
+            for entry in directory(lookup(_PROFILE), catalogue.layout.lists)
+            if entry.kind is not Kind.POLICY
+        ]
+
+    def size(self, entry: File) -> int:
+        """As of the last look at the kernel."""
+        catalogue = self._collector.catalogue
+        if catalogue is None:
+            return 0
+        return (
+            len(self._text(entry, catalogue)) if entry.view is None else catalogue.size(entry.view)
+        )
+
+    def _text(self, entry: File, catalogue: Catalogue) -> bytes:
+        if entry.kind is Kind.COUNT:
+            return b"%d\n" % len(catalogue)
+        return b"%d\n" % catalogue.violations
+
+    def open(self, entry: File, flags: int, tid: int) -> Handle:
+        """Raises :class:`Refused` (EIO) where the list is not whole."""
+        catalogue = self._collector.catalogue
+        refusal = self._collector.refusal
+        if catalogue is None or refusal is not None:
+            log.warning("an open of %s gets EIO: %s", entry.path, refusal)
+            raise Refused(errno.EIO, refusal or "there is no list yet")
+        if entry.view is not None:
+            return ListHandle(self._collector, catalogue, entry.view)
+
+        async def content() -> bytes:
+            return self._text(entry, await seen(self._collector))
+
+        return ContentHandle(content)

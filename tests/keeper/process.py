@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""A keeper under test, down to its process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.mount.daemon import IMAFS, STOP, Daemon, imafs, read_to_end
+from tests.support import ROOT, DeadlineError, ExpectedLogs, kill_group, run
+
+#: Seconds until a keeper has had its first look and its view answers.
+START = 30.0
+_COMPLAINT = re.compile(r"WARNING|ERROR|Traceback|Exception|Error\b")
+
+
+class Keeper:
+    """``imafs keep`` in the foreground, of one emulator."""
+
+    def __init__(
+        self,
+        daemon: Daemon,
+        options: list[str | os.PathLike[str]],
+        *,
+        of: Keeper | None,
+        env: Mapping[str, str] | None,
+    ) -> None:
+        base = daemon.place.base
+        self.store: Path = of.store if of is not None else base / "store"
+        self.view: Path = of.view if of is not None else base / "view"
+        self.view.mkdir(exist_ok=True) if of is None else None
+        self.logs = ExpectedLogs()
+        self.logs.allow("suspended: measuring has ended")
+        self._log = base / f"keeper-{len(list(base.glob('keeper-*')))}.log"
+        words: list[str | os.PathLike[str]] = [*IMAFS, "keep"]
+        words += ["--source", daemon.dir, "--store", self.store]
+        with self._log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [*words, "--mount", self.view, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=None if env is None else {**os.environ, **env},
+                cwd=ROOT,
+                start_new_session=True,
+            )
+
+    def start(self) -> Keeper:
+        """Waits for the line that says ready."""
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        readable, _, _ = select.select([descriptor], [], [], START)
+        if not readable:
+            raise DeadlineError(f"no line within {START:g} s: {self.log()}")
+        line = os.read(descriptor, 4096).decode()
+        assert line.startswith("imafs: keeping "), (line, self.log())
+        return self
+
+    def log(self) -> str:
+        """Everything on stderr so far."""
+        return self._log.read_text(errors="replace")
+
+    def read(self, name: str) -> bytes:
+        """The whole of a file of the view."""
+        descriptor = os.open(self.view / name, os.O_RDONLY)
+        try:
+            return read_to_end(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def status(self) -> dict[str, object]:
+        """What ``imafs keep status --json`` says."""
+        text = imafs("keep", "status", "--json", "--store", self.store).stdout
+        found = json.loads(text)
+        assert isinstance(found, dict)
+        return found
+
+    def flush(self) -> None:
+        """Everything is stored."""
+        imafs("keep", "flush", "--store", self.store)
+
+    def stop(self) -> None:
+        """SIGTERM: it ends in order, and its view is gone."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(STOP) == 0, self.log()
+        assert not os.listdir(self.view)
+
+    def kill(self) -> None:
+        """kill -9: its view stays behind."""
+        self.process.kill()
+        self.process.wait(STOP)
+
+    def close(self) -> None:
+        """Ends it if need be and looks at its log."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP)
+        hung = self.process.poll() is None
+        if hung:
+            kill_group(self.process)
+            self.process.wait(STOP)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        run(["umount", "--lazy", self.view], check=False)
+        assert not hung, f"the keeper did not end on SIGTERM: {self.log()}"
+        lines = [line for line in self.log().split("\n") if _COMPLAINT.search(line)]
+        complaints = self.logs.complaints(lines)
+        assert not complaints, "log of the keeper:\n" + "\n".join(complaints) + "\n" + self.log()
+
+
+class Keepers:
+    """Starts keepers; everything that it started ends with the test."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def __call__(
+        self,
+        daemon: Daemon,
+        *options: str | os.PathLike[str],
+        of: Keeper | None = None,
+        records: int | None = None,
+        env: Mapping[str, str] | None = None,
+        allow: str | None = None,
+    ) -> Keeper:
+        """A keeper that has had its first look; ``of``: with the store and view of another."""
+        words = list(options)
+        if records is not None:
+            config = Path(daemon.place.base) / "keeper.toml"
+            config.write_text(f"[stage]\nrecords = {records}\n")
+            words += ["--config", config]
+        keeper = Keeper(daemon, words, of=of, env=env)
+        if allow is not None:
+            keeper.logs.allow(allow)
+        self._stack.callback(keeper.close)
+        return keeper.start()
+
+
+@pytest.fixture
+def keepers() -> Iterator[Keepers]:
+    """Starts keepers of emulators."""
+    with ExitStack() as stack:
+        yield Keepers(stack)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The collector on the emulator, which it knows as a kernel only: by its files and its TPM."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from imafs.keeper.collector import Collector, Settings, State
+from imafs.keeper.source import Place, Source
+from imafs.keeper.store import open_store
+from imafs.keeper.tcti_pcrs import TctiPcrs
+from imafs.lists.banks import View
+from tests.mount.daemon import BINARY, Daemon
+from tests.mount.fixtures import Starter
+from tests.support import ExpectedLogs, wait_for_async
+
+pytestmark = [pytest.mark.mount, pytest.mark.swtpm]
+WAIT = 30.0
+
+
+class Kept:
+    """A keeper of one emulator, and the boot_id that its kernel is said to have."""
+
+    def __init__(self, daemon: Daemon, base: Path, **settings: object) -> None:
+        self.daemon = daemon
+        self.base = base
+        self.boot = base / "boot_id"
+        self.boot.write_text(f"{uuid.uuid4()}\n")
+        self.settings = Settings(**{"records": 50, "age": 3600.0, **settings})  # type: ignore[arg-type]
+        self.collector: Collector
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Collector]:
+        place = Place(str(self.daemon.dir), str(self.boot), None)
+        store = open_store(str(self.base / "store"))
+        collector = self.collector = Collector(
+            Source(place, TctiPcrs(self.daemon.tcti)), store, self.settings
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(collector.run)
+                yield collector
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await collector.close()
+            store.close()
+
+    async def generate(self, count: int, **options: object) -> None:
+        await trio.to_thread.run_sync(partial(self.daemon.generate, count, **options))
+
+    def view(self, *, ascii_: bool = False, bank: int = 0) -> bytes:
+        catalogue = self.collector.catalogue
+        assert catalogue is not None
+        view = View(ascii_, bank)
+        pieces, at = [], 0
+        while (found := catalogue.run(view, at)) is not None:
+            run, first = found
+            pieces.append(bytes(run.data[run.offsets[first] : run.offsets[-1]]))
+            at += len(run.offsets) - 1 - first
+        data = b"".join(pieces)
+        assert len(data) == catalogue.size(view)
+        return data
+
+
+@pytest.fixture
+def kept(start: Starter, tmp_path: Path) -> Kept:
+    return Kept(start("--layout", "ima"), tmp_path)
+
+
+async def idle(collector: Collector) -> None:
+    async def ready() -> bool:
+        return collector.state is State.IDLE and collector.refusal is None
+
+    await wait_for_async(ready, WAIT, "the keeper is idle")
+
+
+async def test_records_are_stored_and_then_deleted(kept: Kept) -> None:
+    truth = kept.daemon.read(BINARY)
+    async with kept.running() as collector:
+        await idle(collector)
+        await kept.generate(20)
+        catalogue = await collector.fresh()
+        assert len(catalogue) == 21
+        await collector.flush()
+        assert kept.view().startswith(truth)
+        assert collector.life is not None
+        assert collector.life.archive.end == 21
+        assert (await trio.to_thread.run_sync(kept.daemon.group, "records"))["current"] == 0
+
+
+async def test_restart_finds_what_is_stored(kept: Kept) -> None:
+    async with kept.running() as collector:
+        await idle(collector)
+        await kept.generate(20)
+        await collector.flush()
+        first = kept.view()
+    await kept.generate(5)
+    async with kept.running() as collector:
+        await idle(collector)
+        await collector.fresh()
+        assert kept.view().startswith(first)
+        assert len(collector.catalogue or ()) == 26
+        assert collector.verified is not None
+
+
+_ = ExpectedLogs

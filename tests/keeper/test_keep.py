@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""``imafs keep`` as its users run it: a process, a store, a view; the emulator is the kernel."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import json
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.keeper.process import Keepers
+from tests.mount.daemon import BINARY, COUNT, VIOLATIONS, imafs, read_to_end
+from tests.mount.fixtures import Starter
+from tests.support import wait_for
+
+pytestmark = [pytest.mark.mount, pytest.mark.swtpm]
+WAIT = 30.0
+
+
+def test_view_is_the_untrimmed_list(start: Starter, keepers: Keepers) -> None:
+    """Byte for byte the list of an emulator that had the same records and never lost one."""
+    options = ("--banks", "sha1,sha256,sha384")
+    kernel, untrimmed = start(*options), start(*options)
+    keeper = keepers(kernel, records=20)
+    for _ in range(10):
+        for daemon in (kernel, untrimmed):
+            daemon.generate(37)
+            daemon.call("violation", name="/etc/shadow")
+        assert lists(keeper.view) == lists(untrimmed.dir)
+    wait_for(lambda: kernel.count() < 20, WAIT, "the kernel's list is short")
+    assert keeper.read(COUNT) == untrimmed.read(COUNT)
+    assert keeper.read(VIOLATIONS) == untrimmed.read(VIOLATIONS) == b"10\n"
+
+
+def lists(directory: Path) -> dict[str, bytes]:
+    """Every list file, in all banks and forms."""
+    found = {}
+    for path in sorted(directory.glob("*_measurements*")):
+        if "staged" not in path.name and path.name != COUNT:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                found[path.name] = read_to_end(descriptor)
+            finally:
+                os.close(descriptor)
+    assert len(found) == 8
+    return found
+
+
+def test_look_is_that_of_linux_7_1(start: Starter, keepers: Keepers) -> None:
+    legacy = start("--profile", "legacy", "--banks", "sha1,sha256")
+    keeper = keepers(start("--banks", "sha1,sha256"))
+    shown = [name for name in os.listdir(legacy.dir) if name != "policy"]
+    assert os.listdir(keeper.view) == shown
+    for name in shown:
+        ours, theirs = (keeper.view / name).lstat(), (legacy.dir / name).lstat()
+        assert (ours.st_mode, ours.st_size) == (theirs.st_mode, theirs.st_size), name
+    descriptor = os.open(keeper.view / BINARY, os.O_RDWR)
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.write(descriptor, b"A\n")
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.root
+def test_files_are_of_the_group_that_is_set(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    config = kernel.place.base / "keeper.toml"
+    config.write_text('[view]\ngroup = "daemon"\n')
+    keeper = keepers(kernel, "--config", config)
+    gid = grp.getgrnam("daemon").gr_gid
+    assert {(keeper.view / name).stat().st_gid for name in os.listdir(keeper.view)} == {gid}
+    config.write_text('[view]\ngroup = "nobody-at-all"\n')
+    keeper.stop()
+    words: list[str | os.PathLike[str]] = ["keep", "--mount", keeper.view]
+    words += ["--source", kernel.dir, "--store", keeper.store]
+    result = imafs(*words, "--config", config, check=False)
+    assert (result.returncode, "no such group" in result.stderr) == (2, True)
+
+
+def test_held_descriptor_reads_on_over_deletions(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel, records=5)
+    held = os.open(keeper.view / BINARY, os.O_RDONLY)
+    try:
+        data = read_to_end(held)
+        for _ in range(30):
+            kernel.generate(7)
+            data += read_to_end(held)
+        kernel.call("kexec_execute")
+        wait_for(lambda: keeper.status()["state"] == "idle", WAIT, "the next kernel is kept")
+        data += read_to_end(held)
+    finally:
+        os.close(held)
+    assert kernel.group("records")["deleted"] >= 200  # type: ignore[operator]
+    assert data == keeper.read(BINARY)
+    assert data.count(b"boot_aggregate") == 2
+
+
+def test_killed_keeper_is_no_empty_directory(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel)
+    kernel.generate(10)
+    before = keeper.read(BINARY)
+    keeper.kill()
+    with pytest.raises(OSError, match="Transport endpoint"):
+        os.listdir(keeper.view)
+    kernel.generate(10)
+    again = keepers(kernel, of=keeper)
+    assert again.read(BINARY).startswith(before)
+    assert again.read(COUNT) == b"21\n"
+
+
+def test_list_that_others_trimmed_is_refused(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel)
+    kernel.generate(10)
+    assert keeper.read(COUNT) == b"11\n"
+    keeper.flush()
+    keeper.stop()
+    kernel.generate(10)
+    kernel.take("binary_runtime_measurements_sha1_staged")
+    kernel.generate(1)
+    again = keepers(kernel, of=keeper)
+    again.logs.allow("gap|gets EIO")
+    for name in (BINARY, COUNT, VIOLATIONS, "ascii_runtime_measurements_sha1"):
+        with pytest.raises(OSError, match="Input/output error") as refused:
+            again.read(name)
+        assert refused.value.errno == errno.EIO
+    status = again.status()
+    assert status["view"] == "refused"
+    assert "records may be missing" in str(status["refusal"])
+    again.flush()
+    result = imafs("keep", "verify", "--store", keeper.store, check=False)
+    assert (result.returncode, "gaps" in result.stderr) == (10, True)
+    again.stop()
+    served = keepers(kernel, "--accept-gap", of=keeper)
+    served.logs.allow("gap")
+    assert int(served.read(COUNT)) == 12
+
+
+def test_reboot_begins_a_new_life(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel)
+    kernel.generate(10)
+    held = os.open(keeper.view / BINARY, os.O_RDONLY)
+    assert len(read_to_end(held)) > 10
+    kernel.call("reset")
+    wait_for(lambda: keeper.status()["life"] == 2, WAIT, "the next life has begun")
+    assert keeper.read(COUNT) == b"1\n"
+    with pytest.raises(OSError, match="No such device"):
+        os.read(held, 10)
+    os.close(held)
+    lives = imafs("keep", "verify", "--all", "--json", "--store", keeper.store).stdout.splitlines()
+    assert [json.loads(line)["records"] for line in lives] == [11, 1]
+
+
+def test_kernel_that_is_gone_for_a_while(start: Starter, keepers: Keepers) -> None:
+    """The emulator is killed and another one started: EIO meanwhile, then the next life."""
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel, allow="suspended|gets EIO")
+    kernel.generate(5)
+    assert keeper.read(COUNT) == b"6\n"
+    kernel.kill()
+    wait_for(lambda: keeper.status()["state"] == "suspended", WAIT, "the keeper says so")
+    with pytest.raises(OSError, match="Input/output error"):
+        keeper.read(COUNT)
+    start("--banks", "sha1", place=kernel.place)
+    wait_for(lambda: keeper.status()["life"] == 2, WAIT, "the next kernel is kept")
+    assert keeper.read(COUNT) == b"1\n"
+
+
+def test_second_keeper_of_a_store_is_refused(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel)
+    result = imafs("keep", "--source", kernel.dir, "--store", keeper.store, check=False)
+    assert result.returncode == 7
+    assert re.fullmatch(r"imafs: .*: another keeper uses this store\n", result.stderr)
+
+
+def test_reader_of_the_kernels_file_is_waited_for_and_named(
+    start: Starter, keepers: Keepers
+) -> None:
+    kernel = start("--banks", "sha1")
+    with open(kernel.dir / BINARY, "rb"):
+        keeper = keepers(kernel, allow="waiting|gets EIO")
+        assert keeper.status()["state"] == "waiting"
+        found = imafs("keep", "holders", "--source", kernel.dir).stdout
+        assert f"{os.getpid()} " in found
+    wait_for(lambda: keeper.status()["state"] == "idle", WAIT, "the keeper has the lists")
+    assert keeper.read(COUNT) == b"1\n"
+
+
+def test_full_disk_deletes_nothing(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    config = kernel.place.base / "keeper.toml"
+    config.write_text('[store]\nkeep_free = "99%"\n')
+    keeper = keepers(kernel, "--config", config, allow="degraded|gets EIO")
+    kernel.generate(10)
+    assert keeper.read(COUNT) == b"11\n"
+    wait_for(lambda: keeper.status()["state"] == "degraded", WAIT, "the keeper says so")
+    result = imafs("keep", "flush", "--store", keeper.store, check=False)
+    assert result.returncode == 11
+    assert "are needed" in result.stderr
+    kernel.generate(10)
+    assert keeper.read(COUNT) == b"21\n"
+    keeper.stop()
+    assert keeper.log().count("degraded") > 0
+    assert kernel.group("records")["deleted"] == 0
+
+
+def test_export_is_the_kernels_form(start: Starter, keepers: Keepers, tmp_path: Path) -> None:
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel, records=4)
+    kernel.generate(20)
+    keeper.flush()
+    whole = keeper.read(BINARY)
+    out = tmp_path / "records"
+    imafs("keep", "export", "--store", keeper.store, "-o", out)
+    assert out.read_bytes() == whole
+    imafs("keep", "export", "--store", keeper.store, "--since", "15", "-o", out)
+    assert whole.endswith(out.read_bytes())
+    assert imafs("list", out).stdout.count("\n") == 6
+    result = imafs(
+        "keep", "export", "--store", keeper.store, "--since", "22", "-o", out, check=False
+    )
+    assert (result.returncode, "has 21 records" in result.stderr) == (2, True)
+
+
+def test_damaged_store_ends_the_keeper_with_its_own_code(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel)
+    kernel.generate(10)
+    keeper.flush()
+    keeper.stop()
+    (segment,) = keeper.store.glob("lives/*/*.bin")
+    data = bytearray(segment.read_bytes())
+    data[40] ^= 1
+    segment.write_bytes(data)
+    result = imafs("keep", "--source", kernel.dir, "--store", keeper.store, check=False)
+    assert result.returncode == 12
+    assert "are not those that were stored" in result.stderr.splitlines()[-1]
+    result = imafs("keep", "verify", "--store", keeper.store, check=False)
+    assert result.returncode == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[stage]\nrecords = 0\n", "line 2: records = 0 is no number from 1 to 20000"),
+        ("[stage]\nage = 60\n", "line 2: age = 60 is no time"),
+        ("\n[stage]\n\nrecord = 5\n", "line 4: unknown key 'record' (did you mean records?)"),
+        ("[stages]\n", "line 1: unknown table or key 'stages' (did you mean stage?)"),
+        ('[view]\non_gap = "never"\n', "line 2: on_gap = 'never' is neither"),
+        ("[view\n", "Expected"),
+    ],
+)
+def test_wrong_setting_is_refused_with_its_line(text: str, why: str, tmp_path: Path) -> None:
+    config = tmp_path / "keeper.toml"
+    config.write_text(text)
+    result = imafs("keep", "--config", config, "--source", tmp_path, check=False)
+    assert result.returncode == 2
+    assert why in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_service_manager_is_told(start: Starter, keepers: Keepers, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(WAIT)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        keepers(start("--banks", "sha1"), env=env)
+        seen = [sock.recv(4096).decode() for _ in range(5)]
+    assert seen[0] == "READY=1"
+    assert all(text.startswith("WATCHDOG=1\nSTATUS=") for text in seen[1:])
+    assert "idle, 1 records" in seen[-1]
