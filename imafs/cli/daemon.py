@@ -214,8 +214,7 @@ async def _main(
     background: Background,
 ) -> None:
     mountpoint, control = str(about["mountpoint"]), Path(str(about["control"]))
-    emulator = Emulator(plan.config, device, audit)
-    emulator.read_policy = partial(measure_file.read_policy, emulator)
+    emulator = Emulator(plan.config, device, audit, measure_file.read_policy)
     # The signals are taken before anything exists that they would leave behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         early.check()
@@ -292,7 +291,7 @@ async def _measure(emulator: Emulator, paths_: list[str]) -> None:
         if judged.measurement is None:
             continue
         decision = judged.decision
-        emulator.append(emulator.record(judged.measurement, decision.template, decision.pcr))
+        emulator.append(emulator.kernel.record(judged.measurement, decision.template, decision.pcr))
         measured += 1
     await emulator.wait_extended(emulator.queue.totals.added, 60.0)
     log.info("measured %s of %d", counted(measured, "file"), len(names))

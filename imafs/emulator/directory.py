@@ -41,7 +41,7 @@ class ImaDirectory(Directory[Entry]):
     @property
     def generation(self) -> object:
         """The kernel that runs."""
-        return self._emulator.boot
+        return self._emulator.kernel
 
     @property
     def gate(self) -> Gate | None:
@@ -49,7 +49,7 @@ class ImaDirectory(Directory[Entry]):
         return trouble if trouble.active else None
 
     def entries(self) -> Sequence[Entry]:
-        ima = [self._entry(entry) for entry in self._emulator.entries]
+        ima = [self._entry(entry) for entry in self._emulator.kernel.entries]
         return [*self._above, *ima, *self._extras]
 
     def _entry(self, ima: profiles.Entry) -> Entry:
@@ -65,16 +65,16 @@ class ImaDirectory(Directory[Entry]):
     def size(self, entry: Entry) -> int:
         if isinstance(entry, Extra):
             return entry.length
-        return files.size(self._emulator, _ima(entry))
+        return files.size(self._emulator.kernel, _ima(entry))
 
     def mode(self, entry: Entry, mode: int) -> int:
         # CONFIG_IMA_READ_POLICY without _WRITE_POLICY: nobody's to write after the first load.
-        sealed = _is_policy(entry) and self._emulator.policy_file.sealed
+        sealed = _is_policy(entry) and self._emulator.kernel.policy_file.sealed
         return mode & ~stat.S_IWUSR if sealed else mode
 
     def is_present(self, entry: Entry) -> bool:
         """The policy file is removed where it could be of no use any more."""
-        return not _is_policy(entry) or self._emulator.policy_file.present
+        return not _is_policy(entry) or self._emulator.kernel.policy_file.present
 
     def open(self, entry: Entry, flags: int, tid: int) -> Handle:
         if isinstance(entry, Extra):

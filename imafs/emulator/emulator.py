@@ -10,30 +10,21 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import trio
 
-from imafs.emulator import records
 from imafs.emulator.audit_log import Audit
-from imafs.emulator.boot_aggregate import PCRS, boot_aggregate, policy_file
+from imafs.emulator.boot_aggregate import PCRS
 from imafs.emulator.config import EmulatorConfig
 from imafs.emulator.extender import Extender, Pace
 from imafs.emulator.freeing import Collector
-from imafs.emulator.requests import Requests
-from imafs.emulator.running import Boot, Held
-from imafs.errors import FormatError, Refused, TpmError
-from imafs.formats.binary import Reader, Record
-from imafs.formats.fields import Measurement
-from imafs.formats.templates import Template
-from imafs.interface.grammar import Grammar, Request
-from imafs.interface.opens import Accounting
-from imafs.interface.profiles import Entry, Kind, Profile, RequestFile, directory
+from imafs.emulator.kernel import Held, Kernel
+from imafs.errors import Refused, TpmError
+from imafs.formats.binary import Record
+from imafs.interface.profiles import Profile
 from imafs.kernel.kexec import loaded_image
-from imafs.kernel.policy.match import UNCONDITIONAL, Access, Decision, Policy
-from imafs.kernel.policy.policy_file import PolicyFile
 from imafs.kernel.queue import Queue
 from imafs.lists.banks import Layout
 from imafs.lists.replay import EXTENDABLE, PcrValues, Replay
@@ -50,9 +41,6 @@ RESET_WAIT = 5.0
 #: Seconds that a reader of a PCR waits for the TPM.
 PCR_WAIT = 2.0
 
-_KERNEL_INFO = Access("CRITICAL_DATA", 0, label="kernel_info")
-_POLICY = Access("CRITICAL_DATA", 0, label="ima_policy")
-
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -68,29 +56,36 @@ class Receipt:
     extended: bool = False
 
 
-class Emulator:
-    """Composes queue, accounting and TPM; see :meth:`start` and :meth:`run`."""
+#: Reads the policy file of a path and measures it.
+ReadPolicy = Callable[["Emulator", bytes], Awaitable[bytes]]
 
-    def __init__(self, config: EmulatorConfig, device: Device, audit: Audit | None = None) -> None:
-        self.config = config
+
+class Emulator:
+    """Composes the kernel that runs and the TPM; see :meth:`start` and :meth:`run`.
+
+    ``read_policy`` reads the policy files that are written as a path.
+    """
+
+    def __init__(
+        self,
+        config: EmulatorConfig,
+        device: Device,
+        audit: Audit | None = None,
+        read_policy: ReadPolicy | None = None,
+    ) -> None:
         self._first_profile = config.profile
-        self.boot = Boot()
         banks = tuple(
             replace(bank, padded=True) if bank.name in config.padded_banks else bank
             for bank in device.banks
         )
         self.layout = Layout(banks, config.algorithm)
-        self.channel = TpmChannel(device)
-        self.channel.answers = lambda: self._extender.hurry()
-        self.accounting = self._new_accounting()
+        self.channel = TpmChannel(device, answers=lambda: self._extender.hurry())
         self.audit = audit or Audit()
-        self.policy_file: PolicyFile = policy_file(config, self.audit)
-        self.policy_source = config.policy_source
-        #: Reads the policy file of a path and measures it; who knows files puts it here.
-        self.read_policy: Callable[[bytes], Awaitable[bytes]] = _no_policy_files
+        self.read_policy = read_policy or _no_policy_files
+        #: The kernel that runs. A kexec or a reboot puts another one here, and nothing else.
+        self.kernel = Kernel(config, self.layout, self.audit, self.append, self._collect)
         #: Called after another boot and after another policy has become active.
         self.observers: list[Callable[[], None]] = []
-        self._requests = self._new_requests()
         self._collector = Collector(lambda: self.queue)
         self._resets, self._reset_wanted = trio.open_memory_channel[tuple[trio.Event, trio.Event]](
             0
@@ -99,30 +94,12 @@ class Emulator:
         #: What goes wrong on purpose; outlives reboots, as whoever asked for it does.
         self.trouble = Trouble()
         self.pace = Pace()
-        self._extender = Extender(self._new_queue(), self.channel, Replay(banks), self.pace)
-
-    def _new_accounting(self) -> Accounting:
-        profile = self.config.played
-        limit = sys.maxsize if profile.reader_limit else None
-        return Accounting(limit, same_writer=profile.same_writer)
-
-    def _new_requests(self) -> Requests:
-        return Requests(self.config, self.measure_critical_data, self._measured_pcrs)
-
-    def _new_queue(self) -> Queue:
-        config, profile = self.config, self.config.played
-        return Queue(
-            self.layout,
-            profile.rules,
-            flush_htable=config.flush_htable and profile.flush_htable,
-            disable_htable=config.disable_htable,
-            cache=config.cache,
-        )
+        self._extender = self._new_extender(self.kernel)
 
     @property
     def queue(self) -> Queue:
         """The measurement queue of the kernel that runs."""
-        return self._extender.queue
+        return self.kernel.queue
 
     @property
     def extender(self) -> Extender:
@@ -134,18 +111,6 @@ class Emulator:
         """The TPM."""
         return self.channel.device
 
-    @property
-    def entries(self) -> list[Entry]:
-        """The IMA directory in order of creation."""
-        entries = directory(
-            self.config.played,
-            self.layout.lists,
-            staging=self.config.staging,
-            tpm=bool(self.layout.banks),
-        )
-        mode = self.policy_file.mode
-        return [replace(e, mode=mode) if e.kind is Kind.POLICY else e for e in entries]
-
     # Starting
 
     async def start(self, loaded: Sequence[Record] | None = None, *, staged: int = 0) -> None:
@@ -155,7 +120,7 @@ class Emulator:
         Raises :class:`TpmError` where the PCRs hold what the list does not explain.
         """
         named = {record.pcr for record in loaded or ()}
-        pcrs = sorted({self.config.pcr, *(named & EXTENDABLE)})
+        pcrs = sorted({self.kernel.config.pcr, *(named & EXTENDABLE)})
         actual = await self.channel.call(lambda: self.device.read_pcrs(pcrs))
         for number, record in enumerate(loaded or (), 1):
             self.queue.append(record, loaded=True)
@@ -163,9 +128,9 @@ class Emulator:
                 self.queue.stage()
         self._collect()
         self._settle(actual)
-        self.boot.image = loaded_image(loaded or ())
-        if loaded is None and self.config.boot_aggregate:
-            self.measure_boot(await self.channel.call(lambda: self.device.read_pcrs(PCRS)))
+        self.kernel.image = loaded_image(loaded or ())
+        if loaded is None and self.kernel.config.boot_aggregate:
+            self.kernel.measure_boot(await self.channel.call(lambda: self.device.read_pcrs(PCRS)))
 
     def _settle(self, actual: PcrValues) -> None:
         """Finds the place of the PCRs in what is queued: usually before its first record."""
@@ -176,24 +141,13 @@ class Emulator:
             return
         wrong = replay.differences(actual)
         names = ", ".join(f"{bank}:{pcr}" for bank, pcr in wrong)
-        if not self.config.adopt:
+        if not self.kernel.config.adopt:
             raise TpmError(
                 f"PCRs {names} are not zero and no loaded list explains them; "
                 "reset the TPM, load the list that extended them, or go on with --adopt"
             )
         log.info("adopting PCRs %s as they are", names)
         self._extender.replay = Replay(self.layout.banks, actual)
-
-    def measure_boot(self, values: PcrValues) -> None:
-        """The boot_aggregate of the TPM's ``values``."""
-        measurement = boot_aggregate(self.layout.banks, self.config.algorithm, values)
-        self.append(self.record(measurement))
-        # ima_init, then what a boot script loads.
-        if self.config.policy is not None:
-            version = self.config.policy_config.release.version.encode()
-            self.measure_buffer(_KERNEL_INFO, b"kernel_version", version)
-        if self.config.policy_text is not None:
-            self.measure_policy()
 
     # Ending
 
@@ -202,25 +156,11 @@ class Emulator:
 
         The extender goes on with what the old queue had pending: the TPM was not reset.
         """
-        boot = replace(self.boot, kexecs=self.boot.kexecs + 1, image=None, held=None)
-        boot.carried, boot.lost = held.found.carried, held.found.lost
-        boot.carried_in_all += boot.carried
-        old = self.queue
-        self._run_kernel(boot, held.profile)
-        queue = self._new_queue()
-        queue.take_over(old, held.lists, boot.carried)
-        self._extender.queue = queue
+        kernel = self.kernel.after_kexec(held)
+        self._extender.queue = kernel.queue
+        self.kernel = kernel
         self._collect()
         self.changed()
-
-    def _run_kernel(self, boot: Boot, profile: Profile) -> None:
-        # The open descriptors of the old kernel's clients count no more, and are dead.
-        self.boot = boot
-        self.config = replace(self.config, profile=profile)
-        self.accounting = self._new_accounting()
-        self.policy_file = policy_file(self.config, self.audit)
-        self.policy_source = self.config.policy_source
-        self._requests = self._new_requests()
 
     async def reset(self, profile: Profile | None = None) -> None:
         """List and TPM as after a boot; the mount stays. Only while :meth:`run` runs.
@@ -239,19 +179,20 @@ class Emulator:
             values = await self.channel.call(self._reboot, patient=True)
             # No await from here on: boot_aggregate is the first record.
             self._extender.end()
-            old, failures = self.queue, self._extender.failures
-            self._run_kernel(Boot(self.boot.number + 1), profile or self._first_profile)
-            self._extender = Extender(
-                self._new_queue(), self.channel, Replay(self.layout.banks), self.pace
-            )
+            failures = self._extender.failures
+            kernel = self.kernel.after_reset(profile or self._first_profile)
+            self._extender = self._new_extender(kernel)
             self._extender.failures = replace(failures, skipped=0, refused=0)
-            self.queue.inherit(old)
+            self.kernel = kernel
             self._collect()
-            if self.config.boot_aggregate:
-                self.measure_boot(values)
+            if kernel.config.boot_aggregate:
+                kernel.measure_boot(values)
             self.changed()
         finally:
             resume.set()
+
+    def _new_extender(self, kernel: Kernel) -> Extender:
+        return Extender(kernel.queue, self.channel, Replay(self.layout.banks), self.pace)
 
     def _reboot(self) -> PcrValues:
         self.device.reset()
@@ -273,33 +214,6 @@ class Emulator:
 
     # Measuring
 
-    @property
-    def policy(self) -> Policy | None:
-        """The active policy; None where none was given or written."""
-        return self.policy_file.active
-
-    def judge(self, access: Access) -> Decision:
-        """Whether ``access`` is measured, by which rule, into which PCR and template.
-
-        While no policy is active everything is that is asked for: a convenience, a
-        kernel without ``ima_policy=`` measures nothing.
-        """
-        return UNCONDITIONAL if self.policy is None else self.policy.decide(access)
-
-    def record(
-        self, measurement: Measurement, template: Template | None = None, pcr: int | None = None
-    ) -> Record:
-        """See :func:`imafs.emulator.records.record`."""
-        return records.record(self.config, measurement, template, pcr)
-
-    def violation(self, name: bytes) -> Record:
-        """A violation of the file ``name`` (ToMToU, open_writers)."""
-        return records.violation(self.config, name)
-
-    def critical_data(self, name: bytes, buf: bytes, decision: Decision = UNCONDITIONAL) -> Record:
-        """Critical data, as the rule of ``decision`` wants it."""
-        return records.critical_data(self.config, name, buf, decision)
-
     def append(self, record: Record, *, loaded: bool = False) -> Receipt:
         """Into the list and the extend queue. A duplicate is no error: the receipt says so.
 
@@ -310,16 +224,14 @@ class Emulator:
         except Refused as refused:
             if refused.errno != errno.EEXIST:
                 raise
-            return Receipt(self.queue.totals.added, self.boot.number, duplicate=True)
+            return Receipt(self.queue.totals.added, self.kernel.start.number, duplicate=True)
         self._extender.kick()
-        self._requests.grown(self.queue)
-        # Drafts export the list, and delete it, as it grows.
-        self._collect()
+        self.kernel.grown()
         added, self._added = self._added, trio.Event()
         added.set()
         if self.trouble.listener is not None:
             self.trouble.listener.added(number)
-        return Receipt(number, self.boot.number)
+        return Receipt(number, self.kernel.start.number)
 
     async def measure(self, record: Record, wait: float = EXTEND_WAIT) -> Receipt:
         """Appends and waits for the record's own extend, at most ``wait`` seconds."""
@@ -329,7 +241,7 @@ class Emulator:
     async def wait_for(self, receipt: Receipt, seconds: float) -> bool:
         """Whether the record of ``receipt`` is in the PCRs within ``seconds``; after a reset
         it is not. Of a duplicate this asks for all records so far."""
-        if receipt.boot != self.boot.number:
+        if receipt.boot != self.kernel.start.number:
             return False
         if receipt.duplicate and self._extender.failures.lost:
             return False  # it may repeat one of those which the PCRs never get
@@ -352,72 +264,10 @@ class Emulator:
         while self.queue.totals.added < number:
             await self._added.wait()
 
-    def measure_buffer(self, access: Access, name: bytes, buf: bytes) -> None:
-        """A buffer that the kernel itself measures, where the policy says so."""
-        if self.policy is not None and buf:
-            self._tell(name, buf, self.judge(access))
-
-    def measure_critical_data(self, label: str, name: bytes, text: bytes) -> None:
-        """What the kernel itself tells, where the policy wants it."""
-        self._tell(name, text, self.judge(Access("CRITICAL_DATA", 0, label=label)))
-
-    def told(self, label: str, name: bytes, text: bytes) -> Record | None:
-        """The record that :meth:`measure_critical_data` would add, None where it would not."""
-        decision = self.judge(Access("CRITICAL_DATA", 0, label=label))
-        try:
-            return self.critical_data(name, text, decision) if decision.measure else None
-        except (Refused, FormatError):
-            return None
-
-    def _tell(self, name: bytes, buf: bytes, decision: Decision) -> None:
-        """As in a kernel a failure is only logged, and what was about to happen goes on:
-        a rule's template that takes no buffer (``ima`` with sha256) is EINVAL there."""
-        if not decision.measure:
-            return
-        try:
-            self.append(self.critical_data(name, buf, decision))
-        except (Refused, FormatError) as error:
-            log.info("%s is not in the list: %s", name.decode(), error)
-
-    def measure_policy(self) -> None:
-        """``ima_measure_loaded_policy``: the text of the policy that became active."""
-        if self.config.policy_config.release.records:
-            self.measure_buffer(_POLICY, b"ima_policy_loaded", self.policy_file.text())
-
-    def newest(self) -> Record:
-        """The newest record of either list. Raises :class:`Refused` (ENOENT)."""
-        data = self.queue.newest()
-        if data is None:
-            raise Refused(errno.ENOENT, "there is no record to repeat")
-        return next(iter(Reader(data, 20))).record
-
-    # Requests of user space
-
-    def write(self, grammar: Grammar, data: bytes, position: int) -> int:
-        """A write to a file with this grammar: the bytes taken. Raises :class:`Refused`."""
-        taken = self._requests.write(self.queue, grammar, data, position)
-        self._collect()
-        return taken
-
-    def request(self, request: Request) -> None:
-        """Carries out a parsed request. Raises :class:`Refused` with the kernel's errno."""
-        self._requests.carry_out(self.queue, request)
-        self._collect()
-
     def _collect(self) -> None:
         """After whatever may have deleted something."""
         if self.queue.has_garbage:
             self._collector.wake()
-
-    def shown(self, file: RequestFile) -> bytes:
-        """The text of a request file. Raises :class:`Refused` (EINVAL): no read method."""
-        return self._requests.shown(self.queue, file)
-
-    def _measured_pcrs(self) -> Sequence[int]:
-        """The PCRs that records go to: the default one, and those of the policy's rules."""
-        rules = () if self.policy is None else self.policy.rules
-        named = {rule.pcr for rule in rules if rule.pcr is not None}
-        return sorted({self.config.pcr, *(named & EXTENDABLE)})
 
     # Living
 
@@ -446,5 +296,5 @@ class Emulator:
         ended.set()
 
 
-async def _no_policy_files(path: bytes) -> bytes:
+async def _no_policy_files(emulator: Emulator, path: bytes) -> bytes:
     raise Refused(errno.EACCES, f"{os.fsdecode(path)}: nobody reads policy files here")

@@ -28,49 +28,47 @@ _FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Exporter:
-    """Exports the current list of one emulated boot after the other."""
+    """Exports the current list of one kernel."""
 
-    def __init__(self, rules: Export, root: Path, limit: int | None) -> None:
+    def __init__(self, queue: Queue, rules: Export, root: Path, limit: int | None) -> None:
         self._rules = rules
         self._root = os.fsencode(os.path.realpath(root)).rstrip(b"/")
         self._limit = rules.limit if limit is None else limit
-        self._queue: Queue | None = None
+        self._queue = queue
         self._name = b""
         self._first = True
         self._armed = False
         self._standstill = bounded_thread.Standstill()
 
-    def request(self, queue: Queue, path: bytes) -> None:
+    def request(self, path: bytes) -> None:
         """A path was written to ``list_name``. Raises :class:`Refused`; the list is kept then."""
-        if queue is not self._queue:
-            self._queue, self._name, self._first = queue, b"", True
         if not self._name or not self._rules.name_once:
             self._name = path
         self._armed = self._rules.automatic
-        if not self._limit or len(queue.current) > self._limit:
-            self._export(queue)
+        if not self._limit or len(self._queue.current) > self._limit:
+            self._export()
 
-    def grown(self, queue: Queue) -> None:
+    def grown(self) -> None:
         """The list has grown: exported where it is too long and a name is known."""
-        if not self._armed or queue is not self._queue or len(queue.current) <= self._limit:
+        if not self._armed or len(self._queue.current) <= self._limit:
             return
         try:
-            self._export(queue)
+            self._export()
         except Refused as refused:
             # Until the next name: there is nobody to tell, and every record would try again.
             self._armed = False
             log.warning("%r: the list was not exported: %s", self._name, refused)
 
-    def _export(self, queue: Queue) -> None:
+    def _export(self) -> None:
         try:
-            self._standstill.run(partial(self._write, _told(queue.ascii_list())))
+            self._standstill.run(partial(self._write, _told(self._queue.ascii_list())))
         except OSError as error:
             code = self._rules.failure or error.errno or errno.EIO
             raise Refused(code, f"{error.strerror}") from None
         except Refused as refused:
             raise Refused(self._rules.failure or refused.errno, str(refused)) from None
         self._first = False
-        queue.delete_first(None)
+        self._queue.delete_first(None)
 
     def _write(self, pieces: Iterable[bytes]) -> None:
         with _parent(self._root, self._name) as (directory, name):

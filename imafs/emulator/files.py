@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from imafs.emulator.emulator import Emulator
+from imafs.emulator.kernel import Kernel
 from imafs.emulator.policy_writer import PolicyWriter
 from imafs.errors import Refused
 from imafs.fuse.directory import Handle, TextHandle
@@ -23,30 +24,31 @@ from imafs.lists.seqfile import Bytes, SeqFile
 
 
 def open_file(emulator: Emulator, entry: Entry, flags: int, tid: int) -> Handle:
-    """Opens a file for the thread ``tid``. Raises :class:`Refused`."""
+    """Opens a file of the kernel that runs, for the thread ``tid``. Raises :class:`Refused`."""
+    kernel = emulator.kernel
     # As OPEN_FMODE: of the access mode 3, which may neither read nor write, no writer comes.
     write = bool(flags + 1 & 2)
     if entry.files is not None:
         assert entry.view is not None
-        holder = _admit(emulator, entry.files.opening, tid, write=write)
-        return ListHandle(emulator, entry.files, entry.view, holder)
+        holder = _admit(kernel, entry.files.opening, tid, write=write)
+        return ListHandle(kernel, entry.files, entry.view, holder)
     if entry.request is not None:
-        holder = _admit(emulator, entry.request.opening, tid, write=write)
-        return RequestHandle(emulator, entry.request, holder)
+        holder = _admit(kernel, entry.request.opening, tid, write=write)
+        return RequestHandle(kernel, entry.request, holder)
     if entry.kind is Kind.POLICY:
         return _open_policy(emulator, flags, tid)
     kind = entry.kind
-    return TextHandle(lambda: _text(emulator, kind))
+    return TextHandle(lambda: _text(kernel, kind))
 
 
-def _admit(emulator: Emulator, opening: Opening, tid: int, *, write: bool) -> Holder | None:
+def _admit(kernel: Kernel, opening: Opening, tid: int, *, write: bool) -> Holder | None:
     """Capability first, then the counter (ima_fs.c:244-336)."""
     if opening.needs_admin(write=write) and not has_sys_admin(tid):
         raise Refused(errno.EPERM, "CAP_SYS_ADMIN is asked at the open")
     role = opening.role(write=write)
     if role is None:
         return None
-    return emulator.accounting.open(tid, write=role is Role.WRITER)
+    return kernel.accounting.open(tid, write=role is Role.WRITER)
 
 
 def _open_policy(emulator: Emulator, flags: int, tid: int) -> Handle:
@@ -55,35 +57,36 @@ def _open_policy(emulator: Emulator, flags: int, tid: int) -> Handle:
         return PolicyHandle(emulator)
     if flags & os.O_ACCMODE != os.O_RDONLY:
         raise Refused(errno.EACCES, "the policy is read or written, not both")
-    emulator.policy_file.open_read(admin=has_sys_admin(tid))
-    return TextHandle(lambda: _text(emulator, Kind.POLICY))
+    kernel = emulator.kernel
+    kernel.policy_file.open_read(admin=has_sys_admin(tid))
+    return TextHandle(lambda: _text(kernel, Kind.POLICY))
 
 
-def size(emulator: Emulator, entry: Entry) -> int:
+def size(kernel: Kernel, entry: Entry) -> int:
     """The true size of a file."""
     if entry.files is not None:
         assert entry.view is not None
-        return emulator.queue.list(entry.files.staged).size(entry.view)
+        return kernel.queue.list(entry.files.staged).size(entry.view)
     if entry.request is not None:
-        return 0 if entry.request.shows is None else len(emulator.shown(entry.request))
-    return len(_text(emulator, entry.kind))
+        return 0 if entry.request.shows is None else len(kernel.shown(entry.request))
+    return len(_text(kernel, entry.kind))
 
 
-def _text(emulator: Emulator, kind: Kind) -> bytes:
+def _text(kernel: Kernel, kind: Kind) -> bytes:
     if kind is Kind.COUNT:
-        return b"%d\n" % emulator.queue.count
+        return b"%d\n" % kernel.queue.count
     if kind is Kind.VIOLATIONS:
-        return b"%d\n" % emulator.queue.violations
-    return emulator.policy_file.text()
+        return b"%d\n" % kernel.queue.violations
+    return kernel.policy_file.text()
 
 
 class _Requests(Handle):
     """What takes requests in a grammar, or none; its open may be counted."""
 
-    __slots__ = ("_emulator", "_grammar", "_holder")
+    __slots__ = ("_grammar", "_holder", "_kernel")
 
-    def __init__(self, emulator: Emulator, grammar: Grammar | None, holder: Holder | None) -> None:
-        self._emulator = emulator
+    def __init__(self, kernel: Kernel, grammar: Grammar | None, holder: Holder | None) -> None:
+        self._kernel = kernel
         self._grammar = grammar
         self._holder = holder
 
@@ -93,11 +96,11 @@ class _Requests(Handle):
     def write(self, position: int, data: bytes, writer: int) -> int:
         if self._grammar is None:
             return super().write(position, data, writer)
-        return self._emulator.write(self._grammar, data, position)
+        return self._kernel.write(self._grammar, data, position)
 
     def release(self) -> None:
         if self._holder is not None:
-            self._emulator.accounting.release(self._holder)
+            self._kernel.accounting.release(self._holder)
 
 
 class ListHandle(_Requests):
@@ -105,13 +108,11 @@ class ListHandle(_Requests):
 
     __slots__ = ("_empty", "_list", "_seq")
 
-    def __init__(
-        self, emulator: Emulator, files: ListFiles, view: View, holder: Holder | None
-    ) -> None:
-        staged = files.staged
-        super().__init__(emulator, files.grammar, holder)
+    def __init__(self, kernel: Kernel, files: ListFiles, view: View, holder: Holder | None) -> None:
+        queue, staged = kernel.queue, files.staged
+        super().__init__(kernel, files.grammar, holder)
         self._empty = files.empty
-        self._list: Callable[[], PackedList] = lambda: emulator.queue.list(staged)
+        self._list: Callable[[], PackedList] = lambda: queue.list(staged)
         self._seq = SeqFile(self._list, view)
 
     def read(self, position: int, size: int, *, fill: bool = False) -> Bytes:
@@ -129,12 +130,12 @@ class RequestHandle(_Requests):
 
     __slots__ = ("_file",)
 
-    def __init__(self, emulator: Emulator, file: RequestFile, holder: Holder | None) -> None:
-        super().__init__(emulator, file.grammar, holder)
+    def __init__(self, kernel: Kernel, file: RequestFile, holder: Holder | None) -> None:
+        super().__init__(kernel, file.grammar, holder)
         self._file = file
 
     def read(self, position: int, size: int, *, fill: bool = False) -> Bytes:
-        return self._emulator.shown(self._file)[position : position + size]
+        return self._kernel.shown(self._file)[position : position + size]
 
     def write(self, position: int, data: bytes, writer: int) -> int:
         asks = self._grammar is not None and self._file.opening.write_takes_admin

@@ -37,7 +37,8 @@ class PolicyWriter:
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
-        self._file = emulator.policy_file
+        self._kernel = emulator.kernel
+        self._file = emulator.kernel.policy_file
         self._mutex = trio.Lock()  # ima_write_mutex
         #: Who has written last.
         self._task: Task | None = None
@@ -64,7 +65,7 @@ class PolicyWriter:
         if path is None:
             # Before it is parsed: comments and nonsense are measured too.
             if file.config.release.records:
-                self._emulator.measure_buffer(_WRITE, b"ima_policy_written", data)
+                self._kernel.measure_buffer(_WRITE, b"ima_policy_written", data)
             audited: Audited = []
             try:
                 return file.write(data, audited)
@@ -76,7 +77,7 @@ class PolicyWriter:
             finally:
                 self._emulator.audit.rules(audited, self._task)
         try:
-            content = await self._emulator.read_policy(path)
+            content = await self._emulator.read_policy(self._emulator, path)
         except Refused as refused:
             raise file.refuse(refused.errno, str(refused)) from None
         self._check_alive()  # after the wait for the file
@@ -96,7 +97,7 @@ class PolicyWriter:
 
     def _check_alive(self) -> None:
         """Raises :class:`Refused` (ENODEV) where another kernel runs by now."""
-        if self._file is not self._emulator.policy_file:
+        if self._kernel is not self._emulator.kernel:
             raise Refused(errno.ENODEV, "the kernel whose policy was written is gone")
 
     def spoil(self, refused: Refused) -> None:
@@ -114,12 +115,13 @@ class PolicyWriter:
         emulator.audit.policy("policy_update", result.value, ok=ok, task=task or self._task)
         if result is Closed.COMPLETED:
             _explain(self._file, before)
-            known = emulator.policy_source
+            kernel = self._kernel
+            known = kernel.policy_source
             if not known.endswith(WRITTEN):
-                emulator.policy_source = f"{known}, {WRITTEN}" if appended else WRITTEN
+                kernel.policy_source = f"{known}, {WRITTEN}" if appended else WRITTEN
             # The rules hold already, whatever comes of their record.
             emulator.changed()
-            emulator.measure_policy()
+            kernel.measure_policy()
 
 
 def _explain(file: PolicyFile, before: int) -> None:

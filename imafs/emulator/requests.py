@@ -17,7 +17,7 @@ from imafs.kernel.queue import Queue
 
 
 class Requests:
-    """Carries requests out on whatever queue there is; all synchronous.
+    """Carries requests out on one queue; all synchronous.
 
     ``measure`` adds critical data (label, name, text) where the policy wants it; a failure
     is its own affair. ``pcrs`` gives the PCRs that records go to.
@@ -25,37 +25,41 @@ class Requests:
 
     def __init__(
         self,
+        queue: Queue,
         config: EmulatorConfig,
         measure: Callable[[str, bytes, bytes], object],
         pcrs: Callable[[], Sequence[int]],
     ) -> None:
+        self._queue = queue
         self._measure = measure
         self._pcrs = pcrs
         export, root = config.profile.export, config.export_root
         self._exporter = None
         if export is not None and root is not None:
-            self._exporter = Exporter(export, root, config.export_limit)
+            self._exporter = Exporter(queue, export, root, config.export_limit)
 
-    def write(self, queue: Queue, grammar: Grammar, data: bytes, position: int) -> int:
+    def write(self, grammar: Grammar, data: bytes, position: int) -> int:
         """A write to a file with this grammar: the bytes taken. Raises :class:`Refused`."""
+        queue = self._queue
         trimmed = queue.trimmed
         flush = queue.flush_htable
         request = parse(grammar, data, position, flush_htable=flush, trimmed=trimmed)
-        answer = self.carry_out(queue, request)
+        answer = self.carry_out(request)
         # A kernel may return more than was written; FUSE would turn that into EIO.
         return len(data) if answer is None else min(answer, len(data))
 
-    def carry_out(self, queue: Queue, request: Request) -> int | None:
+    def carry_out(self, request: Request) -> int | None:
         """Does what the request says. What the write returns, None: its bytes."""
-        return _OPERATIONS[request.operation](self, queue, request)
+        return _OPERATIONS[request.operation](self, request)
 
-    def _stage(self, queue: Queue, request: Request) -> None:
-        queue.stage(request.number)
+    def _stage(self, request: Request) -> None:
+        self._queue.stage(request.number)
 
-    def _delete_staged(self, queue: Queue, request: Request) -> None:
-        queue.delete_staged(request.number)
+    def _delete_staged(self, request: Request) -> None:
+        self._queue.delete_staged(request.number)
 
-    def _delete_first(self, queue: Queue, request: Request) -> int | None:
+    def _delete_first(self, request: Request) -> int | None:
+        queue = self._queue
         before, length = queue.trimmed, len(queue.current)
         deleted = queue.delete_first(request.number)
         event = queue.rules.event
@@ -66,18 +70,18 @@ class Requests:
         # The draft returns its loop's counter.
         return request.number + 2 if length > request.number + 1 else length
 
-    def _delete_matching(self, queue: Queue, request: Request) -> None:
-        queue.delete_matching(request.values, self._pcrs())
+    def _delete_matching(self, request: Request) -> None:
+        self._queue.delete_matching(request.values, self._pcrs())
 
-    def _export(self, queue: Queue, request: Request) -> None:
+    def _export(self, request: Request) -> None:
         if self._exporter is None:
             raise Refused(errno.EACCES, "there is no --export-root")
-        self._exporter.request(queue, request.path)
+        self._exporter.request(request.path)
 
-    def grown(self, queue: Queue) -> None:
+    def grown(self) -> None:
         """A record was added."""
         if self._exporter is not None:
-            self._exporter.grown(queue)
+            self._exporter.grown()
 
     def _tell(self, event: Event, before: int, deleted: int) -> None:
         """Measures the critical data that tells of a trim."""
@@ -89,12 +93,12 @@ class Requests:
         text = event.form % (time.time_ns(), numbers[event.number])
         self._measure(event.label, event.name, text)
 
-    def shown(self, queue: Queue, file: RequestFile) -> bytes:
+    def shown(self, file: RequestFile) -> bytes:
         """The text of a request file. Raises :class:`Refused` (EINVAL): no read method."""
         if file.shows is None:
             raise Refused(errno.EINVAL, "the file has no read method")
         # scnprintf into the kernel's buffer: a long number loses its newline.
-        return _TEXTS[file.shows](queue, self._pcrs())[: file.room - 1]
+        return _TEXTS[file.shows](self._queue, self._pcrs())[: file.room - 1]
 
 
 def _pcr_values(queue: Queue, pcrs: Sequence[int]) -> bytes:
@@ -122,7 +126,7 @@ _TEXTS: dict[Shown, Callable[[Queue, Sequence[int]], bytes]] = {
     Shown.PCRS_ASCII: _pcr_text,
 }
 
-_OPERATIONS: dict[Operation, Callable[[Requests, Queue, Request], int | None]] = {
+_OPERATIONS: dict[Operation, Callable[[Requests, Request], int | None]] = {
     Operation.STAGE: Requests._stage,
     Operation.DELETE_STAGED: Requests._delete_staged,
     Operation.DELETE_FIRST: Requests._delete_first,

@@ -4,7 +4,7 @@
 A kexec keeps the PCRs and carries the list over, so what is still to be extended is
 extended afterwards, in order; a dead TPM holds nothing up. A reboot resets the TPM and begins
 a list anew. The mount stays; descriptors that were open are dead (see
-:attr:`Emulator.boot`).
+:class:`imafs.emulator.kernel.Kernel`).
 
 Source: Linux 7.3 ima_kexec.c, ima_queue.c:513-547 (the reboot notifier).
 """
@@ -16,7 +16,7 @@ import logging
 
 from imafs.emulator.boot_aggregate import PCRS, unreadable
 from imafs.emulator.emulator import Emulator
-from imafs.emulator.running import Held
+from imafs.emulator.kernel import Held, Kernel
 from imafs.errors import Refused, TpmError
 from imafs.interface.profiles import Profile
 from imafs.kernel import carry, kexec
@@ -40,9 +40,13 @@ class Lifecycle:
         self._emulator = emulator
 
     @property
+    def _kernel(self) -> Kernel:
+        return self._emulator.kernel
+
+    @property
     def held(self) -> Held | None:
         """The kexec that is held, None where there is none."""
-        return self._emulator.boot.held
+        return self._kernel.held
 
     # kexec
 
@@ -54,13 +58,12 @@ class Lifecycle:
         Another load takes the place of an earlier one. Raises :class:`Refused` (EBUSY) while
         a kexec is held or measurements are suspended; a record that cannot be added is only logged.
         """
-        emulator = self._emulator
         self._check_idle()
-        rules = emulator.config.profile.kexec
-        emulator.measure_buffer(_CMDLINE, kexec.CMDLINE, cmdline)
-        image = carry.image(emulator.queue, rules, emulator.config.kexec_extra)
+        kernel = self._kernel
+        kernel.measure_buffer(_CMDLINE, kexec.CMDLINE, cmdline)
+        image = carry.image(kernel.queue, kernel.config.profile.kexec, kernel.config.kexec_extra)
         self._measure(kexec.LOAD, image.segment_size)
-        emulator.boot.image = image
+        kernel.image = image
         return image
 
     async def execute(
@@ -80,21 +83,20 @@ class Lifecycle:
         with ``whole`` a list that would be cut is refused (EOVERFLOW), with nothing done.
         Raises :class:`Refused` (EBUSY) while suspended or while a kexec is held.
         """
-        emulator = self._emulator
-        profile = profile or emulator.config.profile
-        emulator.config.check_next(profile)
+        profile = profile or self._kernel.config.profile
+        self._kernel.config.check_next(profile)
         self._check_idle()
         values = None if hold else await self._aggregate_values()
         self._check_idle()
-        image = emulator.boot.image
+        image = self._kernel.image
         if image is not None and whole and carry_over:
             self._check_whole(image)
         image = image or self.load()
         self._measure(kexec.EXECUTE, image.segment_size)
-        emulator.queue.suspended = True
+        self._kernel.queue.suspended = True
         held = self._copy(image, profile, carry_over=carry_over)
         if values is None:
-            emulator.boot.held = held
+            self._kernel.held = held
             return None
         return self._cross(held, values)
 
@@ -119,13 +121,13 @@ class Lifecycle:
                 found.records,
                 found.why,
             )
-        if emulator.config.boot_aggregate:
-            emulator.measure_boot(values)
+        if self._kernel.config.boot_aggregate:
+            self._kernel.measure_boot(values)
         return found
 
     def _copy(self, image: Image, profile: Profile, *, carry_over: bool) -> Held:
         """The dump of the list: what a draft still deletes after it appears again."""
-        queue, rules = self._emulator.queue, self._emulator.config.profile.kexec
+        queue, rules = self._kernel.queue, self._kernel.config.profile.kexec
         found = carry.crossing(queue, image, rules)
         queue.note_copy()
         if not carry_over:
@@ -137,31 +139,31 @@ class Lifecycle:
 
         Cut at the segment where a kernel is loaded.
         """
-        emulator = self._emulator
-        return carry.buffer(emulator.queue, emulator.config.profile.kexec, emulator.boot.image)
+        return carry.buffer(
+            self._kernel.queue, self._kernel.config.profile.kexec, self._kernel.image
+        )
 
     def _measure(self, name: bytes, segment: int) -> None:
-        if self._emulator.config.profile.kexec.measured:
-            self._emulator.measure_critical_data(kexec.LABEL, name, self._event(segment))
+        if self._kernel.config.profile.kexec.measured:
+            self._kernel.measure_critical_data(kexec.LABEL, name, self._event(segment))
 
     def _event(self, segment: int) -> bytes:
-        full = self._emulator.queue.full
+        full = self._kernel.queue.full
         return kexec.event(segment, full.size, full.records)
 
     def _check_idle(self) -> None:
         if self.held is not None:
             raise Refused(errno.EBUSY, "a kexec is held: end it with kexec-finish")
-        if self._emulator.queue.suspended:
+        if self._kernel.queue.suspended:
             raise Refused(errno.EBUSY, "measurements are suspended: resume first")
 
     def _check_whole(self, image: Image) -> None:
         # kexec_execute itself, where it is measured, is to go across too.
-        emulator = self._emulator
-        rules = emulator.config.profile.kexec
+        rules = self._kernel.config.profile.kexec
         record = None
         if rules.measured:
-            record = emulator.told(kexec.LABEL, kexec.EXECUTE, self._event(image.segment_size))
-        found = carry.crossing(emulator.queue, image, rules, record)
+            record = self._kernel.told(kexec.LABEL, kexec.EXECUTE, self._event(image.segment_size))
+        found = carry.crossing(self._kernel.queue, image, rules, record)
         if found.lost:
             raise Refused(
                 errno.EOVERFLOW,
@@ -171,7 +173,7 @@ class Lifecycle:
     async def _aggregate_values(self) -> PcrValues:
         """PCR 0 to 9; zeros where the TPM does not answer, as ``ima_pcrread`` leaves them."""
         emulator = self._emulator
-        if not emulator.config.boot_aggregate:
+        if not self._kernel.config.boot_aggregate:
             return {}
         device = emulator.device
         try:
@@ -191,8 +193,8 @@ class Lifecycle:
         :class:`TpmError`, with nothing changed, where the TPM cannot be reset.
         """
         if profile is not None:
-            self._emulator.config.check_next(profile)
-        queue = self._emulator.queue
+            self._kernel.config.check_next(profile)
+        queue = self._kernel.queue
         before = queue.suspended
         queue.suspended = True
         try:

@@ -19,7 +19,7 @@ TPM_DEADLINE = 2.0
 
 async def status(emulator: Emulator) -> dict[str, object]:
     """Counts, bytes, PCRs next to their replay, who holds the files, failures."""
-    queue, config = emulator.queue, emulator.config
+    queue, config = emulator.queue, emulator.kernel.config
     sha1 = next(i for i, b in enumerate(emulator.layout.lists) if b.name == "sha1")
     view = View(False, sha1)
     values, trouble = await _pcrs(emulator)
@@ -45,20 +45,20 @@ async def status(emulator: Emulator) -> dict[str, object]:
         },
         "bytes": {"current": queue.current.size(view), "staged": queue.staged.size(view)},
         "boot": {
-            "number": emulator.boot.number,
-            "kexecs": emulator.boot.kexecs,
-            "carried": emulator.boot.carried,
-            "carried_in_all": emulator.boot.carried_in_all,
-            "lost": emulator.boot.lost,
-            "kexec_loaded": emulator.boot.image is not None,
-            "kexec_held": emulator.boot.held is not None,
+            "number": emulator.kernel.start.number,
+            "kexecs": emulator.kernel.start.kexecs,
+            "carried": emulator.kernel.start.carried,
+            "carried_in_all": emulator.kernel.start.carried_in_all,
+            "lost": emulator.kernel.start.lost,
+            "kexec_loaded": emulator.kernel.image is not None,
+            "kexec_held": emulator.kernel.held is not None,
         },
         "violations": queue.violations,
         "policy": _policy(emulator),
         "suspended": queue.suspended,
         "pcrs": _compared(emulator, values),
-        "readers": [_who(holder) for holder in emulator.accounting.readers],
-        "writer": next((_who(holder) for holder in emulator.accounting.writers), None),
+        "readers": [_who(holder) for holder in emulator.kernel.accounting.readers],
+        "writer": next((_who(holder) for holder in emulator.kernel.accounting.writers), None),
         "failures": {
             "extend": failures.extend,
             "last": trouble or failures.last,
@@ -78,18 +78,18 @@ async def status(emulator: Emulator) -> dict[str, object]:
 
 def _policy(emulator: Emulator) -> dict[str, object] | None:
     """Rules of the active policy, how many of them have no effect here, and their source."""
-    active = emulator.policy
+    active = emulator.kernel.policy
     if active is None:
         return None
     return {
         "rules": len(active.rules),
         "without_effect": sum(rule.never is not None for rule in active.rules),
-        "source": emulator.policy_source,
+        "source": emulator.kernel.policy_source,
     }
 
 
 async def _pcrs(emulator: Emulator) -> tuple[PcrValues, str | None]:
-    wanted = sorted({emulator.config.pcr, *emulator.extender.replay.pcrs})
+    wanted = sorted({emulator.kernel.config.pcr, *emulator.extender.replay.pcrs})
     device = emulator.device
     try:
         work = emulator.channel.call(lambda: device.read_pcrs(wanted), deadline=TPM_DEADLINE)
@@ -101,7 +101,7 @@ async def _pcrs(emulator: Emulator) -> tuple[PcrValues, str | None]:
 def _compared(emulator: Emulator, values: PcrValues) -> Iterable[dict[str, object]]:
     # Where extends failed on purpose: what the records say, not what the TPM was given.
     replay = emulator.extender.listed or emulator.extender.replay
-    wanted = sorted({emulator.config.pcr, *replay.pcrs})
+    wanted = sorted({emulator.kernel.config.pcr, *replay.pcrs})
     pending = emulator.queue.pending > 0
     rows: list[dict[str, object]] = []
     for bank in replay.banks:

@@ -71,7 +71,7 @@ def _of_sysfs(path: str, read: Content) -> Extra:
 
 
 async def _boot_id(emulator: Emulator) -> bytes:
-    return f"{emulator.boot.boot_id}\n".encode()
+    return f"{emulator.kernel.start.boot_id}\n".encode()
 
 
 async def constant(text: bytes) -> bytes:

@@ -122,7 +122,7 @@ async def judge(
     name: bytes | None = None,
 ) -> Judged:
     """One use of ``path`` under the policy of this moment. Raises :class:`Refused`."""
-    use = partial(Judge(emulator.policy, emulator.config).use, path, access, name)
+    use = partial(Judge(emulator.kernel.policy, emulator.kernel.config).use, path, access, name)
     return await bounded_thread.run(use, silence=bounded_thread.SILENCE)
 
 
@@ -134,14 +134,14 @@ async def read_policy(emulator: Emulator, path: bytes) -> bytes:
     EAGAIN where its file system does not answer (the writer could not even be killed), ENODEV
     where another kernel runs when it has been read.
     """
-    boot = emulator.boot
-    read = partial(Judge(emulator.policy, emulator.config).policy_file, path)
+    boot = emulator.kernel
+    read = partial(Judge(emulator.kernel.policy, emulator.kernel.config).policy_file, path)
     content, judged = await bounded_thread.run(read, silence=bounded_thread.SILENCE)
-    if emulator.boot is not boot:
+    if emulator.kernel is not boot:
         raise Refused(errno.ENODEV, "the kernel that read the policy file is gone")
     if judged.measurement is not None:
         decision = judged.decision
-        record = emulator.record(judged.measurement, decision.template, decision.pcr)
+        record = emulator.kernel.record(judged.measurement, decision.template, decision.pcr)
         emulator.append(record)
     return content
 

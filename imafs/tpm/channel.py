@@ -34,12 +34,14 @@ LOOK = 0.05
 
 
 class TpmChannel:
-    """Serialises calls on ``device``."""
+    """Serialises calls on ``device``.
 
-    def __init__(self, device: Device) -> None:
+    ``answers`` is called when a connection that nobody waits for any more is made after all.
+    """
+
+    def __init__(self, device: Device, answers: Callable[[], None] | None = None) -> None:
         self.device = device
-        #: Called when a connection that nobody waits for any more is made after all.
-        self.answers: Callable[[], None] = _nothing
+        self._answers = answers or _nothing
         self._lock = trio.Lock()
         self._broken = False
         # A token is held until its thread ends, abandoned or not.
@@ -102,7 +104,7 @@ class TpmChannel:
         def connected() -> None:
             if not waiting:
                 self._tried = -inf  # its thread may be counted for a moment yet
-                self.answers()
+                self._answers()
 
         def connect() -> None:
             self.device.reconnect()

@@ -38,7 +38,7 @@ class BadDays:
     async def fault(self, options: Options, progress: ProgressCallback) -> FaultAdded:
         """Adds a rule. Raises :class:`UsageError` for one that could never hit."""
         rule = Rule.of(options)
-        config, lists = self._emulator.config, self._emulator.layout
+        config, lists = self._emulator.kernel.config, self._emulator.layout
         known = file_names.names(lists.lists, staging=config.staging, tpm=bool(lists.banks))
         if wrong := file_names.unmatched(rule.files, known):
             raise UsageError(f"fault: files: {wrong}")
@@ -96,7 +96,7 @@ class OtherAgent:
 
         Raises :class:`Refused` with what a client would get.
         """
-        accounting = self._emulator.accounting
+        accounting = self._emulator.kernel.accounting
         if action in _REQUESTS:
             return self._request(action, count)
         if action in ("open-read", "open-write"):
@@ -115,12 +115,12 @@ class OtherAgent:
 
     def _request(self, action: str, count: int | None) -> Acted:
         grammar, opening, words = self._spoken(action, count)
-        accounting = self._emulator.accounting
+        accounting = self._emulator.kernel.accounting
         role = opening.role(write=True)
         holder = accounting.open(_STRANGER, write=role is Role.WRITER) if role else None
         before = self._emulator.queue.totals.deleted
         try:
-            self._emulator.write(grammar, words, 0)
+            self._emulator.kernel.write(grammar, words, 0)
         finally:
             if holder is not None:
                 accounting.release(holder)
@@ -134,7 +134,7 @@ class OtherAgent:
     def _spoken(self, action: str, count: int | None) -> tuple[Grammar, Opening, bytes]:
         """The request in the words of the profile, and the file that takes them."""
         request, total = Request(_REQUESTS[action], count), self._emulator.queue.trimmed
-        for entry in self._emulator.entries:
+        for entry in self._emulator.kernel.entries:
             file = entry.files or entry.request
             if file is None or file.grammar is None:
                 continue

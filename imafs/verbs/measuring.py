@@ -96,7 +96,9 @@ class Measuring:
         said: Row = {"path": path, **measure_options.explained(decision, how.explain)}
         if measurement is None:
             return None, said
-        receipt = emulator.append(emulator.record(measurement, decision.template, decision.pcr))
+        receipt = emulator.append(
+            emulator.kernel.record(measurement, decision.template, decision.pcr)
+        )
         digest = f"{measurement.algorithm.name}:{measurement.digest.hex()}"
         return receipt, {**said, "digest": digest}
 
@@ -114,12 +116,12 @@ class Measuring:
         name = options.text("name")
         how = measure_options.use(options)
         # No file, so nothing is known of one but what the request says.
-        decision = self._emulator.judge(how.access(Facts()))
+        decision = self._emulator.kernel.judge(how.access(Facts()))
         said: Row = {"path": name, **measure_options.explained(decision, how.explain)}
         if not decision.measure:
             return said
         measurement = Measurement(os.fsencode(name), algorithm, digest)
-        record = self._emulator.record(measurement, decision.template, decision.pcr)
+        record = self._emulator.kernel.record(measurement, decision.template, decision.pcr)
         outcome = await self._outcome(self._emulator.append(record))
         return {**said, "digest": f"{algorithm.name}:{digest.hex()}", **outcome}
 
@@ -134,7 +136,7 @@ class Measuring:
     async def violation(self, options: Options, progress: ProgressCallback) -> Row:
         """A violation record."""
         name = options.raw("name")
-        receipt = self._emulator.append(self._emulator.violation(name))
+        receipt = self._emulator.append(self._emulator.kernel.violation(name))
         self._emulator.audit.violation("ToMToU", File(name))
         return await self._outcome(receipt)
 
@@ -148,10 +150,10 @@ class Measuring:
             data = bytes.fromhex(options.text("data"))
         check_data(data)
         label = options.text("label")
-        decision = self._emulator.judge(Access("CRITICAL_DATA", 0, label=label))
+        decision = self._emulator.kernel.judge(Access("CRITICAL_DATA", 0, label=label))
         if not decision.measure:
             return measure_options.explained(decision, False)
-        record = self._emulator.critical_data(options.raw("name"), data, decision)
+        record = self._emulator.kernel.critical_data(options.raw("name"), data, decision)
         return await self._outcome(self._emulator.append(record))
 
     async def generate(self, options: Options, progress: ProgressCallback) -> Generated:
@@ -160,7 +162,7 @@ class Measuring:
         prefix = options.text("name", generate.PREFIX)
         start = self._generated.get(prefix, 0)
         self._generated[prefix] = start + count
-        config = self._emulator.config
+        config = self._emulator.kernel.config
         source = generate.generate(
             count, config.algorithm, prefix=prefix, start=start, want_sha1=config.template.has("d")
         )
@@ -168,7 +170,7 @@ class Measuring:
         async with self._bulk:
             turn = _Turn()
             for done, measurement in enumerate(source, 1):
-                record = self._emulator.record(measurement)
+                record = self._emulator.kernel.record(measurement)
                 added += not self._emulator.append(record).duplicate
                 if turn.ends(record):
                     await self._breathe()
@@ -189,7 +191,7 @@ class Measuring:
 
     async def repeat(self, options: Options, progress: ProgressCallback) -> Row:
         """The newest record again: a duplicate, unless the hash table is off or flushed."""
-        newest = self._emulator.newest()
+        newest = self._emulator.kernel.newest()
         return await self._outcome(self._emulator.append(newest))
 
     async def load(self, options: Options, progress: ProgressCallback) -> Loaded:

@@ -78,7 +78,7 @@ class Restarting:
     def _crossed(self, found: Crossing) -> Crossed:
         return {
             "held": False,
-            "profile": self._emulator.config.profile.name,
+            "profile": self._emulator.kernel.config.profile.name,
             "records": found.records,
             "carried": found.carried,
             "lost": found.lost,
@@ -98,7 +98,7 @@ class Restarting:
         async with self._bulk:
             await self._lifecycle.reboot(profile)
             self._booted()
-        return {"profile": self._emulator.config.profile.name}
+        return {"profile": self._emulator.kernel.config.profile.name}
 
     async def reset(self, options: Options, progress: ProgressCallback) -> Nothing:
         """List and TPM as after a boot."""

@@ -149,7 +149,7 @@ async def test_open_and_release_count_before_their_first_await() -> None:
     emulator = await start()
     ops = DirectoryOperations(ImaDirectory(emulator, "ima"))
     inode = (await entry(ops, "ascii_runtime_measurements_sha1")).st_ino
-    accounting = emulator.accounting
+    accounting = emulator.kernel.accounting
     opening: Any = ops.open(inode, os.O_RDONLY, CTX)
     with pytest.raises(StopIteration) as opened:
         opening.send(None)

@@ -473,6 +473,10 @@ class Keeper:
         """Whether the one descriptor is open, and what it knows holds."""
         return self.known is not None
 
+    def found(self) -> facts.Found | None:
+        """What the plan that is being carried out says; None once the process has ended."""
+        return None if self.plan is None else self.plan.found
+
     def end(self) -> None:
         """The process is gone, or forgets all it knew."""
         self.known = self.plan = None
@@ -567,7 +571,7 @@ class Keeper:
             self.counts["disk error"] += 1
             self.end()
             return
-        if self.plan is not None and self.plan.found in _ANCHORED:
+        if self.found() in _ANCHORED:
             self.kernel.disturbed = False  # an anchor explains the PCRs from here on
 
     def check_again(self, *asked: object) -> None:

@@ -83,7 +83,8 @@ class ProfileMachine(RuleBasedStateMachine):
             flush_htable=flush,
             disable_htable=disable,
         )
-        self.requests = Requests(EmulatorConfig(profile=played), self._tell, lambda: (10,))
+        config = EmulatorConfig(profile=played)
+        self.requests = Requests(self.queue, config, self._tell, lambda: (10,))
         flush = flush and not disable
         self.model = Draft(profile.name, bugs, flush, not disable, default)
         self.model.start = {"sha1": bytes(20), "sha256": bytes(32)}
@@ -139,7 +140,7 @@ class ProfileMachine(RuleBasedStateMachine):
         word, grammar = self.files[at % len(self.files)]
         expected = self.model.write(word, data, position)
         try:
-            taken = self.requests.write(self.queue, grammar, data, position)
+            taken = self.requests.write(grammar, data, position)
             found = "ok"
         except Refused as refused:
             taken, found = len(data), refused.errno_name
@@ -222,7 +223,7 @@ class ProfileMachine(RuleBasedStateMachine):
         for file in self.profile.requests:
             number = {Shown.LAST_TRIM: model.last, Shown.TOTAL_TRIMMED: model.trimmed}
             if file.shows in number:
-                shown = self.requests.shown(queue, file)
+                shown = self.requests.shown(file)
                 assert shown == b"%d\n" % number[file.shows]
 
 

@@ -44,7 +44,7 @@ LIST = [
 
 
 def newest_of(emulator: Emulator) -> Record:
-    return emulator.newest()
+    return emulator.kernel.newest()
 
 
 def ends_with(device: FakeDevice, call: str) -> bool:
@@ -66,7 +66,7 @@ async def test_a_boot_measures_boot_aggregate_first() -> None:
         await until(lambda: emulator.queue.pending == 0)
     digest = hashlib.sha256(bytes(32 * 10)).digest()
     rec = Rec(10, "ima-ng", (b"sha256:\0" + digest, b"boot_aggregate\0"))
-    assert emulator.newest() == record(rec)
+    assert emulator.kernel.newest() == record(rec)
     assert device.entries == [entry(rec, *NAMES)]
 
 
@@ -75,7 +75,7 @@ async def test_without_boot_aggregate_the_list_is_empty() -> None:
     await emulator.start()
     assert len(emulator.queue.current) == 0
     with pytest.raises(Refused) as caught:
-        emulator.newest()
+        emulator.kernel.newest()
     assert caught.value.errno == errno.ENOENT
 
 
@@ -400,10 +400,10 @@ def test_records_are_in_the_configured_template_and_pcr() -> None:
     fmt = custom("d-ng|n-ng|imode")
     emulator = Emulator(replace(BARE, template=fmt, pcr=12), FakeDevice())
     measurement = Measurement(b"/x", by_name("sha256"), bytes(32), mode=5)
-    made = emulator.record(measurement)
+    made = emulator.kernel.record(measurement)
     assert (made.pcr, made.template, made.violation) == (12, fmt, False)
-    assert emulator.record(measurement, TEMPLATES["ima-sig"], 11).template.label == "ima-sig"
-    assert emulator.record(measurement, TEMPLATES["ima-sig"], 11).pcr == 11
+    assert emulator.kernel.record(measurement, TEMPLATES["ima-sig"], 11).template.label == "ima-sig"
+    assert emulator.kernel.record(measurement, TEMPLATES["ima-sig"], 11).pcr == 11
 
 
 @pytest.mark.parametrize("label", ["ima", "ima-ng", "ima-sigv2"])
@@ -411,7 +411,7 @@ def test_records_are_in_the_configured_template_and_pcr() -> None:
 def test_violations_use_the_default_template_pcr_and_hash(label: str, algorithm: str) -> None:
     config = replace(BARE, template=TEMPLATES[label], algorithm=by_name(algorithm), pcr=9)
     emulator = Emulator(config, FakeDevice())
-    made = emulator.violation(b"/v")
+    made = emulator.kernel.violation(b"/v")
     zero = bytes({"sha1": 20, "sha256": 32}[algorithm])
     stored = algorithm.encode() + b":\0" + zero
     first = {"ima": bytes(20), "ima-ng": stored, "ima-sigv2": b"ima:" + stored}[label]
@@ -421,12 +421,12 @@ def test_violations_use_the_default_template_pcr_and_hash(label: str, algorithm:
     assert made.template.split(made.data)[:2] == [first, b"/v\0"]
     # A rule's template is not used (7.3.4-mixed-pcr11).
     odd = Measurement(b"/v", by_name(algorithm), zero, violation=True)
-    assert emulator.record(odd, TEMPLATES["ima-sig"]).template.label == label
+    assert emulator.kernel.record(odd, TEMPLATES["ima-sig"]).template.label == label
 
 
 def test_critical_data() -> None:
     emulator = Emulator(replace(BARE, template=TEMPLATES["ima-sig"]), FakeDevice())
-    made = emulator.critical_data(b"selinux state", b"enforcing=1;")
+    made = emulator.kernel.critical_data(b"selinux state", b"enforcing=1;")
     digest = hashlib.sha256(b"enforcing=1;").digest()
     assert made.template.label == "ima-buf"
     assert made.template.split(made.data) == [
@@ -439,7 +439,7 @@ def test_critical_data() -> None:
 async def test_what_cannot_be_built_is_no_record() -> None:
     emulator = Emulator(replace(BARE, template=TEMPLATES["ima"]), FakeDevice())
     with pytest.raises(FormatError):
-        emulator.record(Measurement(b"/x", by_name("sha256"), bytes(32)))
+        emulator.kernel.record(Measurement(b"/x", by_name("sha256"), bytes(32)))
     assert len(emulator.queue.current) == 0
 
 
@@ -509,14 +509,14 @@ async def test_requests_reach_the_queue() -> None:
     async with booted(FakeDevice()) as emulator:
         for rec in LIST:
             emulator.append(record(rec))
-        emulator.request(Request(Operation.DELETE_FIRST, 2))
+        emulator.kernel.request(Request(Operation.DELETE_FIRST, 2))
         assert len(emulator.queue.current) == 3
-        emulator.request(Request(Operation.STAGE))
+        emulator.kernel.request(Request(Operation.STAGE))
         assert (len(emulator.queue.current), len(emulator.queue.staged)) == (0, 3)
         with pytest.raises(Refused) as caught:
-            emulator.request(Request(Operation.STAGE))
+            emulator.kernel.request(Request(Operation.STAGE))
         assert caught.value.errno == errno.EEXIST
-        emulator.request(Request(Operation.DELETE_STAGED))
+        emulator.kernel.request(Request(Operation.DELETE_STAGED))
         assert len(emulator.queue.staged) == 0
 
 
@@ -527,7 +527,7 @@ async def test_deleted_records_are_freed_behind_the_scenes(
     async with booted(FakeDevice()) as emulator:
         for number in range(100):
             emulator.append(record(ng(10, b"/%d" % number)))
-        emulator.request(Request(Operation.DELETE_FIRST, 100))
+        emulator.kernel.request(Request(Operation.DELETE_FIRST, 100))
         assert emulator.queue._garbage
         await until(lambda: not emulator.queue._garbage)
 
@@ -554,9 +554,9 @@ async def test_status() -> None:
         emulator.queue.stage()
         emulator.append(record(LIST[1]))  # a duplicate
         await emulator.measure(record(ng(10, b"/c")))
-        holder = emulator.accounting.open(0, write=True)
+        holder = emulator.kernel.accounting.open(0, write=True)
         answer = await status.status(emulator)
-        emulator.accounting.release(holder)
+        emulator.kernel.accounting.release(holder)
     assert answer["records"] == {
         "current": 1,
         "staged": 4,
@@ -605,7 +605,7 @@ async def test_what_an_automatic_export_deletes_is_freed(tmp_path: Path) -> None
     """No request of user space comes after it."""
     config = replace(BARE, profile=lookup("export-2019"), export_root=tmp_path, export_limit=10)
     async with booted(FakeDevice(), config) as emulator:
-        emulator.request(Request(Operation.EXPORT, path=bytes(tmp_path / "list")))
+        emulator.kernel.request(Request(Operation.EXPORT, path=bytes(tmp_path / "list")))
         await trio.testing.wait_all_tasks_blocked()
         for number in range(25):
             emulator.append(record(ng(10, b"/%d" % number)))

@@ -15,6 +15,7 @@ from imafs.emulator.emulator import Emulator
 from imafs.emulator.policy_writer import PolicyWriter
 from imafs.errors import Refused
 from imafs.formats.algorithms import SHA256
+from imafs.interface.profiles import lookup
 from imafs.kernel.policy import policy_file
 from imafs.kernel.policy.language import Words, parse
 from imafs.kernel.policy.match import Policy
@@ -52,12 +53,11 @@ class Slow:
 async def emulator_with(content: bytes) -> Emulator:
     """One that finds ``content`` below every path."""
 
-    async def read(path: bytes) -> bytes:
+    async def read(emulator: Emulator, path: bytes) -> bytes:
         return content
 
-    emulator = Emulator(EmulatorConfig(algorithm=SHA256), NoTpm())
+    emulator = Emulator(EmulatorConfig(algorithm=SHA256), NoTpm(), read_policy=read)
     await emulator.start()
-    emulator.read_policy = read
     return emulator
 
 
@@ -78,7 +78,7 @@ async def test_everybody_goes_on_while_a_file_is_parsed(monkeypatch: pytest.Monk
     assert not slow.late
     assert written == [3]
     writer.close()
-    assert emulator.policy_file.text() == b"measure fowner=1 \n"
+    assert emulator.kernel.policy_file.text() == b"measure fowner=1 \n"
 
 
 async def test_the_kernel_may_be_gone_once_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ async def test_the_kernel_may_be_gone_once_it_is_parsed(monkeypatch: pytest.Monk
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write)
         await slow.reached()
-        emulator.policy_file = policy_file.PolicyFile(policy_file.PolicyConfig())
+        emulator.kernel = emulator.kernel.after_reset(lookup("mainline"))
         slow.go_on.set()
     assert codes == [errno.ENODEV]
 
@@ -108,7 +108,7 @@ async def test_a_bad_line_makes_the_session_invalid() -> None:
         await writer.write(b"/p\n", 0)
     assert caught.value.errno == errno.ERANGE
     writer.close()
-    assert emulator.policy is None
+    assert emulator.kernel.policy is None
 
 
 async def load(emulator: Emulator, *rules: bytes) -> None:

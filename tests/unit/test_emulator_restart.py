@@ -55,7 +55,7 @@ async def machine(
         for number, one in enumerate(RECORDS):
             emulator.append(one)
             if number == 1:
-                emulator.request(Request(Operation.STAGE))
+                emulator.kernel.request(Request(Operation.STAGE))
         yield emulator, Lifecycle(emulator)
 
 
@@ -90,7 +90,7 @@ async def test_a_kexec_carries_staged_then_current() -> None:
     device = FakeDevice()
     async with machine(device, EmulatorConfig()) as (emulator, life):
         image = life.load()
-        assert emulator.boot.image == image
+        assert emulator.kernel.image == image
         found = await life.execute()
         assert found == kexec.Crossing(7, 7)
         records = current(emulator)
@@ -119,8 +119,8 @@ async def test_a_kexec_carries_staged_then_current() -> None:
 
 async def test_the_texts_count_since_this_kernel_began() -> None:
     async with machine(FakeDevice()) as (emulator, life):
-        emulator.request(Request(Operation.DELETE_STAGED))
-        emulator.request(Request(Operation.DELETE_FIRST, 1))
+        emulator.kernel.request(Request(Operation.DELETE_STAGED))
+        emulator.kernel.request(Request(Operation.DELETE_FIRST, 1))
         size = sum(len(rec.binary(bytes(20))) for rec in LIST)
         image = life.load()
         # The segment is for what is there, the counts are of what there ever was.
@@ -194,7 +194,7 @@ async def test_a_list_that_outgrew_its_segment_is_cut_and_said_to_be(
         lost = f"{found.lost} of {found.records} records would be lost: {found.why}"
         assert predicted == f"{lost}; load again"
         assert current(emulator) == before[: found.carried]
-        assert emulator.boot.lost == found.lost
+        assert emulator.kernel.start.lost == found.lost
         # What is lost is in the PCRs all the same, and the status says that they are right.
         await emulator.wait_extended(emulator.queue.totals.added, 20)
         assert len(device.entries) == emulator.queue.totals.added == found.records
@@ -205,7 +205,7 @@ async def test_whole_goes_on_where_everything_fits() -> None:
         life.load()
         # As many as fit, kexec_execute included, and not one more.
         filler = record(ng(10, b"/filler/%04d" % 0))
-        text = emulator.critical_data(kexec.EXECUTE, kexec.event(4096, 2000, 20))
+        text = emulator.kernel.critical_data(kexec.EXECUTE, kexec.event(4096, 2000, 20))
         room = 4096 - 24 - carry.runtime_size(emulator.queue) - kexec.runtime_size(text)
         for number in range(room // kexec.runtime_size(filler)):
             emulator.append(record(ng(10, b"/filler/%04d" % number)))
@@ -235,7 +235,7 @@ async def test_what_whole_predicts_is_what_happens(
         for number in range(more):
             name = b"/more/%d" % number
             measurement = Measurement(name, SHA256, SHA256.digest(name), sha1=SHA1.digest(name))
-            emulator.append(emulator.record(measurement))
+            emulator.append(emulator.kernel.record(measurement))
         predicted = ""
         try:
             found = await life.execute(whole=True)
@@ -287,7 +287,7 @@ async def test_hold_is_the_window_between_suspend_and_the_next_kernel() -> None:
             (Operation.STAGE, errno.EEXIST),
         ):
             with pytest.raises(Refused) as caught:
-                emulator.request(Request(operation))
+                emulator.kernel.request(Request(operation))
             assert caught.value.errno == code
         with pytest.raises(Refused) as caught:
             emulator.append(RECORDS[0])
@@ -298,10 +298,10 @@ async def test_hold_is_the_window_between_suspend_and_the_next_kernel() -> None:
         with pytest.raises(Refused) as caught:
             await life.execute()
         assert refusal(caught) == "EBUSY"
-        assert emulator.config.profile.name == "mainline"
+        assert emulator.kernel.config.profile.name == "mainline"
         found = await life.finish()
         assert found == kexec.Crossing(6, 6)
-        assert emulator.config.profile.name == "legacy"
+        assert emulator.kernel.config.profile.name == "legacy"
         with pytest.raises(Refused) as caught:
             await life.finish()
         assert refusal(caught) == "EINVAL"
@@ -310,14 +310,14 @@ async def test_hold_is_the_window_between_suspend_and_the_next_kernel() -> None:
 
 async def test_stage_while_held_is_eacces() -> None:
     async with machine(FakeDevice()) as (emulator, life):
-        emulator.request(Request(Operation.DELETE_STAGED))
+        emulator.kernel.request(Request(Operation.DELETE_STAGED))
         await life.execute(hold=True)
         for operation, code in (
             (Request(Operation.STAGE), errno.EACCES),
             (Request(Operation.DELETE_FIRST, 1), errno.ESTALE),
         ):
             with pytest.raises(Refused) as caught:
-                emulator.request(operation)
+                emulator.kernel.request(operation)
             assert caught.value.errno == code
 
 
@@ -333,7 +333,7 @@ async def test_some_drafts_refuse_only_what_was_copied(name: str) -> None:
                 emulator.queue.suspended = True
             code = 0
             try:
-                emulator.request(Request(Operation.DELETE_STAGED))
+                emulator.kernel.request(Request(Operation.DELETE_STAGED))
             except Refused as refused:
                 code = refused.errno
             assert code == (errno.ESTALE if hold or name == "mainline" else 0)
@@ -344,13 +344,13 @@ async def test_two_kexecs_in_a_row() -> None:
     async with machine(device, EmulatorConfig()) as (emulator, life):
         for turn in (1, 2):
             await life.execute()
-            assert emulator.boot.kexecs == turn
+            assert emulator.kernel.start.kexecs == turn
         records = current(emulator)
         assert records[1:5] == RECORDS
         assert [one for one in records if one == record(AGGREGATE)] == 3 * [record(AGGREGATE)]
         assert len(records) == 1 + 4 + 3 + 3 == emulator.queue.totals.added
-        assert emulator.boot.carried == 10
-        assert emulator.boot.carried_in_all == 17
+        assert emulator.kernel.start.carried == 10
+        assert emulator.kernel.start.carried_in_all == 17
         await emulator.wait_extended(len(records), 20)
         values = replayed(records)
         assert {name: device.pcrs[name][10] for name in NAMES} == values
@@ -426,7 +426,7 @@ async def test_who_waits_over_a_kexec_gets_his_answer() -> None:
 
 
 async def test_a_loaded_list_says_what_was_loaded_for_kexec() -> None:
-    made = Emulator(BARE, FakeDevice())
+    made = Emulator(BARE, FakeDevice()).kernel
     load = made.critical_data(kexec.LOAD, kexec.event(8192, 1, 1))
     execute = made.critical_data(kexec.EXECUTE, kexec.event(8192, 1, 1))
     aggregate = record(AGGREGATE)
@@ -443,7 +443,7 @@ async def test_a_loaded_list_says_what_was_loaded_for_kexec() -> None:
     ):
         emulator = Emulator(BARE, FakeDevice())
         await emulator.start(records)
-        assert emulator.boot.image == expected
+        assert emulator.kernel.image == expected
 
 
 async def test_kernels_before_critical_data_copy_their_list_at_load(
@@ -468,7 +468,7 @@ async def test_what_such_a_kernel_deletes_after_load_appears_again() -> None:
     async with running(emulator):
         life = Lifecycle(emulator)
         life.load()
-        emulator.request(Request(Operation.DELETE_FIRST, 3))
+        emulator.kernel.request(Request(Operation.DELETE_FIRST, 3))
         found = await life.execute()
         assert found == kexec.Crossing(4, 4)
         assert current(emulator) == RECORDS
@@ -495,10 +495,10 @@ async def test_drafts_answer_by_their_own_rules_while_a_kexec_is_held(
         await life.execute(hold=True)
         for letter, code in answers.items():
             if code is None:
-                emulator.request(requests[letter])
+                emulator.kernel.request(requests[letter])
                 continue
             with pytest.raises(Refused) as caught:
-                emulator.request(requests[letter])
+                emulator.kernel.request(requests[letter])
             assert caught.value.errno == code, letter
         # What is deleted after the copy appears again all the same.
         assert await life.finish() == kexec.Crossing(6, 6)
@@ -507,10 +507,10 @@ async def test_drafts_answer_by_their_own_rules_while_a_kexec_is_held(
 
 async def test_v5_may_stage_and_delete_what_was_not_copied_as_staged() -> None:
     async with machine(FakeDevice(), replace(BARE, profile=lookup("v5"))) as (emulator, life):
-        emulator.request(Request(Operation.DELETE_STAGED))
+        emulator.kernel.request(Request(Operation.DELETE_STAGED))
         await life.execute(hold=True)
-        emulator.request(Request(Operation.STAGE))
-        emulator.request(Request(Operation.DELETE_STAGED))
+        emulator.kernel.request(Request(Operation.STAGE))
+        emulator.kernel.request(Request(Operation.DELETE_STAGED))
         await life.finish()
         assert current(emulator)[:2] == RECORDS[2:]
 
@@ -529,12 +529,12 @@ async def test_the_first_drafts_do_not_carry_what_is_staged(
 
 async def test_a_profile_that_cannot_run_is_refused_before_anything() -> None:
     async with machine(FakeDevice()) as (emulator, life):
-        boot, length = emulator.boot, len(emulator.queue.current)
+        boot, length = emulator.kernel, len(emulator.queue.current)
         with pytest.raises(UsageError, match="--export-root"):
             await life.execute(lookup("export-2020"))
         with pytest.raises(UsageError, match="--export-root"):
             await life.reboot(lookup("export-2020"))
-        assert emulator.boot is boot
+        assert emulator.kernel is boot
         assert len(emulator.queue.current) == length
         assert not emulator.queue.suspended
 
@@ -547,7 +547,7 @@ async def test_every_profile_hands_over_to_every_other(
     device = FakeDevice()
     async with machine(device) as (emulator, life):
         await life.execute(lookup(profile))
-        assert emulator.config.profile.name == profile
+        assert emulator.kernel.config.profile.name == profile
         assert current(emulator)[:4] == RECORDS
         await life.execute(lookup("mainline"))
         records = current(emulator)
@@ -576,7 +576,7 @@ async def test_a_policy_decides_about_the_critical_data() -> None:
             kexecs = [r for r in records if set(buffers([r])) & {kexec.LOAD, kexec.EXECUTE}]
             assert list(buffers(kexecs)) == names
             assert {r.pcr for r in kexecs} <= {pcr}
-            assert emulator.policy is policy
+            assert emulator.kernel.policy is policy
 
 
 async def test_the_buffer_is_what_is_there() -> None:
@@ -600,7 +600,7 @@ async def test_reboot_suspends_and_begins_anew() -> None:
             device.answer()
         assert emulator.queue is not old
         assert current(emulator) == [record(AGGREGATE)]
-        assert emulator.boot.number == 2
+        assert emulator.kernel.start.number == 2
         assert emulator.queue.totals.added == 1
         await emulator.wait_extended(1, 20)
         assert device.entries == [entry(AGGREGATE, *NAMES)]
@@ -612,12 +612,12 @@ async def test_a_reboot_ends_a_held_kexec_and_boots_the_first_profile() -> None:
         await life.execute(hold=True)
         await life.reboot()
         assert life.held is None
-        assert emulator.config.profile.name == "mainline"
+        assert emulator.kernel.config.profile.name == "mainline"
         await life.reboot(lookup("legacy"))
-        assert emulator.config.profile.name == "legacy"
+        assert emulator.kernel.config.profile.name == "legacy"
         await emulator.reset()
-        assert emulator.config.profile.name == "mainline"
-        assert emulator.boot.number == 4
+        assert emulator.kernel.config.profile.name == "mainline"
+        assert emulator.kernel.start.number == 4
 
 
 async def test_a_reboot_that_fails_changes_nothing() -> None:
@@ -627,10 +627,10 @@ async def test_a_reboot_that_fails_changes_nothing() -> None:
 
     device = Fixed()
     async with machine(device) as (emulator, life):
-        boot = emulator.boot
+        boot = emulator.kernel
         with pytest.raises(TpmError, match="only a swtpm"):
             await life.reboot()
-        assert emulator.boot is boot
+        assert emulator.kernel is boot
         assert emulator.append(record(ng(10, b"/goes/on"))).number == 5
 
 
@@ -640,14 +640,14 @@ async def test_a_reboot_that_is_given_up_changes_nothing(expected_logs: Expected
     device = FakeDevice()
     async with machine(device) as (emulator, life):
         await emulator.wait_extended(len(LIST), 20)
-        boot = emulator.boot
+        boot = emulator.kernel
         device.hang()
         with trio.CancelScope() as patience:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(life.reboot)
                 await until(lambda: "reset" in device.calls)
                 patience.cancel()
-        assert emulator.boot is boot
+        assert emulator.kernel is boot
         assert emulator.append(record(ng(10, b"/goes/on"))).number == 5
         device.answer()
         await emulator.wait_extended(5, 20)
@@ -662,11 +662,11 @@ async def test_critical_data_that_cannot_be_built_holds_nothing_up() -> None:
         before = len(emulator.queue.current)
         told: list[int] = []
         emulator.observers.append(lambda: told.append(1))
-        grammar = next(e.request.grammar for e in emulator.entries if e.request)
+        grammar = next(e.request.grammar for e in emulator.kernel.entries if e.request)
         assert grammar is not None
-        assert emulator.write(grammar, b"02", 0) == 2
+        assert emulator.kernel.write(grammar, b"02", 0) == 2
         assert len(emulator.queue.current) == before - 2
-        emulator.config = replace(emulator.config, profile=lookup("mainline"))
+        emulator.kernel.config = replace(emulator.kernel.config, profile=lookup("mainline"))
         life.load()
         await life.execute()
         assert told.pop() == 1
@@ -688,11 +688,11 @@ async def test_suspended_by_hand_there_is_no_kexec() -> None:
 
 async def test_open_files_count_no_more() -> None:
     async with machine(FakeDevice()) as (emulator, life):
-        emulator.accounting.open(1, write=True)
+        emulator.kernel.accounting.open(1, write=True)
         await life.execute()
-        emulator.accounting.open(2, write=True)
+        emulator.kernel.accounting.open(2, write=True)
         await life.reboot()
-        emulator.accounting.open(3, write=False)
+        emulator.kernel.accounting.open(3, write=False)
 
 
 def answered(*texts: bytes) -> list[tuple[bytes, bytes]]:

@@ -71,7 +71,7 @@ def test_the_file_that_is_judged_is_the_one_that_is_measured(swapped: Path) -> N
 
 async def test_the_rules_that_are_loaded_are_the_ones_that_are_measured(swapped: Path) -> None:
     async with booted(FakeDevice(), CONFIG) as emulator:
-        emulator.policy_file.active = policy(b"measure func=POLICY_CHECK")
+        emulator.kernel.policy_file.active = policy(b"measure func=POLICY_CHECK")
         assert await read_policy(emulator, os.fsencode(swapped)) == RULES
         shown = b"".join(emulator.queue.ascii_list())
     assert digest_of(RULES).hex().encode() + b" " + os.fsencode(swapped) + b"\n" in shown
@@ -116,7 +116,7 @@ async def test_a_kernel_that_ends_while_its_policy_is_read(
     file = tmp_path / "rules"
     file.write_bytes(RULES)
     async with booted(FakeDevice(), CONFIG) as emulator:
-        emulator.policy_file.active = policy(b"measure func=POLICY_CHECK")
+        emulator.kernel.policy_file.active = policy(b"measure func=POLICY_CHECK")
         monkeypatch.setattr(disk, "content", partial(_ending, emulator))
         with pytest.raises(Refused) as caught:
             await read_policy(emulator, os.fsencode(file))

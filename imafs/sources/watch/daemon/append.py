@@ -73,7 +73,7 @@ class Recorder:
 
     def _violate(self, violation: messages.Violation) -> int:
         emulator = self._emulator
-        record = emulator.violation(violation.name)
+        record = emulator.kernel.violation(violation.name)
         last = emulator.append(record).number
         self.counts["violations"] += 1
         file = File(violation.name, violation.dev, violation.ino or None)
@@ -87,7 +87,7 @@ class Recorder:
         emulator = self._emulator
         measurement = Measurement(
             use.name,
-            emulator.config.algorithm,
+            emulator.kernel.config.algorithm,
             use.digest,
             sha1=use.sha1 or None,
             signature=use.signature,
@@ -100,7 +100,7 @@ class Recorder:
         for pcr, label in use.pcrs:
             template = lookup(label) if label else None
             wanted = None if pcr == messages.DEFAULT_PCR else pcr
-            receipt = emulator.append(emulator.record(measurement, template, wanted))
+            receipt = emulator.append(emulator.kernel.record(measurement, template, wanted))
             self.counts["duplicates" if receipt.duplicate else "measured"] += 1
             if not receipt.duplicate:
                 last = receipt.number

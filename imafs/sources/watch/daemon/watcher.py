@@ -71,7 +71,7 @@ class Watcher:
         self._number = 0
         # What the listener was last told of.
         self._policy = self._judging
-        self._queue = emulator.queue
+        self._kernel = emulator.kernel
         # A listener is wanted; it is there; its life, which may be cancelled.
         self._wanted = trio.Event()
         self._ready = trio.Event()
@@ -113,7 +113,7 @@ class Watcher:
                 else:
                     self._rest()
                 raise
-            if not self._paths and self._emulator.policy is None:
+            if not self._paths and self._emulator.kernel.policy is None:
                 log.info("no policy is active: watched files are measured as tcb says")
             self._paths = wanted
 
@@ -163,7 +163,7 @@ class Watcher:
         counts = {name: getattr(now, name) + getattr(self._before, name) for name in _SUMMED}
         return {
             "paths": self.paths,
-            "policy": "tcb" if self._emulator.policy is None else "active",
+            "policy": "tcb" if self._emulator.kernel.policy is None else "active",
             "listener": now.pid if answering else None,
             "left_out": [self._left_out[path] for path in self._paths if path in self._left_out],
             "restarts": self._restarts,
@@ -260,7 +260,7 @@ class Watcher:
                         self._seldom.say("mounts", logging.INFO, "after a mount: %s", refused)
 
     async def _greet(self, listening: Listening) -> None:
-        self._queue = self._emulator.queue
+        self._kernel = self._emulator.kernel
         self._send_rules(listening)
         # From here on it is told of changes, and its questions are answered.
         self._listening = listening
@@ -347,19 +347,19 @@ class Watcher:
         listening = self._listening
         if listening is None:
             return
-        if self._queue is not self._emulator.queue:
-            self._queue = self._emulator.queue
+        if self._kernel is not self._emulator.kernel:
+            self._kernel = self._emulator.kernel
             listening.send(messages.Forget())
         if self._policy is not self._judging:
             self._send_rules(listening, self._policy)
 
     def _send_rules(self, listening: Listening, known: Policy | None = None) -> None:
         emulator = self._emulator
-        config, self._policy = emulator.config, self._judging
+        config, self._policy = emulator.kernel.config, self._judging
         rules = self._policy.rules
         templates = [config.template, *(rule.template for rule in rules)]
         want_sha1 = any(template is not None and template.has("d") for template in templates)
-        own = emulator.policy_file.config.words.template_fmt
+        own = emulator.kernel.policy_file.config.words.template_fmt
         fmt = "" if own is None else own.format
         settings = messages.Settings(config.algorithm.name, want_sha1, self._excused, fmt)
         listening.send(settings)
@@ -372,7 +372,7 @@ class Watcher:
     @property
     def _judging(self) -> Policy:
         emulator = self._emulator
-        return emulator.policy or _tcb(emulator.policy_file.config.release)
+        return emulator.kernel.policy or _tcb(emulator.kernel.policy_file.config.release)
 
 
 def _begins(rules: Sequence[Rule], known: Sequence[Rule]) -> bool:
