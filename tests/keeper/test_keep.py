@@ -163,7 +163,7 @@ def test_reboot_begins_a_new_life(start: Starter, keepers: Keepers) -> None:
 def test_kernel_that_is_gone_for_a_while(start: Starter, keepers: Keepers) -> None:
     """The emulator is killed and another one started: EIO meanwhile, then the next life."""
     kernel = start("--banks", "sha1")
-    keeper = keepers(kernel, allow="suspended|gets EIO")
+    keeper = keepers(kernel, allow="suspended|joining|gets EIO")
     kernel.generate(5)
     assert keeper.read(COUNT) == b"6\n"
     kernel.kill()
