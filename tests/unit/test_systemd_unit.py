@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""systemd/imafs@.service: systemd takes it, and its mount stays visible to the host."""
+"""The units of systemd/: systemd takes them, and their mounts stay visible to the host."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 from tests.support import ROOT, require, run
 
 UNIT = ROOT / "systemd" / "imafs@.service"
+KEEPER = ROOT / "systemd" / "imafs-keeper.service"
+UNITS = [UNIT, KEEPER]
 
 #: Directives that give a service a mount namespace of its own (systemd.exec(5), systemd
 #: 252 and newer): a mount made there never reaches the host, and readers find an empty directory.
@@ -40,10 +42,11 @@ def forbidden(text: str) -> list[str]:
     return [name for name, _ in directives(text) if FORBIDDEN.fullmatch(name)]
 
 
-def verify(text: str, directory: Path) -> str:
-    """What systemd-analyze says of ``text`` as an instance for /run/ima; "" is good."""
+def verify(text: str, directory: Path, of: Path = UNIT) -> str:
+    """What systemd-analyze says of ``text``, of a template as its instance for /run/ima; "" is
+    good."""
     require("systemd-analyze")
-    unit = directory / "imafs@run-ima.service"
+    unit = directory / of.name.replace("@.", "@run-ima.")
     unit.write_text(text)
     done = run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit], check=False
@@ -51,18 +54,19 @@ def verify(text: str, directory: Path) -> str:
     return (done.stdout + done.stderr).strip() or ("" if done.returncode == 0 else "no reason")
 
 
-def substituted(command: str) -> str:
+def substituted(command: str, unit: Path = UNIT) -> str:
     """The unit with ``command`` in the place of imafs, wherever it is called."""
-    text, calls = re.subn(r"(?m)^(Exec\w+=-?)imafs ", rf"\1{command} ", UNIT.read_text())
-    assert calls == 1
+    text, calls = re.subn(r"(?m)^(Exec\w+=-?)imafs ", rf"\1{command} ", unit.read_text())
+    assert calls == {UNIT: 1, KEEPER: 2}[unit]
     return text
 
 
-def test_systemd_accepts_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_systemd_accepts_it(unit: Path, tmp_path: Path) -> None:
     command = tmp_path / "imafs"
     command.write_text("#!/bin/sh\n")
     command.chmod(0o755)
-    assert verify(substituted(str(command)), tmp_path) == ""
+    assert verify(substituted(str(command), unit), tmp_path, unit) == ""
 
 
 @pytest.mark.parametrize(
@@ -81,8 +85,9 @@ def test_verify_finds_mistakes(old: str, new: str, complaint: str, tmp_path: Pat
     assert complaint.lower() in said.lower(), said
 
 
-def test_no_mount_namespace() -> None:
-    assert forbidden(UNIT.read_text()) == []
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_no_mount_namespace(unit: Path) -> None:
+    assert forbidden(unit.read_text()) == []
 
 
 @pytest.mark.parametrize(
@@ -109,3 +114,16 @@ def test_what_it_promises() -> None:
     assert "ExecStopPost" not in found
     # swtpm must outlive SIGTERM until the daemon has made its last extend.
     assert found["KillMode"] == "mixed"
+
+
+def test_what_the_keepers_promises() -> None:
+    found = dict(directives(KEEPER.read_text()))
+    assert found["Type"] == "notify"
+    assert found["NoNewPrivileges"] == "yes"
+    assert found["Restart"] == "always"
+    # A keeper that does not answer holds its readers.
+    assert found["WatchdogSec"] == "10"
+    assert found["ExecStart"] == "imafs keep --mount /run/imafs/ima $IMAFS_KEEP_OPTIONS"
+    assert found["ExecStop"] == "-imafs keep flush"
+    # A dead view answers ENOTCONN until the next start, never the trimmed list.
+    assert "ExecStopPost" not in found
