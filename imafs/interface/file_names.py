@@ -19,10 +19,13 @@ from imafs.text import shown
 #: Characters of a pattern: as many as a name has bytes (NAME_MAX).
 _LONGEST = 255
 
-#: Files of the layout securityfs that are beside the IMA directory (imafs.emulator.sysfs): the
-#: boot log, and the class of TPMs with a file per PCR.
+#: Files beside the IMA directory (imafs.emulator.sysfs): the boot_id, the boot log of the layout
+#: securityfs, and the class of TPMs with a file per PCR.
 BESIDE = frozenset(
-    {"binary_bios_measurements", "tpm_version_major", *(str(pcr) for pcr in range(24))}
+    {
+        *(".boot_id", "binary_bios_measurements", "tpm_version_major"),
+        *(str(pcr) for pcr in range(24)),
+    }
 )
 
 

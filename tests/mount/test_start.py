@@ -66,7 +66,7 @@ def test_start_shows_a_session_and_ends_on_ctrl_c(tmp_path: Path, inside: bool) 
 @pytest.mark.parametrize(
     ("word", "status", "text"),
     [
-        ("--help", 0, "scripts/start [DIR [PATH...]]\n\nSets up, mounts"),
+        ("--help", 0, "scripts/start [DIR [PATH...]]\nscripts/start keeper\n\n"),
         ("-x", 2, "start: -x is no directory: scripts/start [DIR [PATH...]]\n"),
     ],
 )
