@@ -120,6 +120,7 @@ class Ima:
         self.options = options
         self.other_agent = OtherAgent(self)
         self._scenarios = Scenarios(self.call)
+        self._logged = 0
         # What the mount's own options asked for: no test has been here yet.
         self._own_watches = self._watched()
 
@@ -154,8 +155,11 @@ class Ima:
             return client.status()
 
     def log(self) -> str:
-        """The daemon's log (empty inside ``imafs run``)."""
-        return self.place.log()
+        """The daemon's log since :meth:`boot_anew` (empty inside ``imafs run``).
+
+        Tests share daemons: what an earlier test caused is not in the log of this one.
+        """
+        return self.place.log()[self._logged :]
 
     def run(
         self, command: Sequence[str] | Sequence[StrPath], *, timeout: float = 60, **variables: str
@@ -380,7 +384,7 @@ class Ima:
     def boot_anew(self, profile: str | None = None) -> None:
         """As a fresh mount: no fault, no scenario, TPM reset, boot_aggregate.
 
-        Watched are the paths of the mount's own ``--watch``.
+        Watched are the paths of the mount's own ``--watch``. :meth:`log` begins behind it.
         """
         self.call("scenario_end")
         self._scenarios.forget()
@@ -400,6 +404,7 @@ class Ima:
         else:
             self.reboot(profile)
         self.wait()
+        self._logged = len(self.place.log())
 
     def _watched(self) -> list[str]:
         paths = self.status()["watch"]["paths"]

@@ -29,35 +29,42 @@ ROUNDS = 50
 
 
 def test_fifty_rounds_while_records_are_added(ima: Ima, tmp_path: Path) -> None:
-    """Each quote is somewhere in a burst: the records of all rounds are the whole list."""
-    go = threading.Semaphore(0)
+    """Quotes fall between records that are being added; all rounds' records are the whole list."""
+    under_way, over = threading.Event(), threading.Event()
     failures: list[ImafsError] = []
 
-    def burst() -> None:
+    def add() -> None:
+        """Records for as long as a round is under way: one is added behind every quote."""
+        part = 0
         try:
-            for number in range(ROUNDS):
-                assert go.acquire(timeout=60)
-                for part in range(4):
-                    ima.call("generate", count=40, name=f"/burst/{number}/{part}/")
-                ima.violation(f"/log/{number}")
+            while under_way.wait(60) and not over.is_set():
+                ima.call("generate", count=5, name=f"/burst/{part}/")
+                if part % 20 == 0:
+                    ima.violation(f"/log/{part}")
+                part += 1
         except ImafsError as error:
             failures.append(error)
 
-    bursts = threading.Thread(target=burst)
-    bursts.start()
+    adding = threading.Thread(target=add)
+    adding.start()
     index = between = 0
     got = []
-    for number in range(ROUNDS):
-        nonce = b"round %d" % number
-        go.release()
-        bundle = ima.attest(nonce, since=index)
-        found = ima.check(bundle, nonce, state=tmp_path / "state", new=not number)
-        assert (found.kind, found.first) == (Kind.OK, index), found.said
-        assert bundle.manifest is not None
-        between += bundle.manifest.excess > 0
-        index += found.records
-        got.append(bundle.records)
-    bursts.join(60)
+    try:
+        for number in range(ROUNDS):
+            nonce = b"round %d" % number
+            under_way.set()
+            bundle = ima.attest(nonce, since=index)
+            under_way.clear()
+            found = ima.check(bundle, nonce, state=tmp_path / "state", new=not number)
+            assert (found.kind, found.first) == (Kind.OK, index), found.said
+            assert bundle.manifest is not None
+            between += bundle.manifest.excess > 0
+            index += found.records
+            got.append(bundle.records)
+    finally:
+        over.set()
+        under_way.set()
+        adding.join(60)
     assert failures == []
     state = states.load(tmp_path / "state")
     assert state is not None

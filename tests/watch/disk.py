@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.support import require, run
+from tests.support import require, run, wait_for
 
 
 class Disk:
@@ -46,3 +46,8 @@ class Disk:
         """Unmounts it, with whatever lies on it."""
         run(["umount", "--lazy", "--recursive", self.root], check=False)
         shutil.rmtree(self.base)
+
+
+def unmount(point: Path) -> None:
+    """Unmounts what is watched, or could be: it is busy while an emulator looks at it."""
+    wait_for(lambda: not run(["umount", point], check=False).returncode, 60, f"{point} is free")

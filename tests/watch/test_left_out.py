@@ -14,7 +14,7 @@ import pytest
 from tests.emulator import Emulator, Refused, StartEmulator
 from tests.mount.daemon import imafs
 from tests.support import run, wait_for
-from tests.watch.disk import Disk
+from tests.watch.disk import Disk, unmount
 from tests.watch.looking import measures, names, status
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
@@ -35,7 +35,7 @@ def covered(point: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        run(["umount", point])
+        unmount(point)
 
 
 def left_out(emulator: Emulator) -> list[str]:
@@ -83,7 +83,7 @@ def test_refused_by_the_kernel(disk: Disk, emulators: StartEmulator) -> None:
         emulator.call("watch", paths=[str(disk.root / "a"), str(disk.root)])
     assert status(emulator)["paths"] == [f"{disk.root}/a", f"{disk.root}/b"]
     measures(emulator, disk, "b/afterwards")
-    run(["umount", disk.root / "a"])
+    unmount(disk.root / "a")
     is_watched_again(emulator, disk)
     assert status(emulator)["restarts"] == 0
 

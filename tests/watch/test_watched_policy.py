@@ -11,7 +11,7 @@ import pytest
 
 from tests.emulator import Emulator, StartEmulator
 from tests.support import run, wait_for
-from tests.watch.disk import Disk
+from tests.watch.disk import Disk, unmount
 from tests.watch.looking import names, status
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
@@ -85,7 +85,7 @@ def test_which_file_system(start: Start, disk: Disk, condition: str) -> None:
     file = disk.file("file")
     run(["cat", disk.file("mnt/file"), file])
     assert names(emulator)[1:] == [str(file)]
-    run(["umount", place])
+    unmount(place)
 
 
 def test_pcr_and_template_of_a_rule(start: Start, disk: Disk) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.emulator import Emulator, Refused, StartEmulator
 from tests.mount.daemon import IMAFS, imafs
 from tests.support import ROOT, run, wait_for
-from tests.watch.disk import Disk
+from tests.watch.disk import Disk, unmount
 from tests.watch.looking import measures, names, status
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
@@ -127,7 +127,7 @@ def test_bind_mount_of_a_watched_directory(emulator: Emulator, disk: Disk) -> No
     assert len(names(emulator)) == 1
     run(["cat", file])
     assert names(emulator)[1:] == [str(file)]
-    run(["umount", other])
+    unmount(other)
 
 
 def test_other_mount_namespace(emulator: Emulator, disk: Disk) -> None:
@@ -148,7 +148,7 @@ def test_mount_below(disk: Disk, emulators: StartEmulator) -> None:
     # tcb leaves reading from tmpfs out.
     run(["cat", disk.file("mnt/data")])
     assert names(emulator)[-1] == str(program)
-    run(["umount", place])
+    unmount(place)
     measures(emulator, disk, "after")
 
 
@@ -163,8 +163,7 @@ def test_fuse_below(disk: Disk, emulators: StartEmulator) -> None:
         run(["cat", below / "ascii_runtime_measurements"])
         measures(emulator, disk, "beside")
     finally:
-        # The emulators look at new mounts, each for a moment.
-        wait_for(lambda: not run(["umount", below], check=False).returncode, 60, "it is free")
+        unmount(below)
 
 
 def test_mounted_below_later(emulator: Emulator, disk: Disk) -> None:
@@ -181,7 +180,7 @@ def test_mounted_below_later(emulator: Emulator, disk: Disk) -> None:
         return str(program) in names(emulator)
 
     wait_for(seen, 60, "the new file system is watched")
-    run(["umount", place])
+    unmount(place)
 
 
 def test_a_watched_path_is_removed(emulator: Emulator, disk: Disk) -> None:
