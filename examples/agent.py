@@ -196,8 +196,10 @@ def tpm(home: Path, command: str) -> None:
 
 def quote(home: Path, nonce: str) -> tuple[dict[str, Any], bytes]:
     """Writes message, signature and public key; the TPM's clock and SHA-256 of the PCR."""
-    # Without a resource manager the TPM has room for three objects: leave none there.
-    tpm(home, "tpm2_flushcontext -t")
+    # Without a resource manager the TPM has room for three objects and three sessions, and a
+    # tool that was killed leaves its own there: begin with none.
+    for kind in ("-t", "-l"):
+        tpm(home, f"tpm2_flushcontext {kind}")
     tpm(home, f"tpm2_createprimary -C e -G ecc256:ecdsa-sha256:null -c key -a {ATTRIBUTES}")
     tpm(home, "tpm2_readpublic -c key -o ak.pub")
     tpm(home, f"tpm2_quote -c key -l sha256:{PCR} -m quote.msg -s quote.sig -q {nonce}")

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tpm2_pytss import ESAPI, ESYS_TR, TPM2_ALG, TPM2_SE, TPMT_SYM_DEF
 
 from imafs.scenarios import library
 from imafs.testing import Ima
@@ -116,6 +117,22 @@ class TestCalled:
 
 class TestKilled:
     pytestmark = needs_mount
+
+    def test_what_killed_tools_left_in_the_tpm(self, ima: Ima, tmp_path: Path) -> None:
+        """A tool that is killed leaves its session loaded; there is room for three."""
+        require("tpm2_quote")
+        for _ in range(3):
+            with ESAPI(ima.tcti) as tpm:
+                tpm.start_auth_session(
+                    ESYS_TR.NONE,
+                    ESYS_TR.NONE,
+                    TPM2_SE.HMAC,
+                    TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL),
+                    TPM2_ALG.SHA256,
+                )
+        ima.generate(3)
+        done = ima.run([sys.executable, AGENT, ima.dir, tmp_path / "s", tmp_path / "e"])
+        assert (done.returncode, done.stderr) == (0, "")
 
     def test_an_agent_that_is_killed_at_any_moment_loses_nothing(
         self, ima: Ima, tmp_path: Path
