@@ -118,21 +118,25 @@ class TestCalled:
 class TestKilled:
     pytestmark = needs_mount
 
-    def test_what_killed_tools_left_in_the_tpm(self, ima: Ima, tmp_path: Path) -> None:
-        """A tool that is killed leaves its session loaded; there is room for three."""
+    @pytest.mark.parametrize(("sessions", "objects"), [(3, 0), (0, 3), (3, 3)])
+    def test_what_killed_tools_left_in_the_tpm(
+        self, ima: Ima, tmp_path: Path, sessions: int, objects: int
+    ) -> None:
+        """There is room for three sessions and three objects; who is killed leaves his there."""
         require("tpm2_quote")
-        for _ in range(3):
-            with ESAPI(ima.tcti) as tpm:
+        symmetric = TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL)
+        with ESAPI(ima.tcti) as tpm:
+            for _ in range(sessions):
                 tpm.start_auth_session(
-                    ESYS_TR.NONE,
-                    ESYS_TR.NONE,
-                    TPM2_SE.HMAC,
-                    TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL),
-                    TPM2_ALG.SHA256,
+                    ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.HMAC, symmetric, TPM2_ALG.SHA256
                 )
+            for _ in range(objects):
+                tpm.create_primary(None, "ecc256")
         ima.generate(3)
-        done = ima.run([sys.executable, AGENT, ima.dir, tmp_path / "s", tmp_path / "e"])
-        assert (done.returncode, done.stderr) == (0, "")
+        command = [sys.executable, AGENT, ima.dir, tmp_path / "s", tmp_path / "e"]
+        for _ in range(2):
+            done = ima.run(command)
+            assert (done.returncode, done.stderr) == (0, "")
 
     def test_an_agent_that_is_killed_at_any_moment_loses_nothing(
         self, ima: Ima, tmp_path: Path
