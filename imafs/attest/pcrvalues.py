@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from imafs.errors import FormatError
-from imafs.formats.algorithms import ALGORITHMS, by_tpm_id
+from imafs.formats.algorithms import ALGORITHMS
 
 #: CONFIG_IMA_MEASURE_PCR_IDX of nearly every kernel.
 DEFAULT_PCR = 10
@@ -15,6 +15,10 @@ DEFAULT_PCR = 10
 _SIZES = {
     a.name: a.digest_size for a in ALGORITHMS if a.tpm_id is not None or a.name.startswith("sha3-")
 }
+#: Banks of SHA-3, which the kernel's TPM driver maps to no hash, by TPM_ALG_ID.
+SHA3 = {0x27: "sha3-256", 0x28: "sha3-384", 0x29: "sha3-512"}
+#: So kernels name the files of such a bank (Linux 7.1 on).
+_UNMAPPED = {f"{tpm_id:x}": name for tpm_id, name in SHA3.items()}
 _PREFIX = re.compile(r"^(?:tpm2?_)?(?:alg_)?")
 
 
@@ -28,19 +32,7 @@ def bank_named(word: str) -> str | None:
         name = "sm3"
     if name not in _SIZES:
         name = name.replace("sha-", "sha", 1)
-    return name if name in _SIZES else _BY_ALGORITHM_ID.get(name)
-
-
-#: TPM_ALG_ID as kernels name the files of a bank without a hash (Linux 7.1 on).
-_BY_ALGORITHM_ID = {"27": "sha3-256", "28": "sha3-384", "29": "sha3-512"}
-
-
-def bank_by_id(identifier: int) -> str | None:
-    """The bank of a TPM_ALG_ID. None for one that is no hash of a bank."""
-    algorithm = by_tpm_id(identifier)
-    if algorithm is not None:
-        return algorithm.name
-    return _BY_ALGORITHM_ID.get(f"{identifier:x}")
+    return name if name in _SIZES else _UNMAPPED.get(name)
 
 
 def by_size(size: int) -> str | None:

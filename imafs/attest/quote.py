@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from imafs.attest.pcrvalues import SHA3
 from imafs.errors import FormatError
 from imafs.formats.algorithms import ALGORITHMS, HashAlgorithm, by_tpm_id
 from imafs.lists.replay import PcrValues
@@ -273,12 +274,7 @@ def bank_name(tpm_id: int) -> str:
     return found if found is not None else f"tpm_alg_{tpm_id:x}"
 
 
-#: SHA-3 has TPM ids too, of which the kernel's TPM driver knows nothing.
-_BY_ID = {a.tpm_id: a.name for a in ALGORITHMS if a.tpm_id is not None} | {
-    0x27: "sha3-256",
-    0x28: "sha3-384",
-    0x29: "sha3-512",
-}
+_BY_ID = {a.tpm_id: a.name for a in ALGORITHMS if a.tpm_id is not None} | SHA3
 _IDS = {name: tpm_id for tpm_id, name in _BY_ID.items()}
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from pathlib import Path
 from imafs.attest import pcrfile
 from imafs.attest.pcrvalues import DEFAULT_PCR, Collected
 from imafs.cli import options
-from imafs.errors import ControlError, FormatError, ImafsError, TpmError, UsageError
+from imafs.errors import ControlError, FormatError, UsageError
 from imafs.lists.replay import PcrValues
+from imafs.tpm.quoting import within
 
 #: The kernel's own TPM, where there is one.
 SYSFS = "/sys/class/tpm/tpm0"
@@ -115,41 +115,19 @@ def _of_imafs(socket: Path, uid: int | None = None) -> Reading:
 
 
 def _of_tpm(tcti: str) -> PcrValues:
-    """Raises :class:`TpmError`, also where the TPM does not answer.
+    """Raises :class:`TpmError`, also where the TPM does not answer."""
 
-    A stopped one takes connections and blocks its clients for ever, in a library that knows
-    no deadline: the thread is left behind. One that is done has ended: a process of a single
-    thread may fork.
-    """
-    answers: list[PcrValues | ImafsError] = []
-    thread = threading.Thread(target=_answer, args=(tcti, answers), daemon=True)
-    thread.start()
-    thread.join(DEADLINE)
-    if thread.is_alive():
-        raise TpmError(f"the TPM {tcti} did not answer within {DEADLINE:g} s")
-    if not answers:
-        raise TpmError(f"the TPM {tcti}: asking it has failed")
-    if isinstance(answers[0], ImafsError):
-        raise answers[0]
-    return answers[0]
+    def ask() -> PcrValues:
+        from imafs.tpm import open_device
 
+        # Reading a hardware TPM is harmless.
+        device = open_device(tcti, allow_hardware=True)
+        try:
+            return device.read_pcrs(range(24))
+        finally:
+            device.close()
 
-def _answer(tcti: str, answers: list[PcrValues | ImafsError]) -> None:
-    try:
-        answers.append(_ask(tcti))
-    except ImafsError as error:
-        answers.append(error)
-
-
-def _ask(tcti: str) -> PcrValues:
-    from imafs.tpm import open_device
-
-    # Reading a hardware TPM is harmless.
-    device = open_device(tcti, allow_hardware=True)
-    try:
-        return device.read_pcrs(range(24))
-    finally:
-        device.close()
+    return within(DEADLINE, ask, tcti)
 
 
 def begin(text: str) -> tuple[str | None, str]:

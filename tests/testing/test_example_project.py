@@ -133,7 +133,8 @@ class TestKilled:
             for _ in range(objects):
                 tpm.create_primary(None, "ecc256")
         ima.generate(3)
-        command = [sys.executable, AGENT, ima.dir, tmp_path / "s", tmp_path / "e"]
+        command: list[str | Path] = [sys.executable, AGENT, ima.dir]
+        command += [tmp_path / "s", tmp_path / "e"]
         for _ in range(2):
             done = ima.run(command)
             assert (done.returncode, done.stderr) == (0, "")
