@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,12 +45,13 @@ def attest(
     pcr: int = DEFAULT_PCR,
     certificates: bytes | None = None,
     firmware: bytes | None = None,
+    kept: Callable[[], gather.Kept] | None = None,
 ) -> Bundle:
     """Evidence for ``nonce``: a quote, and the records of ``directory`` that lead to it.
 
-    ``banks``: SHA-256 where the TPM has it; ``pcrs``: those that records went to. Raises
-    :class:`ImafsError`: :class:`TpmError`, :class:`MismatchError` where the list does not lead
-    to the quote, :class:`FileError`.
+    ``banks``: SHA-256 where the TPM has it; ``pcrs``: those that records went to; ``kept``: what
+    the keeper of the directory says of the list. Raises :class:`ImafsError`: :class:`TpmError`,
+    :class:`MismatchError` where the list does not lead to the quote, :class:`FileError`.
     """
     if len(nonce) > NONCE:
         raise UsageError(f"a nonce of {len(nonce)} bytes: a TPM takes {NONCE} at most")
@@ -66,7 +67,7 @@ def attest(
         lambda asked_for, selection: quoting.quote(tcti, key, asked_for, selection),
         lambda: gather.read_directory(place),
         beside=gather.Beside(certificates, firmware),
-        kept=gather.Kept(boot_ids=gather.boot_id() if real else ()),
+        kept=kept or (lambda: gather.Kept(boot_ids=gather.boot_id() if real else ())),
     )
 
 

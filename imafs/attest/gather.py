@@ -61,12 +61,17 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a keeper says of a life; of a kernel's own list nothing is known."""
+    """What a keeper says of a life; of a kernel's own list nothing is known.
+
+    ``diverged`` and ``resets`` are records where the PCR is not what the list gives, and where it
+    began anew.
+    """
 
     life: str | None = None
     boot_ids: tuple[str, ...] = ()
     gaps: tuple[Gap, ...] = ()
     diverged: tuple[int, ...] = ()
+    resets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,6 @@ class Beside:
 
 
 _NOTHING = Beside()
-_UNKNOWN = Kept()
 
 
 def gather(
@@ -87,10 +91,11 @@ def gather(
     read: Callable[[], bytes],
     *,
     beside: Beside = _NOTHING,
-    kept: Kept = _UNKNOWN,
+    kept: Callable[[], Kept] = Kept,
     pause: Callable[[float], None] = time.sleep,
 ) -> Bundle:
-    """The bundle of now. ``read`` gives the whole binary list since the boot.
+    """The bundle of now. ``read`` gives the whole binary list since the boot, ``kept`` what its
+    keeper says of it, asked when it was read.
 
     Raises :class:`MismatchError` where no part of the list leads to the quote,
     :class:`TpmError`, and what ``read`` raises.
@@ -106,10 +111,10 @@ def gather(
             continue
         place = found.place()
         if place is not None:
-            return found.bundle(place, beside, kept)
+            return found.bundle(place, beside, kept())
         failures += 1
         if failures == TRIES:
-            raise MismatchError(found.why(kept))
+            raise MismatchError(found.why(kept()))
         pause(_PAUSE * 2 ** (failures - 1))
 
 
@@ -238,6 +243,11 @@ class _Found:
                 f"the PCR diverged at record {kept.diverged[-1]} of this life (the keeper says "
                 "so): an extend failed, or somebody else extended it. The list is whole, and "
                 "leads to no quote before the next reboot"
+            )
+        if kept.resets:
+            return (
+                f"the PCR began anew behind record {kept.resets[-1]} of this life (the keeper says "
+                "so), as after hibernation: no list leads to a quote before the next reboot"
             )
         verdict = self._verdict(self._values)
         choice = Choice(self._padded, self._asked.pcr)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -13,12 +14,13 @@ from imafs import disk
 from imafs.attest.pcrvalues import DEFAULT_PCR
 from imafs.cli import options
 from imafs.cli.input_file import read_bytes
-from imafs.errors import FileError, MismatchError, UsageError, nearest
+from imafs.errors import ControlError, FileError, GapError, MismatchError, UsageError, nearest
 from imafs.text import counted, shown
 from imafs.tpm.quoting import KINDS, Key, handle_named
 
 if TYPE_CHECKING:
     from imafs.attest.bundle import Bundle
+    from imafs.cli.find_keeper import Keeper
 
 _RESOURCE_MANAGER = "/dev/tpmrm0"
 
@@ -33,13 +35,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "stays in the list. The bundle is a tar with quote.msg, quote.sig and quote.pcrs as "
         "tpm2-tools write them, the key, and records.bin in the kernel's SHA-1 binary form; "
         "`imafs check` judges it. Exit codes: 0 the bundle is written, 4 the TPM, "
-        f"{MismatchError.exit_code} no part of the list leads to the quote.",
+        f"{MismatchError.exit_code} no part of the list leads to the quote, "
+        f"{GapError.exit_code} the keeper refuses its view.",
     )
     parser.add_argument("directory", metavar="DIR", help="the IMA directory")
     parser.add_argument(
         "--tcti",
         metavar="TCTI",
-        help="the TPM (that of the emulator which serves DIR, else device:/dev/tpmrm0)",
+        help="the TPM (that of the emulator which serves DIR, or is kept there, else "
+        "device:/dev/tpmrm0)",
     )
     key = parser.add_mutually_exclusive_group(required=True)
     key.add_argument(
@@ -119,10 +123,30 @@ def _kind(text: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    from imafs.cli import find_keeper
+
+    keeper = None
+    try:
+        keeper = find_keeper.of_place(args.directory)
+    except ControlError as error:
+        # What a quote proves needs no word of a keeper's.
+        print(f"imafs: what the keeper knows is left out: {error}", file=sys.stderr)
+    try:
+        made = _made(args, keeper)
+    except FileError as error:
+        if keeper is not None and error.errno == errno.EIO:
+            keeper.tell_if_refused()
+        raise
+    _write(args.output, made.encode(), 0o644)
+    _tell(args, made)
+    return 0
+
+
+def _made(args: argparse.Namespace, keeper: Keeper | None) -> Bundle:
     from imafs.attest import api
 
-    tcti = args.tcti or _tcti(args.directory)
-    made = api.attest(
+    tcti = args.tcti or _tcti(args.directory if keeper is None else keeper.source())
+    return api.attest(
         args.directory,
         tcti=tcti,
         key=_key(args, tcti),
@@ -134,10 +158,8 @@ def run(args: argparse.Namespace) -> int:
         pcr=args.pcr,
         certificates=read_bytes(args.certificates) if args.certificates else None,
         firmware=read_bytes(args.firmware_log) if args.firmware_log else None,
+        kept=None if keeper is None else keeper.kept,
     )
-    _write(args.output, made.encode(), 0o644)
-    _tell(args, made)
-    return 0
 
 
 def _tcti(directory: str) -> str:

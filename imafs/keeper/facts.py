@@ -117,6 +117,12 @@ class Frame:
     modes: Modes
 
 
+#: Why an anchor is taken; of one behind a divergence: in what the PCRs differ.
+CONFIRMED = "confirmed from zero"
+BEHIND_A_GAP = "a gap"
+BEGAN_ANEW = "the PCR began anew"
+
+
 @dataclass(frozen=True, slots=True)
 class Anchor:
     """PCRs that were measured behind a barrier: replays begin at the last one.

@@ -16,6 +16,9 @@ from dataclasses import dataclass, replace
 from imafs.keeper import reach
 from imafs.keeper.evidence import Evidence
 from imafs.keeper.facts import (
+    BEGAN_ANEW,
+    BEHIND_A_GAP,
+    CONFIRMED,
     Alarm,
     Found,
     Frame,
@@ -77,7 +80,7 @@ class Judge(Evidence):
         if fit:
             return self._new_life(fit)
         why = "the list does not lead from zero to the PCRs: it was trimmed before the first start"
-        return replace(new, found=Found.GAP, gap=0, why=why, anchor="a gap")
+        return replace(new, found=Found.GAP, gap=0, why=why, anchor=BEHIND_A_GAP)
 
     def _held(self, known: int) -> Answer:
         """The descriptor was ours all the time: nothing can be missing, whatever the PCRs say."""
@@ -200,7 +203,7 @@ class Judge(Evidence):
         if len(fit) < len(self.chains):
             return self._partly(place, fit)
         alarms = [*self._healed(place), *self._other_pcrs(place)]
-        anchor = None if self.begun() else "confirmed from zero"
+        anchor = None if self.begun() else CONFIRMED
         return Answer(
             *(Found.SAME_LIFE, place, "", True, tuple(alarms)),
             anchor=anchor,
@@ -257,12 +260,12 @@ class Judge(Evidence):
     def _was_reset(self, place: int) -> Answer:
         text = "the PCRs began anew inside the list: no quote covers all of it until a reboot"
         alarm = Alarm(Kind.PCR_RESET, text)
-        why = "the PCR began anew"
+        why = BEGAN_ANEW
         return Answer(Found.PCR_RESET, place, why=why, alarms=(alarm,), anchor=why)
 
     def _gap(self, why: str, new: bool) -> Answer:
         index = 0 if new or not self.begun() else self.store.end
-        return Answer(Found.GAP, 0, why=why, opens=new, gap=index, anchor="a gap")
+        return Answer(Found.GAP, 0, why=why, opens=new, gap=index, anchor=BEHIND_A_GAP)
 
     def _undecided(self, why: str) -> Answer:
         return Answer(Found.UNDECIDED, None, why=why)

@@ -112,6 +112,11 @@ class Keeping:
         self._since: float | None = None
 
     @property
+    def source(self) -> str:
+        """The IMA directory of the kernel."""
+        return self._source.directory
+
+    @property
     def flushes(self) -> bool | None:
         """Whether the kernel frees memory by its deletions (ima_flush_htable); None: not known."""
         return self._flush

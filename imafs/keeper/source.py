@@ -126,6 +126,11 @@ class Source:
         self._descriptor: int | None = None
         self._staging = True
 
+    @property
+    def directory(self) -> str:
+        """The IMA directory."""
+        return self._place.directory
+
     # Without the lock
 
     def boot_id(self) -> str:

@@ -21,6 +21,8 @@ import trio
 
 from imafs.errors import ControlError, DegradedError, ImafsError
 from imafs.keeper.collector import Collector
+from imafs.keeper.facts import BEGAN_ANEW, BEHIND_A_GAP, CONFIRMED
+from imafs.keeper.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +45,31 @@ def status(collector: Collector) -> dict[str, Any]:
         "why": collector.why or None,
         "view": "refused" if collector.refusal else "served",
         "refusal": collector.refusal,
+        "source": collector.source,
         "life": None if life is None else life.facts.number,
+        "boots": [] if ledger is None else list(dict.fromkeys(era.boot for era in ledger.eras)),
         "boot": collector.boot,
         "records": {"total": total, "stored": stored, "in_kernel": total - stored},
         "batches_deleted": collector.deleted,
         "verified": None if verified is None else {"records": verified[0], "when": verified[1]},
-        "gaps": [] if ledger is None else [gap.why for gap in ledger.gaps],
+        **marks(ledger),
         "alarms": dict(collector.alarms),
         "flush_htable": collector.flushes,
         "pid": os.getpid(),
+    }
+
+
+def marks(ledger: Ledger | None) -> dict[str, Any]:
+    """Where the life is not what its PCRs tell, by numbers of records."""
+    anchors = [] if ledger is None else ledger.anchors
+    usual = (CONFIRMED, BEHIND_A_GAP, BEGAN_ANEW)
+    return {
+        "gaps": [
+            {"after": gap.index, "records": gap.missing, "why": gap.why}
+            for gap in (() if ledger is None else ledger.gaps)
+        ],
+        "diverged": [mark.index for mark in anchors if mark.why not in usual],
+        "resets": [mark.index for mark in anchors if mark.why == BEGAN_ANEW],
     }
 
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Which keeper shows an IMA directory, and what it says of the list in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from imafs.errors import ControlError, GapError, Refused
+
+if TYPE_CHECKING:
+    from imafs.attest.gather import Kept
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """The keeper that stores in ``store``. All methods raise :class:`ControlError`."""
+
+    store: str
+
+    def source(self) -> str:
+        """The directory of the kernel, or of the emulator, that it keeps."""
+        found = self._status().get("source")
+        if not isinstance(found, str):
+            raise self._strange()
+        return found
+
+    def kept(self) -> Kept:
+        """The life that its view shows now, and what is wrong with it."""
+        from imafs.attest.bundle import Gap
+        from imafs.attest.gather import Kept
+
+        status = self._status()
+        try:
+            boots = tuple(status["boots"])
+            return Kept(
+                life=f"{status['life']:06d}-{boots[0]}" if boots else None,
+                boot_ids=boots,
+                gaps=tuple(Gap(row["after"], row["records"]) for row in status["gaps"]),
+                diverged=tuple(status["diverged"]),
+                resets=tuple(status["resets"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            raise self._strange() from None
+
+    def tell_if_refused(self) -> None:
+        """Raises :class:`GapError`, or :class:`Refused` where records are not the reason: EIO alone
+        says nothing to people."""
+        status = self._status()
+        if (refusal := status.get("refusal")) is not None:
+            text = f"the keeper refuses its view: {refusal}"
+            raise GapError(text) if status.get("gaps") else Refused(errno.EIO, text)
+
+    def _status(self) -> Mapping[str, Any]:
+        from imafs.keeper.status import ask
+
+        return ask(self.store, "status")
+
+    def _strange(self) -> ControlError:
+        return ControlError(f"the keeper of {self.store} is of another version: restart it")
+
+
+def of_place(path: str) -> Keeper | None:
+    """The keeper on whose view ``path`` lies; None where it lies on none.
+
+    Raises :class:`ControlError` where it lies on one whose keeper this user cannot see.
+    """
+    from imafs.host import mounts
+
+    real = mounts.resolve(path)
+    views = [mount for mount in mounts.mounts() if mount.ours and mount.source == mounts.KEPT]
+    for view in sorted(views, key=lambda mount: len(mount.path), reverse=True):
+        if real == view.path or real.startswith(view.path + os.sep):
+            from imafs.control import paths
+            from imafs.keeper.status import SOCKET
+
+            # Only root and the keeper's own user can ask it, and nobody else's is believed.
+            ours = view.owner in (0, os.geteuid())
+            pid = mounts.holder(view) if ours else None
+            sockets = [] if pid is None else paths.of_process(pid)
+            stores = [str(socket.parent) for socket in sockets if socket.name == SOCKET]
+            if not stores:
+                raise ControlError(f"{path}: its keeper is dead, or another user's")
+            return Keeper(stores[0])
+    return None
