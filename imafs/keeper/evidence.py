@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from imafs.formats.algorithms import SHA1
 from imafs.keeper import reach
@@ -98,15 +99,19 @@ class Evidence:
         life = self.store.life
         return life is not None and (life.whole or bool(self.store.anchors))
 
+    def _floor(self) -> tuple[int, PcrValues]:
+        """Where replays begin: at the last anchor, or with the life."""
+        anchors = self.store.anchors
+        return (anchors[-1].index, anchors[-1].pcrs) if anchors else (0, {})
+
     def _points(self) -> Iterator[tuple[int, PcrValues]]:
         """Known values at indexes, newest first, back to the last anchor."""
-        floor = self.store.anchors[-1] if self.store.anchors else None
+        least, start = self._floor()
         points = [(frame.first + frame.count, frame.pcrs) for frame in self.store.frames]
         points += [(seal.index, seal.pcrs) for seal in self.store.seals]
-        least = floor.index if floor is not None else 0
         points = [(index, pcrs) for index, pcrs in points if index > least and pcrs]
         yield from sorted(points, key=lambda point: -point[0])
-        yield (floor.index, floor.pcrs) if floor is not None else (0, {})
+        yield least, start
 
     def start(self, chain: Chain) -> reach.State | None:
         """The chain's values behind the last stored record; None: they cannot be known."""
@@ -148,6 +153,10 @@ class Evidence:
             at not in self.kernels and not reach.is_violation(self.k, at)
             for at in range(behind, place)
         )
+
+    def came_once(self, place: int) -> bool:
+        """Whether one record of K[:place] cannot come twice under this kernel, which has stored it."""
+        return self.same_boot and (self.once(place) or any(at < place for at in self.kernels))
 
     # --- places -------------------------------------------------------------------------------
 
@@ -202,7 +211,8 @@ class Evidence:
         if len(places) == 1 or self.store.pending is None:
             return [found]
         places = [place for place in places if self._may_be(place)]
-        for chain in self.other_chains():
+        # A PCR that began anew since may fit by chance: nothing tells when it did.
+        for chain in self.other_chains() if self._steady(self._floor()[0]) else []:
             start = self.start(chain) or chain.zero
             fitting = [place for place in places if chain.fits(start, place)]
             places = fitting or places
@@ -219,7 +229,7 @@ class Evidence:
         """One chain for each PCR of K that does not decide, in the first bank."""
         values = self.tpm.pcrs or {}
         used = {pcr for pcr, _ in self.k.extends(SHA1.name, Mode.REAL, 0, self.total)}
-        found = []
+        found: list[Chain] = []
         for pcr in sorted(used - set(self.deciding)):
             found += reach.chains(self.k, self.kernels, self.kernel.modes, (pcr,), values)[:1]
         return [chain for chain in found if self.start(chain) is not None]
@@ -260,6 +270,48 @@ class Evidence:
             if chain.fits(self._over(chain, chain.zero, index, end), place):
                 return index
         return None
+
+    def _steady(self, since: int) -> bool:
+        """Whether the TPM has not begun anew since the last anchor, or frames from an index on.
+
+        True where its clock is not known: then nobody says that it has.
+        """
+        now = self.tpm.clock
+        return now is None or self._counters(since) <= {(now.reset, now.restart)}
+
+    def _counters(self, since: int) -> set[tuple[int, int]]:
+        """How often the TPM had begun anew when the last anchor was written, and frames."""
+        clocks = [frame.clock for frame in self.store.frames if frame.first >= since]
+        clocks += [anchor.clock for anchor in self.store.anchors[-1:]]
+        return {(clock.reset, clock.restart) for clock in clocks if clock is not None}
+
+    def comes_again(self, place: int) -> bool:
+        """Whether K[:place] may be new records, equal to stored ones, whose PCR began anew.
+
+        All of S since the PCR was zero came again in it, or S repeats it over and over: then both
+        give the same values. The TPM must have begun anew since the last line of the store. A
+        record that cannot come twice under one kernel rules it out.
+        """
+        stored, now, written = self.store.records, self.tpm.clock, self._counters(0)
+        index, values = self._floor()
+        chain = self.chains[0]
+        if not place or stored is None or now is None or not written:
+            return False
+        if (now.reset, now.restart) == max(written):
+            return False
+        if self.store.anchors and chain.state(values) != chain.zero:
+            return False
+        if self.came_once(place):
+            return False
+        again = sum(1 for _ in self._extends(self.k, 0, place))
+        since = self._extends(stored, index, self.store.end)
+        later = islice(self._extends(stored, index, self.store.end), again, None)
+        return all(one == other for one, other in zip(later, since, strict=False))
+
+    def _extends(self, records: Records, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+        """What a range extends PCRs with that decide."""
+        extends = records.extends(SHA1.name, Mode.REAL, first, last)
+        return (extend for extend in extends if extend[0] in self.deciding)
 
     def clock_went_back(self) -> bool:
         """A restored TPM has an earlier clock; without that, extends of stored records failed."""

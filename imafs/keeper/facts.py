@@ -134,6 +134,8 @@ class Anchor:
     pcrs: PcrValues
     #: Why replay could not go on from before.
     why: str
+    #: None without a TPM's clock.
+    clock: Clock | None = None
 
 
 @dataclass(frozen=True, slots=True)

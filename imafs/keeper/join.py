@@ -133,7 +133,9 @@ class _Steps:
         if answer.opens:
             end = 0
         pending = None if answer.opens or answer.forks is not None else self.store.pending
-        if pending is not None and not skip:
+        # Without PCRs a gap may be one because nobody knows whether the batch was deleted.
+        unknown = answer.gap is not None and self.judge.without_pcrs
+        if pending is not None and not skip and not unknown:
             yield MarkDone(pending.n)
             pending = None
         stored = False
@@ -142,9 +144,11 @@ class _Steps:
             if skip < self.total:
                 yield Store(skip, self.total - skip, self.total, How.JOIN, self.kernel.modes)
                 stored, skip = True, self.total
-            yield TakeAnchor(Anchor(index, self.tpm.pcrs or {}, answer.anchor))
+            pcrs, clock = self.tpm.pcrs or {}, self.tpm.clock
+            yield TakeAnchor(Anchor(index, pcrs, answer.anchor, clock))
         if self.kernel.staged is None:
-            count, how = min(self.total, max(skip, self.choice.chunk)), How.PARTIAL
+            # A batch goes as one, also where the piece that was read is shorter than it.
+            count, how = max(skip, min(self.total, self.choice.chunk)), How.PARTIAL
         else:
             count, how = self.staged, How.JOIN
         if skip < count:

@@ -153,7 +153,7 @@ def body_of(item: Item) -> Body:
 
 
 def _frame_body(frame: Frame) -> Body:
-    clock = None if frame.clock is None else list(astuple(frame.clock))
+    clock = _clock_body(frame.clock)
     return {
         **{"kind": "frame", "n": frame.n, "first": frame.first, "count": frame.count},
         **{"seg": frame.seg, "off": frame.off, "len": frame.len, "sha256": frame.sha256.hex()},
@@ -164,8 +164,11 @@ def _frame_body(frame: Frame) -> Body:
 
 
 def _anchor_body(anchor: Anchor) -> Body:
-    pcrs = _pcrs_body(anchor.pcrs)
-    return {"kind": "anchor", "index": anchor.index, "why": anchor.why, "pcrs": pcrs}
+    pcrs, clock = _pcrs_body(anchor.pcrs), _clock_body(anchor.clock)
+    return {
+        **{"kind": "anchor", "index": anchor.index, "why": anchor.why},
+        **{"pcrs": pcrs, "clock": clock},
+    }
 
 
 def _gap_body(gap: Gap) -> Body:
@@ -185,6 +188,10 @@ def _seal_body(seal: Seal) -> Body:
 
 def _pcrs_body(pcrs: PcrValues) -> Body:
     return {bank: {str(n): v.hex() for n, v in values.items()} for bank, values in pcrs.items()}
+
+
+def _clock_body(clock: Clock | None) -> list[int] | None:
+    return None if clock is None else list(astuple(clock))
 
 
 def _modes_body(modes: Modes) -> Body:
@@ -305,7 +312,7 @@ def _mark(body: object) -> Anchor | Gap:
     take = _Reader(body)
     match take.text("kind"):
         case "anchor":
-            return Anchor(take.number("index"), take.pcrs(), take.text("why"))
+            return Anchor(take.number("index"), take.pcrs(), take.text("why"), take.clock())
         case "gap":
             when = body.get("verified_at") if isinstance(body, dict) else None
             if not isinstance(when, int | float | None):

@@ -108,17 +108,25 @@ class Judge(Evidence):
             places = self.beside(found)
             if len(places) > 1:
                 return self._undecided("records that came twice stand where the stored ones end")
+            if self.comes_again(places[0]):
+                return self._gap("the TPM began anew: did the same records, too, or not?", new=False)
             return self._fitting(places[0], self.fit(found, self.chains))
         if zero:
             return self._new_life(zero)
         fork = self.rolled_back()
         if fork is not None:
             return self._forked(fork)
-        for place in self.likely() if self.same_boot else ():
-            at = self.reset_at(place)
-            if at is not None and at < self.store.end:
-                return self._was_reset(place)
-        return self._unreached()
+        inside = self._reset_inside()
+        return self._unreached() if inside is None else self._was_reset(inside)
+
+    def _reset_inside(self) -> int | None:
+        """The place of K from which it goes on from S, where the PCR began anew inside S."""
+        places = self.likely() if self.same_boot else []
+        resets = [(place, at) for place in places if (at := self.reset_at(place)) is not None]
+        if not resets:
+            return None
+        (place, at), *others = resets
+        return place if at < self.store.end and (not others or self.came_once(place)) else None
 
     def _unreached(self) -> Answer:
         """No place leads to the PCRs: is it shown otherwise that nothing is missing?"""

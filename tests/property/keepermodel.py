@@ -55,11 +55,17 @@ class DiskError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rec:
-    """A record; ``serial`` is not part of its bytes."""
+    """A record; ``serial`` is not part of its bytes.
+
+    Two with one ``history`` are the same to everybody: a machine that was restored did what it
+    had done before.
+    """
 
     name: str
     pcr: int
     serial: int
+    #: A hash over this reset's records that go to the PCR that decides, up to this one.
+    history: bytes = b""
 
     @property
     def violation(self) -> bool:
@@ -152,6 +158,7 @@ class Kernel:
         }
         self.clock = replace(self.clock, reset=self.clock.reset + self.rng.randrange(1, 3))
         self.truth: list[Rec] = []
+        self.history = str(self.serials).encode()  # of this reset alone
         self.unseen: set[int] = set()  # serials of records whose extend failed
         self.staged: list[Rec] = []
         self.current: list[Rec] = []
@@ -182,10 +189,15 @@ class Kernel:
         if self.suspended:
             return
         rec = Rec(name, pcr, self.serials)
+        history = self.history
+        if pcr == DECIDING:
+            history = hashlib.sha256(history + rec.data()).digest()
+        rec = replace(rec, history=hashlib.sha256(history + rec.data()).digest())
         if not rec.violation and rec.data() in self.seen:
             return
         self.settle()
         self.serials += 1
+        self.history = history
         self.seen.add(rec.data())
         self.current.append(rec)
         self.truth.append(rec)
@@ -430,6 +442,13 @@ def before(life: Life, index: int) -> PcrValues:
     return life.frames[-1].pcrs if life.frames else {}
 
 
+def in_place(truth: Sequence[Rec], stored: Sequence[Rec]) -> set[int]:
+    """Serials of true records for which equal ones are stored at their places: of another boot,
+    or another past, that made the same ones."""
+    pairs = zip(truth, stored, strict=False)
+    return {rec.serial for rec, own in pairs if rec.data() == own.data()}
+
+
 def extended(values: PcrValues, recs: Sequence[Rec], modes: Mapping[str, Mode]) -> PcrValues:
     """``values`` after the extends of records, of which several kernels may have had a part.
 
@@ -602,7 +621,16 @@ class Keeper:
                     if k
                     if kernel.reset_at <= rec.serial < k[0].serial and rec.pcr == DECIDING
                 ]
-                if whole and 0 <= kernel.reset_at <= k[0].serial and not between:
+                since = [rec for rec in kernel.truth if rec.serial >= kernel.reset_at]
+                alike = [r.extended for r in since if r.pcr == DECIDING] == [
+                    r.extended for r in k if r.pcr == DECIDING
+                ]
+                if whole and kernel.reset_at >= 0 and alike:
+                    # So does K of records from before the reset, where a cut carry left them in
+                    # the place of others that are equal byte by byte.
+                    kernel.truth = since
+                    kernel.disturbed = False
+                elif whole and 0 <= kernel.reset_at <= k[0].serial and not between:
                     # A life begins with a reset of the PCRs: this is one, and a kexec followed.
                     kernel.truth = [rec for rec in kernel.truth if rec.serial >= k[0].serial]
                     kernel.disturbed = False
@@ -642,20 +670,16 @@ class Keeper:
         if answer in (0, errno.ENOMEM):
             life = self.disk.lives[-1]
             stored = {rec.serial for rec in life.records}
+            told = {rec.history for rec in life.records}
             equal = {rec.data() for rec in life.records}
-            lost = [rec for rec in recs if rec.serial not in stored]
+            lost = [rec for rec in recs if rec.serial not in stored and rec.history not in told]
             unseen = {rec.extended for rec in kernel.truth if rec.serial in kernel.unseen}
             for rec in [rec for rec in lost if rec.extended in unseen and rec.data() in equal]:
                 # The PCR never saw one like it, and its bytes are those of one that is stored.
                 kernel.truth.remove(rec)
                 lost.remove(rec)
                 self.counts["not to be told from a stored one"] += 1
-            # Another boot or another past may have made the same records at the same places.
-            same = {
-                r.serial
-                for r, own in zip(kernel.truth, life.records, strict=False)
-                if r.data() == own.data()
-            }
+            same = in_place(kernel.truth, life.records)
             lost = [rec for rec in lost if rec.serial not in same]
             if kernel.setting.tpm and lost:
                 raise Broken("I4", f"deleted and not stored: {[rec.name for rec in lost]}")
@@ -855,13 +879,23 @@ class Walk:
     def life(self) -> Life | None:
         return self.disk.lives[-1] if self.disk.lives else None
 
-    def lost(self) -> list[Rec]:
+    def gone(self) -> list[Rec]:
         """Records since the reset that neither the store has nor the kernel."""
         kernel = self.kernel
-        have = {rec.serial for rec in [*kernel.staged, *kernel.current]}
+        recs = [*kernel.staged, *kernel.current]
         for life in self.disk.lives:
-            have |= {rec.serial for rec in life.records}
-        return [rec for rec in kernel.truth if rec.serial not in have]
+            recs += life.records
+        serials = {rec.serial for rec in recs}
+        return [rec for rec in kernel.truth if rec.serial not in serials]
+
+    def lost(self) -> list[Rec]:
+        """Those of them that are to be missed: the others are to everybody like stored ones."""
+        stored = [rec for life in self.disk.lives for rec in life.records]
+        histories = {rec.history for rec in stored}
+        same = in_place(self.kernel.truth, [] if self.life is None else self.life.records)
+        return [
+            rec for rec in self.gone() if rec.serial not in same and rec.history not in histories
+        ]
 
     def check(self) -> None:
         life = self.life
@@ -904,7 +938,7 @@ class Walk:
         gone = [rec.name for rec in lost if rec.serial not in self.excused]
         if gone and self.setting.tpm:
             raise Broken("I1", f"neither stored nor in the kernel: {gone}")
-        if plan.refuse is None and not (lost and not self.setting.tpm):
+        if plan.refuse is None and (self.setting.tpm or not self.gone()):
             view, truth = self.view(life), kernel.truth
             # Records that no PCR that decides has seen may go unnoticed.
             raw = [
@@ -933,7 +967,7 @@ class Walk:
         unknowable |= self.kernel.restored
         begun = store.life is not None and (store.life.whole or bool(store.anchors))
         waits = not begun and not plan.verified
-        if not self.lost() and not before and not unknowable and not waits:
+        if not self.gone() and not before and not unknowable and not waits:
             raise Broken("I7", f"refused, and nothing is missing: {plan}")
 
     def view(self, life: Life) -> list[Rec]:

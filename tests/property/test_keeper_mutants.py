@@ -199,7 +199,7 @@ MUTANTS = (
     Mutant(
         "PCRs alone, no bytes",
         on(reach.Stored, "may_be", lambda _: lambda self, place: True),
-        LOSES,
+        LOSES | {"I7"},
     ),
     Mutant(
         "no place but the likely ones",

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from tests.property.keepermodel import Broken, Walk, setting
+from tests.support import may_take
 
 #: What must have come up in so many walks, or they say nothing.
 SEEN = (
@@ -35,21 +36,21 @@ def test_walks(part: int) -> None:
     assert not [what for what in SEEN if not counts[what]]
 
 
-#: Walks that are not explained yet. In all of them the machine hibernated or was restored from a
-#: snapshot, and records came again that are equal byte by byte to stored ones.
-UNEXPLAINED = {3025, 5378, 5680, 5789, 6889, 7711}
+#: Walks that were not explained once: machines that hibernated or were restored from a snapshot and
+#: made records again that are equal byte by byte to stored ones, and kernels without a TPM.
+ONCE_UNEXPLAINED = (
+    *(3025, 5378, 5680, 5789, 6889, 7711),
+    *(8541, 10132, 12199, 13597, 13768),
+)
 
 
-@pytest.mark.parametrize("seed", sorted(UNEXPLAINED))
-def test_what_is_not_explained(seed: int) -> None:
-    """They still end so: one that is mended is taken from the list."""
-    assert setting(seed).hibernation or setting(seed).rollback
-    with pytest.raises(Broken):
-        Walk(seed, setting(seed)).run()
+@pytest.mark.parametrize("seed", ONCE_UNEXPLAINED)
+def test_what_was_not_explained_once(seed: int) -> None:
+    walked([seed])
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", range(100))
 def test_many_walks(part: int) -> None:
-    first = 2_000 + part * 1_000
-    walked(seed for seed in range(first, first + 1_000) if seed not in UNEXPLAINED)
+    may_take(900)
+    walked(range(part * 1_000, (part + 1) * 1_000))

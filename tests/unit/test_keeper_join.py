@@ -190,3 +190,67 @@ def test_a_long_list_costs_few_walks() -> None:
     found = plan(store(truth[:1001], truth[1:1001]), replace(kernel(()), records=k), tpm(truth))
     assert (found.found, found.skip) == (Found.SAME_LIFE, 1000)
     assert k.extended <= 4 * len(k)
+
+
+def anchored(facts_: facts.StoreFacts, index: int, clock: facts.Clock) -> facts.StoreFacts:
+    """The PCRs were zero behind record ``index``."""
+    anchor = facts.Anchor(index, extended({}, (), MODES), "the PCR began anew", clock)
+    return replace(facts_, anchors=(anchor,))
+
+
+def test_a_violation_that_came_again_behind_a_hibernation_is_not_taken_for_the_stored_one() -> None:
+    """S led to zero, and so does K: whether K is stored or new the PCRs do not tell."""
+    stored = split(B, "V")
+    before = anchored(store(stored, stored[1:]), 2, CLOCK)
+    after = replace(CLOCK, restart=1)
+    found = plan(before, kernel(split("V"), 1), facts.TpmFacts(extended({}, (), MODES), after))
+    assert (found.found, found.skip) == (Found.GAP, 0)
+    assert done(found).index("Store") < done(found).index("DeleteStaged")
+
+
+def test_all_records_since_a_reset_came_again_behind_another_one() -> None:
+    stored, again = split(B, "a", "V"), split("V")
+    one = store(stored, stored[2:])
+    anchored_ = anchored(one, 2, CLOCK)
+    frames = [replace(one.frames[0], pcrs=extended({}, again, MODES))]
+    before = replace(anchored_, frames=frames)
+    after = replace(CLOCK, restart=1)
+    truth = [*again, *split("b")]
+    found = plan(before, kernel([*again, *split("b")], 1), tpm(truth, after))
+    assert (found.found, found.skip) == (Found.GAP, 0)
+    steady = plan(before, kernel([*again, *split("b")], 1), tpm(truth))
+    assert (steady.found, steady.skip) == (Found.SAME_LIFE, 1)
+
+
+def test_sleep_makes_no_gap_of_a_crash() -> None:
+    """S3 counts as a restart too: the batch is told from a new one by a record that comes once."""
+    after = replace(CLOCK, restart=1)
+    found = plan(store(TRUTH, TRUTH), kernel(TRUTH, 4), tpm(TRUTH, after))
+    assert (found.found, found.skip, found.refuse) == (Found.SAME_LIFE, 4, None)
+    flushing = replace(kernel(TRUTH, 4), flush=True)
+    found = plan(store(TRUTH, TRUTH), flushing, tpm(TRUTH, after))
+    assert (found.found, found.skip, found.refuse) == (Found.SAME_LIFE, 4, None)
+
+
+def test_a_reset_inside_with_two_explanations_is_a_gap() -> None:
+    """From zero, S[1:] ++ K[1:] leads to the PCRs, and K does: the first of K may be new."""
+    stored, k = split(B, "V"), split("V", "V")
+    found = plan(store(stored, stored[1:]), kernel(k, 2), tpm(k, replace(CLOCK, restart=1)))
+    assert (found.found, found.skip) == (Found.GAP, 0)
+
+
+def test_a_batch_goes_as_one() -> None:
+    """The piece that was read of a long list is shorter than what of it is stored."""
+    part = replace(kernel(TRUTH[:2]), staged=None, part=True, pinned=False, known=4)
+    found = plan(store(TRUTH, TRUTH), part, tpm(TRUTH))
+    assert [a for a in found.actions if isinstance(a, facts.DeleteFirst)] == [facts.DeleteFirst(4)]
+
+
+def test_without_a_tpm_a_gap_does_not_say_that_the_batch_was_deleted() -> None:
+    """A crash behind it would make a new life of what is a part of the old one."""
+    k = split(B, "V", "V", B, "d")
+    stored = split(B, "V", "V", "V")
+    before = store(stored, stored)
+    found = plan(before, kernel(k, boot="two"), facts.TpmFacts(None, None))
+    assert found.found is Found.GAP
+    assert "MarkDone" not in done(found)
