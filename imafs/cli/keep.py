@@ -30,7 +30,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--source", metavar="DIR", help=f"the IMA directory ({SOURCE})")
     _add_store(parser)
-    parser.add_argument("--mount", metavar="DIR", help="show the complete list in DIR")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--mount", metavar="DIR", help="show the complete list in DIR")
+    where.add_argument(
+        "--cover",
+        action="store_true",
+        help="show it over the source itself, for agents with a fixed path. The cover stays when "
+        "the keeper ends (ENOTCONN): what lies below is not the whole list",
+    )
     parser.add_argument(
         "--accept-gap",
         action="store_true",
@@ -103,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
             source=args.source or SOURCE,
             store=args.store or settings.path or STORE,
             mount=args.mount,
+            cover=args.cover,
             accept_gap=args.accept_gap,
             pcrs=args.pcrs,
             boot_id=args.boot_id,

@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 
 import trio
 
+from imafs.cli import keep_view
+from imafs.cli.keep_view import Showing
 from imafs.errors import ImafsError, UsageError
 from imafs.fuse import session
-from imafs.host import logs, mounts, programs
+from imafs.host import covers, logs, mounts, programs
+from imafs.host.covers import Ground
 from imafs.host.sd_notify import notify
 from imafs.keeper import machine
 from imafs.keeper.collector import Collector, Settings
@@ -25,7 +28,6 @@ from imafs.keeper.config import Config
 from imafs.keeper.source import Source
 from imafs.keeper.status import Server
 from imafs.keeper.store import Store, open_store
-from imafs.keeper.view import WholeDirectory
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Plan:
     source: str
     store: str
     mount: str | None = None
+    cover: bool = False
     accept_gap: bool = False
     pcrs: str | None = None
     boot_id: str | None = None
@@ -53,10 +56,12 @@ def run(plan: Plan) -> int:
     """Runs until a signal; the exit code. Raises what ended it."""
     stream = logs.configure(plan.log_file)
     faulthandler.register(signal.SIGUSR1, file=stream)
-    mountpoint = None if plan.mount is None else _prepared(plan.mount)
     store_path = os.path.abspath(plan.store)
-    place = machine.place(os.path.abspath(plan.source), plan.boot_id)
-    source = Source(place, machine.pcrs(plan.pcrs, place.directory))
+    directory = os.path.abspath(plan.source)
+    ground = _ground(directory) if plan.cover else None
+    mountpoint = None if plan.mount is None else keep_view.prepared(plan.mount)
+    of = machine.machine(directory, ground)
+    source = Source(machine.place(of, plan.boot_id), machine.pcrs(plan.pcrs, of))
     source.look()
     store = open_store(store_path)
     settings = Settings(
@@ -67,9 +72,12 @@ def run(plan: Plan) -> int:
         serve_gaps=plan.accept_gap or plan.settings.on_gap == "serve",
         volatile=machine.volatile(store_path),
     )
-    programs.leave_working_directory()
     try:
-        trio.run(_main, plan, source, store, settings, mountpoint)
+        if ground is not None:
+            mountpoint = keep_view.place_in(store_path)
+        showing = None if mountpoint is None else Showing(mountpoint, of, ground)
+        programs.leave_working_directory()
+        trio.run(_main, plan, source, store, settings, showing)
     except BaseExceptionGroup as group:
         raise _only(group) from None
     finally:
@@ -87,14 +95,16 @@ def _group(name: str | None) -> int | None:
         raise UsageError(f"[view] group = {name!r}: there is no such group") from None
 
 
-def _prepared(path: str) -> str:
-    """The mountpoint, free of what an earlier keeper left. Raises :class:`MountError`."""
-    mountpoint = mounts.resolve(path)
+def _ground(directory: str) -> Ground:
+    """What is to be covered. Raises :class:`MountError`."""
     mounts.check_fuse()
-    if mounts.clean(mountpoint):
-        log.info("%s: unmounted what an earlier imafs left", mountpoint)
-    mounts.check_mountpoint(mountpoint)
-    return mountpoint
+    found = covers.ground(directory)
+    log.warning(
+        "%s will be covered: from the first deletion on its own list is short until the next "
+        "reboot, and the view alone is whole",
+        found.path,
+    )
+    return found
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -111,35 +121,39 @@ def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def _main(
-    plan: Plan, source: Source, store: Store, settings: Settings, mountpoint: str | None
+    plan: Plan, source: Source, store: Store, settings: Settings, showing: Showing | None
 ) -> None:
-    collector = Collector(source, store, settings)
+    covering = showing is not None and showing.ground is not None
+    collector = Collector(source, store, settings, hold=covering)
+    told = trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         try:
             async with trio.open_nursery() as nursery:
                 end = session.End(nursery.cancel_scope.cancel)
-                nursery.start_soon(_until_signal, signals, end)
+                nursery.start_soon(_until_signal, signals, end, told)
                 await nursery.start(Server(collector, store.path).run)
                 nursery.start_soon(collector.run)
                 await collector.looked()
                 async with AsyncExitStack() as stack:
-                    if mountpoint is not None:
-                        view = WholeDirectory(collector, _group(plan.settings.group))
+                    if showing is not None:
+                        gid = _group(plan.settings.group)
                         await stack.enter_async_context(
-                            session.mounted(view, mountpoint, end, fsname=mounts.KEPT)
+                            keep_view.shown(showing, collector, gid, end)
                         )
                         end.in_use()
-                    _announce(plan, store, mountpoint)
+                    _announce(plan, store, showing)
                     await _report(collector)
         finally:
             with trio.CancelScope(shield=True):
                 await collector.close()
+    if showing is not None and covering and not told.is_set():
+        raise keep_view.uncovered(showing.path)
 
 
-def _announce(plan: Plan, store: Store, mountpoint: str | None) -> None:
+def _announce(plan: Plan, store: Store, showing: Showing | None) -> None:
     words = ["imafs: keeping", plan.source, f"store={shlex.quote(store.path)}"]
-    if mountpoint is not None:
-        words.append(f"view={shlex.quote(mountpoint)}")
+    if showing is not None:
+        words.append(f"view={shlex.quote(showing.path)}")
     print(" ".join(words), flush=True)
     notify("READY=1")
 
@@ -156,8 +170,9 @@ async def _report(collector: Collector) -> None:
         await trio.sleep(seconds)
 
 
-async def _until_signal(signals: AsyncIterator[int], end: session.End) -> None:
+async def _until_signal(signals: AsyncIterator[int], end: session.End, told: trio.Event) -> None:
     async for number in signals:
         log.info("%s: ending", signal.Signals(number).name)
+        told.set()
         end()
         return

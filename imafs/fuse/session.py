@@ -90,6 +90,7 @@ async def mounted(
     true_sizes: bool = False,
     large_reads: bool = False,
     fsname: str = mounts.FSNAME,
+    leave: bool = False,
 ) -> AsyncIterator[Mount]:
     """Mounts ``directory`` on ``path`` (resolved); inside, the mount has tried itself.
 
@@ -97,7 +98,7 @@ async def mounted(
     ``fsname`` stands in the table of mounts.
     ``end`` is called when the mount ends by itself (somebody unmounted it). Raises
     :class:`MountError`. Unmounts at an end in order, lazily if files are open; after any
-    other one the mount stays and answers ENOTCONN, as after kill -9.
+    other one the mount stays and answers ENOTCONN, as after kill -9; with ``leave`` after any.
     """
     try:
         relay = Relay()
@@ -123,7 +124,7 @@ async def mounted(
                 pyfuse3.terminate()
     finally:
         relay.close()
-        pyfuse3.close(unmount=end.in_order)
+        pyfuse3.close(unmount=end.in_order and not leave)
 
 
 async def _serve(end: End) -> None:

@@ -20,6 +20,14 @@ MS_NOEXEC = 0x8
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+MNT_DETACH = 0x2
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_BENEATH = 0x200
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 0x1
+#: include/uapi/asm-generic/unistd.h; the same on every architecture that has FUSE and a TPM.
+_OPEN_TREE, _MOVE_MOUNT = 428, 429
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -49,6 +57,11 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
     _check(result, target)
 
 
+def umount(target: str) -> None:
+    """umount2(2), lazily."""
+    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), target)
+
+
 def bind(source: str, target: str) -> None:
     """Bind with all that is mounted below: without it a user namespace refuses (locked mounts)."""
     mount(source, target, flags=MS_BIND | MS_REC)
@@ -57,6 +70,26 @@ def bind(source: str, target: str) -> None:
 def tmpfs(target: str) -> None:
     """An empty file system of our own on ``target``."""
     mount("imafs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
+
+
+def _syscall(number: int, place: str, *arguments: int | bytes) -> int:
+    words = (ctypes.c_long(word) if isinstance(word, int) else word for word in arguments)
+    result = int(_libc.syscall(ctypes.c_long(number), *words))
+    _check(result, place)
+    return result
+
+
+def clone_of_mount(path: str, *, below: bool = True) -> int:
+    """open_tree(2): a descriptor of what is at ``path``, and of all mounts ``below`` it, as a
+    mount that is nowhere yet. It goes with the descriptor unless it is moved somewhere."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if below else 0)
+    return _syscall(_OPEN_TREE, path, _AT_FDCWD, os.fsencode(path), flags)
+
+
+def move_mount(descriptor: int, path: str, flags: int = 0) -> None:
+    """move_mount(2): what :func:`clone_of_mount` gave, to ``path``."""
+    words = (descriptor, b"", _AT_FDCWD, os.fsencode(path), MOVE_MOUNT_F_EMPTY_PATH | flags)
+    _syscall(_MOVE_MOUNT, path, *words)
 
 
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:

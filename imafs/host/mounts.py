@@ -38,7 +38,8 @@ class OutOfReachError(MountError):
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of /proc/self/mountinfo; ``owner``: uid of who made a FUSE mount."""
+    """A line of /proc/self/mountinfo; ``owner``: uid of who made a FUSE mount; ``root``: what of
+    its file system is mounted."""
 
     number: int
     path: str
@@ -46,6 +47,7 @@ class Mount:
     source: str
     minor: int
     owner: int | None = None
+    root: str = "/"
 
     @property
     def ours(self) -> bool:
@@ -57,11 +59,19 @@ class Mount:
         """An emulator's: not a keeper's view."""
         return self.ours and self.source == FSNAME
 
+    @property
+    def kept(self) -> bool:
+        """A keeper's view."""
+        return self.ours and self.source == KEPT
+
 
 def mounts() -> list[Mount]:
-    """All mounts, in order: of several at one place the last is on top."""
+    """All mounts, in order: of several at one place the last is on top.
+
+    This thread's: it may have a namespace of its own (:mod:`imafs.host.covers`).
+    """
     found = []
-    for row in mount_table.rows(Path("/proc/self/mountinfo").read_bytes()):
+    for row in mount_table.rows(Path("/proc/thread-self/mountinfo").read_bytes()):
         owner = _OWNER.search(row.options)
         found.append(
             Mount(
@@ -71,6 +81,7 @@ def mounts() -> list[Mount]:
                 os.fsdecode(row.source),
                 int(row.device.partition(b":")[2]),
                 int(owner[1]) if owner else None,
+                os.fsdecode(row.root),
             )
         )
     return found

@@ -60,7 +60,8 @@ class Collector(Joining):
 
     async def looked(self) -> None:
         """Returns once the first look at the kernel is over, or somebody is in its way."""
-        while self.state in (State.START, State.JOINING) and self._suspended is None:
+        busy = (State.START, State.JOINING)
+        while self.state in busy and self._suspended is None and not self.held:
             await self._changed.wait()
 
     async def flush(self) -> None:

@@ -182,7 +182,7 @@ class Joining(Keeping):
                 await self._delete_first(action.count)
                 self._deleted(action.count)
             case facts.Alarm():
-                self._alarm(action.kind, action.text)
+                self.alarm(action.kind, action.text)
             case _:
                 log.debug("join: %s", action)
 

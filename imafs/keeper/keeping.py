@@ -79,7 +79,10 @@ class Keeping:
         store: Store,
         settings: Settings,
         hook: Callable[[str], None] = lambda step: None,
+        *,
+        hold: bool = False,
     ) -> None:
+        """``hold``: nothing is deleted before :meth:`let_delete`."""
         self._source = source
         self._store = store
         self.settings = settings
@@ -110,6 +113,26 @@ class Keeping:
         self._wanted = trio.Event()
         self._changed = trio.Event()
         self._since: float | None = None
+        self._may_delete = trio.Event()
+        self.held = False  # a deletion waits for that
+        if not hold:
+            self._may_delete.set()
+
+    @property
+    def joined(self) -> bool:
+        """Whether it is known which of the kernel's records are stored."""
+        return self._known is not None
+
+    def let_delete(self) -> None:
+        """The kernel's own list may become shorter than the view from now on."""
+        self._may_delete.set()
+
+    async def _until_deletable(self) -> None:
+        self.held = not self._may_delete.is_set()
+        if self.held:
+            self._tell()
+            await self._may_delete.wait()
+            self.held = False
 
     @property
     def source(self) -> str:
@@ -143,10 +166,20 @@ class Keeping:
         self._shown = max(self._shown, asked)
         self._tell()
 
-    def _alarm(self, kind: str, text: str) -> None:
+    def alarm(self, kind: str, text: str) -> None:
+        """Something that an administrator should see; once in the log, always in the status."""
         if self.alarms.get(kind) != text:
             self.alarms[kind] = text
             log.warning("%s: %s", kind, text)
+
+    def calm(self, kind: str) -> None:
+        """What an alarm told is so no more."""
+        if self.alarms.pop(kind, None) is not None:
+            log.info("%s: no more", kind)
+
+    async def changed(self) -> None:
+        """Returns when anything has changed."""
+        await self._changed.wait()
 
     # Calls that may hang
 
@@ -253,6 +286,7 @@ class Keeping:
         self._hook("confirmed")
 
     async def _delete_staged(self) -> None:
+        await self._until_deletable()
         self._hook("delete")
         number = await self._in_kernel(self._source.delete)
         # ENOMEM: with ima_flush_htable the list is unlinked all the same; then ENOENT.
@@ -262,6 +296,7 @@ class Keeping:
         self._hook("deleted")
 
     async def _delete_first(self, number: int) -> None:
+        await self._until_deletable()
         self._hook("delete")
         refused = await self._in_kernel(partial(self._source.delete_first, number))
         if refused == errno.EINVAL:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from imafs.errors import UsageError
 from imafs.host import mounts
+from imafs.host.covers import Ground
 from imafs.keeper.source import NoPcrs, Pcrs, Place, SysfsPcrs
 
 #: The kernel's own TPM.
@@ -29,25 +31,41 @@ def _mount_of(path: str) -> mounts.Mount:
     return max(found, key=lambda mount: len(mount.path))
 
 
-def place(directory: str, boot_id: str | None) -> Place:
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where the source is. ``root`` and ``reach`` lead to its mount and to the directory, also
+    from below a cover."""
+
+    directory: str
+    root: str
+    reach: str
+    emulated: bool
+
+
+def machine(directory: str, ground: Ground | None = None) -> Machine:
+    """The machine of an IMA directory; ``ground``: it is to be covered."""
+    if ground is not None:
+        return Machine(directory, ground.root, ground.reach, ground.emulated)
+    mount = _mount_of(directory)
+    return Machine(directory, mount.path, directory, mount.emulated)
+
+
+def place(of: Machine, boot_id: str | None) -> Place:
     """The place of a kernel's directory, or of an emulator's, which has a boot_id of its own.
 
     Raises :class:`UsageError` where nobody tells which kernel runs.
     """
-    mount = _mount_of(directory)
-    if boot_id is not None:
-        return Place(directory, boot_id, None if mount.emulated else "/proc/cmdline")
-    if not mount.emulated:
-        return Place(directory)
-    own = os.path.join(mount.path, _EMULATED_BOOT_ID)
-    if not os.path.exists(own):
-        raise UsageError(
-            f"--source {directory}: an emulator without a boot_id; give --boot-id FILE"
-        )
-    return Place(directory, own, None)
+    cmdline = None if of.emulated else Place(of.directory).cmdline
+    if boot_id is None and of.emulated:
+        boot_id = os.path.join(of.root, _EMULATED_BOOT_ID)
+        if not os.path.exists(boot_id):
+            raise UsageError(
+                f"--source {of.directory}: an emulator without a boot_id; give --boot-id FILE"
+            )
+    return Place(of.directory, boot_id or Place(of.directory).boot_id, cmdline, of.reach)
 
 
-def pcrs(spec: str | None, directory: str) -> Pcrs:
+def pcrs(spec: str | None, of: Machine) -> Pcrs:
     """``none``, a directory as sysfs has one, a TCTI string; None finds the kernel's own TPM.
 
     Raises :class:`UsageError`.
@@ -61,15 +79,14 @@ def pcrs(spec: str | None, directory: str) -> Pcrs:
         from imafs.keeper.tcti_pcrs import TctiPcrs
 
         return TctiPcrs(spec)
-    mount = _mount_of(directory)
-    chip = os.path.join(mount.path, _EMULATED_TPM) if mount.emulated else SYSFS
+    chip = os.path.join(of.root, _EMULATED_TPM) if of.emulated else SYSFS
     if os.path.isdir(chip):
         return SysfsPcrs(chip)
     if spec == "sysfs":
         raise UsageError(f"--pcrs sysfs: {chip} is not there")
-    if mount.emulated:
+    if of.emulated:
         raise UsageError(
-            f"--source {directory}: where is its TPM? Give --pcrs TCTI, or none for no TPM"
+            f"--source {of.directory}: where is its TPM? Give --pcrs TCTI, or none for no TPM"
         )
     return NoPcrs()
 

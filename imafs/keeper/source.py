@@ -101,11 +101,19 @@ class SysfsPcrs:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a kernel is: its IMA directory, its boot_id, its command line (or None)."""
+    """Where a kernel is: its IMA directory, its boot_id, its command line (or None).
+
+    ``reach``: a path that leads to the directory where ``directory`` leads to a view over it.
+    """
 
     directory: str
     boot_id: str = "/proc/sys/kernel/random/boot_id"
     cmdline: str | None = "/proc/cmdline"
+    reach: str | None = None
+
+    def reached(self, name: str = "") -> str:
+        """The path by which a file of the directory is opened."""
+        return os.path.join(self.reach or self.directory, name)
 
 
 @dataclass(slots=True)
@@ -157,7 +165,7 @@ class Source:
         """Which files there are. Raises :class:`FileError`, :class:`UsageError`."""
         directory = self._place.directory
         try:
-            names = os.listdir(directory)
+            names = os.listdir(self._place.reached())
         except OSError as error:
             raise FileError(directory, error, option="--source") from None
         if _BINARY not in names or _COUNT not in names:
@@ -179,7 +187,7 @@ class Source:
     def _number(self, name: str) -> int:
         path = f"{self._place.directory}/{name}"
         try:
-            return int(_small(path))
+            return int(_small(self._place.reached(name)))
         except OSError as error:
             raise FileError(path, error) from None
         except ValueError:
@@ -207,9 +215,10 @@ class Source:
         """
         if self._descriptor is not None:
             return True
-        path = f"{self._place.directory}/{_STAGED if self._staging else _BINARY}"
+        name = _STAGED if self._staging else _BINARY
+        path = f"{self._place.directory}/{name}"
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._descriptor = os.open(self._place.reached(name), os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 return False
@@ -288,7 +297,7 @@ class Source:
         """``work`` on another file, open for as long as that takes."""
         path = f"{self._place.directory}/{name}"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self._place.reached(name), os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise Refused(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
         try:

@@ -3,8 +3,8 @@
 
 The files are read only and grow at their ends alone, whatever is deleted in the kernel. An open
 file reads on over any deletion and any kexec of its life; one of an earlier life is ENODEV.
-Where records may be missing, reads are EIO: never a shorter or an older list. ``policy`` is
-not among the files: a policy takes effect with the rights of who writes it.
+Where records may be missing, reads are EIO: never a shorter or an older list. ``policy`` is a
+place for the kernel's own file: a policy takes effect with the rights of who writes it.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class WholeDirectory(Directory[File]):
     def __init__(self, collector: Collector, gid: int | None = None) -> None:
         self._collector = collector
         self._gid = gid
+        #: Whether there is a place for the kernel's policy file.
+        self.has_policy = True
 
     @property
     def generation(self) -> object:
@@ -84,10 +86,9 @@ class WholeDirectory(Directory[File]):
         return self._collector.catalogue
 
     def entries(self) -> Sequence[File]:
-        """Those of Linux 7.1; none before there is a life."""
+        """Those of Linux 7.1; before there is a life none but the policy."""
         catalogue = self._collector.catalogue
-        if catalogue is None:
-            return ()
+        lists = () if catalogue is None else catalogue.layout.lists
         return [
             File(
                 entry.name,
@@ -98,14 +99,18 @@ class WholeDirectory(Directory[File]):
                 kind=entry.kind,
                 view=entry.view,
             )
-            for entry in directory(lookup(_PROFILE), catalogue.layout.lists)
-            if entry.kind is not Kind.POLICY
+            for entry in directory(lookup(_PROFILE), lists)
+            if catalogue is not None or entry.kind is Kind.POLICY
         ]
+
+    def is_present(self, entry: File) -> bool:
+        """The policy's name is there for a mount of the kernel's file."""
+        return self.has_policy or entry.kind is not Kind.POLICY
 
     def size(self, entry: File) -> int:
         """As of the last look at the kernel."""
         catalogue = self._collector.catalogue
-        if catalogue is None:
+        if catalogue is None or entry.kind is Kind.POLICY:
             return 0
         return (
             len(self._text(entry, catalogue)) if entry.view is None else catalogue.size(entry.view)
@@ -118,6 +123,8 @@ class WholeDirectory(Directory[File]):
 
     def open(self, entry: File, flags: int, tid: int) -> Handle:
         """Raises :class:`Refused` (EIO) where the list is not whole."""
+        if entry.kind is Kind.POLICY:
+            raise Refused(errno.EACCES, "the kernel's policy file is not mounted here")
         catalogue = self._collector.catalogue
         refusal = self._collector.refusal
         if catalogue is None or refusal is not None:

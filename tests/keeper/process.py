@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from imafs.host import mounts
 from tests.mount.daemon import IMAFS, STOP, Daemon, imafs, read_to_end
 from tests.support import ROOT, DeadlineError, ExpectedLogs, kill_group, run
 
@@ -34,19 +35,26 @@ class Keeper:
         *,
         of: Keeper | None,
         env: Mapping[str, str] | None,
+        source: Path,
+        cover: bool,
     ) -> None:
         base = daemon.place.base
         self.store: Path = of.store if of is not None else base / "store"
         self.view: Path = of.view if of is not None else base / "view"
-        self.view.mkdir(exist_ok=True) if of is None else None
+        self.cover = cover
+        if cover:
+            self.view = source
+        elif of is None:
+            self.view.mkdir(exist_ok=True)
         self.logs = ExpectedLogs()
         self.logs.allow("suspended: measuring has ended")
         self._log = base / f"keeper-{len(list(base.glob('keeper-*')))}.log"
         words: list[str | os.PathLike[str]] = [*IMAFS, "keep"]
-        words += ["--source", daemon.dir, "--store", self.store]
+        words += ["--source", source, "--store", self.store]
+        where: list[str | os.PathLike[str]] = ["--cover"] if cover else ["--mount", self.view]
         with self._log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [*words, "--mount", self.view, *options],
+                [*words, *where, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -89,10 +97,14 @@ class Keeper:
         """Everything is stored."""
         imafs("keep", "flush", "--store", self.store)
 
-    def stop(self) -> None:
-        """SIGTERM: it ends in order, and its view is gone."""
+    def terminate(self) -> None:
+        """SIGTERM: it ends in order."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(STOP) == 0, self.log()
+
+    def stop(self) -> None:
+        """The same, and its view is gone."""
+        self.terminate()
         assert not os.listdir(self.view)
 
     def kill(self) -> None:
@@ -112,7 +124,8 @@ class Keeper:
             self.process.wait(STOP)
         assert self.process.stdout is not None
         self.process.stdout.close()
-        run(["umount", "--lazy", self.view], check=False)
+        if not self.cover or ((top := mounts.top(str(self.view))) is not None and top.kept):
+            run(["umount", "--lazy", self.view], check=False)
         assert not hung, f"the keeper did not end on SIGTERM: {self.log()}"
         lines = [line for line in self.log().split("\n") if _COMPLAINT.search(line)]
         complaints = self.logs.complaints(lines)
@@ -133,18 +146,25 @@ class Keepers:
         records: int | None = None,
         env: Mapping[str, str] | None = None,
         allow: str | None = None,
+        source: Path | None = None,
+        cover: bool = False,
+        ready: bool = True,
     ) -> Keeper:
-        """A keeper that has had its first look; ``of``: with the store and view of another."""
+        """A keeper that has had its first look; ``of``: with the store and view of another.
+
+        ``source``: not the mount itself, but a directory in it; ``ready``: not waited for.
+        """
         words = list(options)
         if records is not None:
             config = Path(daemon.place.base) / "keeper.toml"
             config.write_text(f"[stage]\nrecords = {records}\n")
             words += ["--config", config]
-        keeper = Keeper(daemon, words, of=of, env=env)
+        where = daemon.dir if source is None else source
+        keeper = Keeper(daemon, words, of=of, env=env, source=where, cover=cover)
         if allow is not None:
             keeper.logs.allow(allow)
         self._stack.callback(keeper.close)
-        return keeper.start()
+        return keeper.start() if ready else keeper
 
 
 @pytest.fixture

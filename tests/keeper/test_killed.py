@@ -94,10 +94,11 @@ class Run:
 
     @contextlib.asynccontextmanager
     async def keeper(self) -> AsyncIterator[Collector]:
-        place = machine.place(str(self.daemon.dir), None)
+        of = machine.machine(str(self.daemon.dir))
+        place = machine.place(of, None)
         store = open_store(str(self.store))
         collector = Collector(
-            Source(place, machine.pcrs(None, place.directory)),
+            Source(place, machine.pcrs(None, of)),
             store,
             Settings(records=10, age=3600.0),
         )

@@ -32,9 +32,10 @@ async def main(source: str, store: str, step: str, number: int) -> None:
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    place = machine.place(source, None)
+    of = machine.machine(source)
+    place = machine.place(of, None)
     collector = Collector(
-        Source(place, machine.pcrs(None, source)),
+        Source(place, machine.pcrs(None, of)),
         open_store(store),
         Settings(records=10, age=3600.0, volatile=None),
         hook,

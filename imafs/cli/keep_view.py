@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Where the keeper's view is: in a directory of its own, or over the one that is kept.
+
+The kernel's own ``policy`` is mounted over the view's: a policy that is loaded takes effect with
+the rights of who writes it, and cannot be handed on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from imafs.errors import FileError, GapError, MountError
+from imafs.fuse import session
+from imafs.host import covers, mounts
+from imafs.host.covers import Ground
+from imafs.host.sd_notify import notify
+from imafs.keeper.collector import Collector
+from imafs.keeper.machine import Machine
+from imafs.keeper.view import WholeDirectory
+
+log = logging.getLogger(__name__)
+
+#: In the store: there libfuse mounts what is to cover another directory.
+_MADE = "view"
+#: Seconds between two looks at the table of mounts.
+_LOOK = 1.0
+#: Seconds for a start that waits for somebody, before the service manager hears of it again.
+_WAIT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Showing:
+    """``made``: where the view is mounted, resolved. ``ground``: what it is to cover."""
+
+    made: str
+    of: Machine
+    ground: Ground | None = None
+
+    @property
+    def path(self) -> str:
+        """Where readers find the view."""
+        return self.made if self.ground is None else self.ground.path
+
+
+def prepared(path: str) -> str:
+    """The mountpoint, free of what an earlier keeper left. Raises :class:`MountError`."""
+    mountpoint = mounts.resolve(path)
+    mounts.check_fuse()
+    if mounts.clean(mountpoint):
+        log.info("%s: unmounted what an earlier imafs left", mountpoint)
+    mounts.check_mountpoint(mountpoint)
+    return mountpoint
+
+
+def place_in(store: str) -> str:
+    """A mountpoint in the store. Raises :class:`MountError`, :class:`FileError`."""
+    path = os.path.join(store, _MADE)
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+    except OSError as error:
+        if mounts.top(mounts.resolve(path)) is None:  # a dead one says ENOTCONN
+            raise FileError(path, error) from None
+    return prepared(path)
+
+
+@asynccontextmanager
+async def shown(
+    showing: Showing, collector: Collector, gid: int | None, end: session.End
+) -> AsyncIterator[None]:
+    """The view is there inside. A cover stays behind, whatever ends the keeper: the files below
+    would be taken for the whole list. Raises :class:`MountError`, :class:`GapError`."""
+    view = WholeDirectory(collector, gid)
+    ground = showing.ground
+    if ground is not None:
+        await _until_coverable(ground, collector)
+    cover = None
+    try:
+        async with session.mounted(
+            view, showing.made, end, fsname=mounts.KEPT, leave=ground is not None
+        ):
+            await _show_policy(showing, view)
+            if ground is not None:
+                lay = partial(covers.lay, showing.made, ground.path)
+                cover = await trio.to_thread.run_sync(lay)
+                log.info("%s is covered by the view", ground.path)
+            collector.let_delete()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_watch, showing, cover, view, collector)
+                yield
+                nursery.cancel_scope.cancel()
+    finally:
+        if ground is not None and cover is None:
+            covers.take_away(showing.made)
+
+
+async def _until_coverable(ground: Ground, collector: Collector) -> None:
+    """A kernel's list is covered by one that is whole, or where somebody accepts that it may
+    not be. A dead view is covered by whatever there is. Raises :class:`GapError`."""
+    while collector.refusal is not None and not covers.is_covered(ground.path):
+        if collector.joined:
+            raise GapError(
+                f"--cover: {ground.path}: {collector.refusal}. Cover it all the same with "
+                "--accept-gap, or reboot"
+            )
+        micros = int(4 * _WAIT * 1e6)
+        notify(f"EXTEND_TIMEOUT_USEC={micros}", f"STATUS={collector.state.value}: not covered yet")
+        with trio.move_on_after(_WAIT):
+            await collector.changed()
+
+
+async def _show_policy(showing: Showing, view: WholeDirectory) -> None:
+    """In a thread: the place of the mount is ours to look up."""
+    try:
+        if showing.ground is None:
+            policy = await trio.to_thread.run_sync(covers.policy_of, showing.of.reach)
+        else:
+            policy = showing.ground.policy
+        view.has_policy = policy is not None
+        if policy is not None:
+            await trio.to_thread.run_sync(covers.show_policy, policy, showing.made)
+    except OSError as error:
+        view.has_policy = False
+        log.info("the view has no policy file: %s", error.strerror)
+
+
+async def _watch(
+    showing: Showing, cover: mounts.Mount | None, view: WholeDirectory, collector: Collector
+) -> None:
+    """Tells when the view is not where it should be any more."""
+    while True:
+        await trio.sleep(_LOOK)
+        if cover is not None:
+            if covers.lies(cover):
+                collector.calm("uncovered")
+            else:
+                text = f"{cover.path} does not lead to the view any more: start the keeper again"
+                collector.alarm("uncovered", text)
+        elif _has_another_source(showing):
+            await _show_policy(showing, view)
+
+
+def _has_another_source(showing: Showing) -> bool:
+    """Whether an emulator was started anew: its policy is another file."""
+    if not showing.of.emulated:
+        return False
+    now = mounts.top(showing.of.root)
+    shown_now = covers.shown_policy(showing.made)
+    if now is None or not now.emulated:
+        return False
+    return shown_now is None or shown_now.minor != now.minor
+
+
+def uncovered(path: str) -> MountError:
+    """The end of a keeper whose cover somebody took away."""
+    return MountError(f"{path}: somebody unmounted the view: the files below show there")
