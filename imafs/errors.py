@@ -46,6 +46,19 @@ class ImafsError(Exception):
         """Symbolic name, for example ``ENOENT``."""
         return _errno.errorcode.get(self.errno, str(self.errno))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Its text is made of other arguments than it was raised with: a process of a pool that
+        # sends one must not end the pool.
+        return _remade, (type(self), self.args, self.__dict__)
+
+
+def _remade(
+    kind: type[ImafsError], args: tuple[object, ...], attributes: dict[str, object]
+) -> ImafsError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
 
 class UsageError(ImafsError):
     """Options or arguments that cannot work together, or name what is not there."""

@@ -11,10 +11,8 @@ from pathlib import Path
 from cryptography import x509
 
 from imafs import disk
-from imafs.attest import bundle as bundles
 from imafs.attest import gather, quote, signatures
 from imafs.attest.bundle import Bundle
-from imafs.attest.evidence import judge_bundle
 from imafs.attest.judgement import Demand, Judgement
 from imafs.attest.lanes import HASHES
 from imafs.attest.pcrvalues import DEFAULT_PCR
@@ -156,12 +154,9 @@ def check(
         reference=reference,
         no_violations=no_violations,
     )
+    verifier = Verifier(demand, None if state is None else Path(state), new)
     if isinstance(bundle, Bundle):
-        data = bundle.encode()
-    elif isinstance(bundle, bytes):
-        data = bundle
-    else:
-        data = disk.read_whole(os.fspath(bundle), bundles.MOST)
-    if state is None:
-        return judge_bundle(data, demand)
-    return Verifier(demand, Path(state), new).judge(data)
+        return verifier.judge(bundle.encode())
+    if isinstance(bundle, bytes):
+        return verifier.judge(bundle)
+    return verifier.check(os.fspath(bundle))

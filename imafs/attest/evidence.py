@@ -26,6 +26,7 @@ from imafs.formats.algorithms import SHA1, HashAlgorithm, list_bank
 from imafs.formats.binary import Reader
 from imafs.formats.list_file import name_of
 from imafs.lists.replay import PcrValues
+from imafs.text import shown
 
 OWN = list_bank(SHA1)
 
@@ -35,7 +36,7 @@ def judge_bundle(data: bytes, demand: Demand, state: State | None = None) -> Jud
     try:
         found = bundles.decode(data)
     except FormatError as error:
-        return Judgement(Kind.MALFORMED, str(error))
+        return Judgement(Kind.MALFORMED, shown(error))
     return check(found, demand, state)
 
 
@@ -45,9 +46,9 @@ def check(found: bundles.Bundle, demand: Demand, state: State | None = None) -> 
     try:
         return case.judgement()
     except Found as verdict:
-        return replace(case.so_far, kind=verdict.kind, said=verdict.said)
+        return replace(case.so_far, kind=verdict.kind, said=shown(verdict.said))
     except FormatError as error:
-        return replace(case.so_far, kind=Kind.MALFORMED, said=str(error))
+        return replace(case.so_far, kind=Kind.MALFORMED, said=shown(error))
 
 
 class _Case:

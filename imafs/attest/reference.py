@@ -95,12 +95,12 @@ def _json(data: bytes, source: str) -> Reference:
 
 
 def _pattern(text: object, source: str) -> re.Pattern[str]:
+    if not isinstance(text, str):
+        raise FormatError("an exclude is no text", source=source)
     try:
-        if isinstance(text, str):
-            return re.compile(text)
-    except re.error as error:
-        raise FormatError(f"exclude {text!r}: {error}", source=source) from None
-    raise FormatError("an exclude is no text", source=source)
+        return re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise FormatError(f"exclude {text[:80]!r}: {error}", source=source) from None
 
 
 def _add(found: dict[bytes, set[bytes]], path: bytes, value: object, source: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from imafs.attest.quote import PublicArea, Signature, parse_public
 from imafs.errors import FormatError
+from imafs.text import shown
 
 E = TypeVar("E", bound=x509.ExtensionType)
 
@@ -189,14 +191,18 @@ def read_certificates(data: bytes, source: str) -> list[x509.Certificate]:
     if len(pems) > _MOST_CERTIFICATES:
         raise FormatError(f"{len(pems)} certificates", source=source)
     try:
-        if pems:
-            found = [x509.load_pem_x509_certificate(pem) for pem in pems]
-        else:
-            found = [x509.load_der_x509_certificate(data)]
-        for certificate in found:
-            _ = certificate.extensions  # parsed only when they are asked for
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what is told of broken ones, on stderr
+            if pems:
+                found = [x509.load_pem_x509_certificate(pem) for pem in pems]
+            else:
+                found = [x509.load_der_x509_certificate(data)]
+            for certificate in found:
+                # Parsed only when they are asked for.
+                _ = certificate.extensions, certificate.subject, certificate.issuer
         return found
     except (
+        Warning,
         ValueError,
         x509.InvalidVersion,
         x509.DuplicateExtension,
@@ -314,7 +320,7 @@ def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
 
 
 def _subject(certificate: x509.Certificate) -> str:
-    return f"the certificate of {certificate.subject.rfc4514_string() or 'nobody'}"
+    return f"the certificate of {shown(certificate.subject.rfc4514_string(), 200) or 'nobody'}"
 
 
 def _line(error: Exception) -> str:

@@ -21,10 +21,11 @@ from pathlib import Path
 
 from imafs import disk
 from imafs.attest import bundle as bundles
-from imafs.attest import evidence, signatures, state
-from imafs.attest.judgement import Demand, Judgement
+from imafs.attest import evidence, signed, state
+from imafs.attest.judgement import Demand, Found, Judgement
 from imafs.attest.kinds import Kind
-from imafs.errors import FileError, FormatError, ImafsError
+from imafs.errors import FileError, FormatError, ImafsError, UsageError
+from imafs.text import shown
 
 #: Bundles that wait for each process: enough that none is idle.
 _WAITING = 4
@@ -47,7 +48,11 @@ class Verifier:
 
         Raises :class:`ImafsError` where the file or the state cannot be read or written.
         """
-        return self.judge(disk.read_whole(path, bundles.MOST), self.nonces.get(path))
+        try:
+            data = disk.read_whole(path, bundles.MOST)
+        except UsageError as error:  # too large, which ends no other machine's verdict
+            return Judgement(Kind.MALFORMED, shown(error))
+        return self.judge(data, self.nonces.get(path))
 
     def judge(self, data: bytes, nonce: bytes | None = None) -> Judgement:
         """As :meth:`check`, of the bytes of a bundle."""
@@ -56,23 +61,38 @@ class Verifier:
             return evidence.judge_bundle(data, demand)
         try:
             bundle = bundles.decode(data)
-            key = _key(bundle, demand)
+            key = self._key(bundle, demand)
         except FormatError as error:
-            return Judgement(Kind.MALFORMED, str(error))
+            return Judgement(Kind.MALFORMED, shown(error))
+        except Found as verdict:
+            return Judgement(verdict.kind, shown(verdict.said))
         file = state.place(self.place, key)
+        lost = Judgement(
+            Kind.STALE,
+            f"there is no state {file}: give --new at a machine's first time. Was it there "
+            "before, it is lost, and with it what was known of this machine",
+            key=key,
+        )
+        if not self.new and not os.path.lexists(file):
+            return lost
         with _locked(file):
             known = state.load(file)
             if known is None and not self.new:
-                return Judgement(
-                    Kind.STALE,
-                    f"there is no state {file}: give --new at a machine's first time. Was it there "
-                    "before, it is lost, and with it what was known of this machine",
-                    key=key or None,
-                )
+                return lost
             found = evidence.check(bundle, demand, None if self.new else known)
             if found.state is not None:
                 state.save(file, found.state)
             return found
+
+    def _key(self, bundle: bundles.Bundle, demand: Demand) -> str:
+        """The machine whose state is asked: of the key that did sign, and is trusted.
+
+        Nobody else's bundle leaves a file among the states. Raises :class:`Found`.
+        """
+        key = signed.signed(bundle, demand).key
+        if self.new or demand.keys or demand.anchors:
+            signed.trusted(bundle, key, demand, None)
+        return key.fingerprint
 
     def check_all(self, paths: Sequence[str], jobs: int) -> Iterator[tuple[str, Judgement]]:
         """Every verdict in the order of ``paths``. Raises as :meth:`check`."""
@@ -119,16 +139,6 @@ def _work(path: str) -> Judgement:
 def _next(waiting: deque[tuple[str, Future[Judgement]]]) -> tuple[str, Judgement]:
     path, future = waiting.popleft()
     return path, future.result()
-
-
-def _key(bundle: bundles.Bundle, demand: Demand) -> str:
-    """By which the machine of a bundle is found; empty where nothing names one."""
-    if bundle.key is not None:
-        return signatures.read_key(bundle.key, bundles.KEY).fingerprint
-    if bundle.certificates is not None:
-        chain = signatures.read_certificates(bundle.certificates, bundles.CERTIFICATES)
-        return signatures.key_of(chain[0], bundles.CERTIFICATES).fingerprint
-    return demand.keys[0].fingerprint if len(demand.keys) == 1 else ""
 
 
 @contextmanager

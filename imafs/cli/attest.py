@@ -66,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--nonce",
-        type=options.hexadecimal,
+        type=options.nonce,
         metavar="HEX",
         required=True,
         help="the verifier's, of at most 64 bytes",

@@ -39,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("bundles", metavar="BUNDLE", nargs="+", help="bundles")
     parser.add_argument(
-        "--nonce", type=options.hexadecimal, metavar="HEX", help="what the machines were asked with"
+        "--nonce", type=options.nonce, metavar="HEX", help="what the machines were asked with"
     )
     parser.add_argument(
         "--nonces",

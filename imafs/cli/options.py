@@ -158,6 +158,14 @@ def hexadecimal(text: str) -> bytes:
         ) from None
 
 
+def nonce(text: str) -> bytes:
+    """Bytes in hexadecimal digits, and some: any quote without a nonce would answer to none."""
+    found = hexadecimal(text)
+    if not found:
+        raise argparse.ArgumentTypeError("no nonce: it is empty")
+    return found
+
+
 def expression(text: str) -> re.Pattern[bytes]:
     """A regular expression for bytes."""
     try:

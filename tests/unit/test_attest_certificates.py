@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -194,3 +196,35 @@ def test_a_circle_of_authorities_ends() -> None:
 def test_files_that_hold_no_certificate(data: bytes) -> None:
     with pytest.raises(FormatError):
         read_certificates(data, "ak.crt")
+
+
+def test_a_name_that_writes_on_the_terminal() -> None:
+    leaf = certificate("machine\n\x1b[31mok", MINE, "nobody", THIEF, PURPOSE)
+    found = judged([leaf])
+    assert found.kind is Kind.KEY
+    assert found.said.isprintable()
+    assert r"\x1b" in found.said
+
+
+def test_certificates_that_are_broken_within() -> None:
+    """Names, times and numbers are parsed late: whatever they are, there is a verdict."""
+    chance = random.Random(16)
+    whole = [c.public_bytes(Encoding.DER) for c in (LEAF, ANCHOR)]
+    kinds = set()
+    for number in range(2000):
+        broken = bytearray(whole[number % 2])
+        for _ in range(chance.choice((1, 1, 2, 3))):
+            broken[chance.randrange(len(broken))] = chance.randrange(256)
+        pem = as_pem(bytes(broken))
+        if number % 2:
+            pem = as_pem(whole[0]) + pem
+        bundle = replace(MACHINE.bundle(), certificates=pem)
+        found = check(bundle, MACHINE.demand(keys=(), anchors=(ANCHOR,)))
+        assert found.said.isprintable()
+        kinds.add(found.kind)
+    assert {Kind.MALFORMED, Kind.KEY} <= kinds <= {Kind.MALFORMED, Kind.KEY, Kind.OK}
+
+
+def as_pem(der: bytes) -> bytes:
+    text = base64.encodebytes(der)
+    return b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n"

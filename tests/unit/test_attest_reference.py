@@ -87,6 +87,8 @@ def test_a_golden_machine(make: object, bank: str) -> None:
     [
         *(b"", b"{", b"{}", b'{"digests": []}', b'{"digests": {"/a": "x"}}'),
         *(b'{"digests": {"/a": ["xyz"]}}', b'{"digests": {}, "excludes": ["("]}'),
+        *(b'{"digests": {}, "excludes": ["x{99999999999}"]}',),
+        b'{"digests": {}, "excludes": ["%s"]}' % (b"(" * 20_000),
         *(b'{"digests": {}, "excludes": [1]}', b"[" * 100_000, b"nonsense", b"12345 /a"),
         *(EMPTY.encode() + b" /a\nwrong\n", b"abcd1234 /a\n", b'{"digests": {}, "excludes": {}}'),
     ],

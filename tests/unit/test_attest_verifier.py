@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -175,3 +176,66 @@ def test_a_file_that_is_no_bundle(tmp_path: Path) -> None:
         Verifier(PaperTpm().demand()).check(str(tmp_path / "none"))
     with pytest.raises((FileError, UsageError)):
         Verifier(PaperTpm().demand()).check("/dev/zero")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_file_that_is_not_there_among_others(tmp_path: Path, jobs: int) -> None:
+    """A process of the pool says which, as this one does."""
+    machine = PaperTpm()
+    (tmp_path / "a").write_bytes(machine.bundle().encode())
+    paths = [str(tmp_path / name) for name in "ab"]
+    with pytest.raises(FileError, match="b: No such file") as refused:
+        list(Verifier(machine.demand()).check_all(paths, jobs))
+    assert (refused.value.errno, refused.value.exit_code) == (errno.ENOENT, 2)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_bundle_that_is_too_large_ends_no_others_verdict(
+    tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = PaperTpm()
+    data = machine.bundle().encode()
+    monkeypatch.setattr("imafs.attest.bundle.MOST", len(data))
+    for name, content in (("a", data), ("b", data + b"\0" * 512), ("c", data)):
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in "abc"]
+    found = dict(Verifier(machine.demand()).check_all(paths, jobs))
+    assert [found[path].kind for path in paths] == [Kind.OK, Kind.MALFORMED, Kind.OK]
+    assert "is larger than" in found[paths[1]].said
+
+
+def strangers(machine: PaperTpm) -> dict[str, bytes]:
+    """Bundles of nobody: another key, and a signature of none."""
+    thief = PaperTpm(number=1)
+    mine = machine.bundle()
+    return {
+        "another key": thief.bundle().encode(),
+        "no signature": replace(mine, signature=mine.signature[:-1] + b"\0").encode(),
+        "no signature, another key": replace(mine, key=thief.area).encode(),
+    }
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("enrol", [False, True])
+@pytest.mark.parametrize("what", ["another key", "no signature", "no signature, another key"])
+def test_strangers_leave_nothing_among_the_states(
+    machine: PaperTpm, tmp_path: Path, what: str, new: bool, enrol: bool
+) -> None:
+    data = strangers(machine)[what]
+    demand = machine.demand(enrol=enrol)
+    assert not Verifier(demand, tmp_path, new).judge(data).kind.accepted
+    if not (enrol and new and what == "another key"):  # who asks for that, gets it
+        assert not Verifier(replace(demand, keys=()), tmp_path, new).judge(data).kind.accepted
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_of_each_machine_where_bundles_name_no_key(tmp_path: Path) -> None:
+    machines = [PaperTpm(number=number) for number in range(2)]
+    keys = tuple(key for machine in machines for key in machine.demand().keys)
+    for new in (True, False):
+        for machine in machines:
+            data = replace(machine.bundle(), key=None).encode()
+            found = Verifier(machine.demand(keys=keys), tmp_path, new).judge(data)
+            assert found.kind is Kind.OK
+            assert (tmp_path / f"{machine.demand().keys[0].fingerprint}.json").exists()
+    assert len(list(tmp_path.glob("*.json"))) == 2

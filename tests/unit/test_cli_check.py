@@ -101,6 +101,8 @@ def test_nonces_of_a_file(machine: PaperTpm, tmp_path: Path) -> None:
     [
         (["check", "b", "--nonce", "0g"], 2, "hexadecimal"),
         (["check", "b"], 2, "no nonce for b"),
+        (["check", "b", "--nonce", ""], 2, "no nonce: it is empty"),
+        (["attest", "d", "--nonce", "", "-o", "b", "--ak", "0x81000001"], 2, "it is empty"),
         (["check", "b", "--nonce", "00"], 2, "b: No such file"),
         (["check", "b", "--nonce", "00", "--new"], 2, "--state"),
         (["check", "a", "b", "--nonce", "00", "--state", "s"], 2, "is a directory"),
