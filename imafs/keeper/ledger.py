@@ -114,9 +114,10 @@ class Ledger:
         self._open.append(number)
 
     def _mark(self, mark: Anchor | Gap) -> None:
-        # An anchor may lie ahead: up to there the kernel has the records.
-        if mark.index < self.end:
-            raise StoreBrokenError(f"journal: a mark at {mark.index} behind record {self.end}")
+        # An anchor may lie ahead: up to there the kernel has the records. A gap may lie before what
+        # is stored: damaged records, or those of a list that was never shown to be whole.
+        if isinstance(mark, Anchor) and mark.index < self.end:
+            raise StoreBrokenError(f"journal: an anchor at {mark.index} behind record {self.end}")
         self._open.append(mark)
         self._marked(mark)
 

@@ -173,6 +173,14 @@ def test_what_does_not_follow_is_refused(later: Item) -> None:
         ledger.add(later)
 
 
+def test_a_gap_before_the_end_of_what_is_stored() -> None:
+    """Of damaged records, or of a list that was never shown to be whole."""
+    ledger = Ledger()
+    ledger.add(frame(0, 0, 3, 0))
+    ledger.add(Gap(0, "nobody knows"))
+    assert [gap.index for gap in ledger.gaps] == [0]
+
+
 @pytest.mark.parametrize("deep", [b"[" * 60000, b'{"a":' * 60000, b"\0" * 4096, b"{}", b'"'])
 def test_nonsense_is_no_line(deep: bytes) -> None:
     assert chain(deep + b"\n").bodies == []

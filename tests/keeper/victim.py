@@ -1,29 +1,130 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""A keeper that kills itself at one of its steps: ``victim.py SOURCE STORE STEP NUMBER``.
+"""A keeper that kills itself at one of its steps, in a process of its own.
 
-Without a view: what it would show is judged by the next one. It prints a line when it has had
-its first look, and ends when its input does.
+Without a view: what it would show is judged by the next one. The processes are forked from one
+that has all modules loaded: runs of hundreds of them last seconds.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import signal
+import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import trio
 
-from imafs.errors import ImafsError
 from imafs.keeper import machine
 from imafs.keeper.collector import Collector, Settings
+from imafs.keeper.files import Disk
 from imafs.keeper.source import Source
 from imafs.keeper.store import open_store
+from tests.support import ROOT, DeadlineError
 
 #: The steps of a cycle, as the collector names them to its hook.
 STEPS = ("stage", "staged", "commit", "committed", "delete", "deleted", "confirmed")
+#: The steps of the store: it ends before the nth of such an operation on its files.
+DISK = ("make_directory", "create", "write", "sync", "sync_directory", "rename", "truncate")
+WAIT = 60.0
 
 
-async def main(source: str, store: str, step: str, number: int) -> None:
+class Victims:
+    """Starts such processes, one at a time."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=ROOT,
+                text=True,
+                bufsize=1,
+            )
+        self._status: int | None = None
+
+    def start(self, source: Path, store: Path, step: str, number: int) -> None:
+        """Returns when it has had its first look, or has ended."""
+        self._status = None
+        self._tell([str(source), str(store), step, number])
+        self._hear()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        if self._status is None and select.select([self._process.stdout], [], [], 0)[0]:
+            self._hear()
+        return self._status is None
+
+    def end(self) -> int:
+        """Ends it if need be; its exit status."""
+        if self.alive:
+            self._tell("end")
+        while self._status is None:
+            self._hear()
+        return self._status
+
+    def told(self) -> str:
+        """What all of them have said."""
+        return self._log.read_text(errors="replace")
+
+    def close(self) -> None:
+        """No process is left."""
+        self._process.communicate(timeout=WAIT)
+
+    def _tell(self, what: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+
+    def _hear(self) -> None:
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], WAIT)[0]:
+            raise DeadlineError(f"no word of a victim within {WAIT:g} s: {self.told()[-2000:]}")
+        line = self._process.stdout.readline()
+        assert line, self.told()
+        found = json.loads(line)
+        self._status = found if isinstance(found, int) else None
+
+
+def main() -> None:
+    """Forks a victim for each request, and tells what becomes of it."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request == "end":
+            continue  # it had died just then
+        below, ours = os.pipe()
+        told, above = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.close(ours)
+            os.close(told)
+            _run(*request, below, above)
+        os.close(below)
+        os.close(above)
+        while True:
+            ready, _, _ = select.select([told, 0], [], [])
+            if told in ready:
+                if not os.read(told, 100):
+                    break
+                print(json.dumps("looked"), flush=True)
+            elif 0 in ready and ours >= 0:
+                os.close(ours)
+                ours = -1
+                sys.stdin.readline()
+        if ours >= 0:
+            os.close(ours)
+        os.close(told)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def _run(source: str, store: str, step: str, number: int, below: int, above: int) -> None:
     left = [number]
 
     def hook(now: str) -> None:
@@ -32,6 +133,24 @@ async def main(source: str, store: str, step: str, number: int) -> None:
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    for name in DISK:
+        setattr(Disk, name, _announced(getattr(Disk, name), name, hook))
+    # What it raises ends this process, with a traceback.
+    trio.run(_keep, source, store, hook, below, above)
+    os._exit(0)
+
+
+def _announced(work: Callable[..., Any], name: str, hook: Callable[[str], None]) -> Any:
+    def operation(self: Disk, *args: Any) -> Any:
+        hook(name)
+        return work(self, *args)
+
+    return operation
+
+
+async def _keep(
+    source: str, store: str, hook: Callable[[str], None], below: int, above: int
+) -> None:
     of = machine.machine(source)
     place = machine.place(of, None)
     collector = Collector(
@@ -43,14 +162,10 @@ async def main(source: str, store: str, step: str, number: int) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(collector.run)
         await collector.looked()
-        print("looked", flush=True)
-        await trio.to_thread.run_sync(sys.stdin.read)
+        os.write(above, b".")
+        await trio.to_thread.run_sync(os.read, below, 1)
         nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":
-    try:
-        trio.run(main, sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
-    except* ImafsError as group:
-        print(group.exceptions, file=sys.stderr)
-        sys.exit(3)
+    main()
