@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 
 from imafs.errors import FormatError
@@ -25,6 +26,8 @@ from imafs.formats.templates import TEMPLATES, Order, Template
 BLOCK = 4096
 #: Names of templates that are looked at in search of a record.
 _CANDIDATES = 256
+#: Bytes of a first field that is looked over in a run: a digest and its algorithm, and more.
+_USUAL = 256
 
 
 @dataclass(slots=True)
@@ -147,6 +150,12 @@ def record(parts: Iterable[Part], width: int, number: int) -> Parsed:
     raise IndexError(number)
 
 
+@lru_cache(maxsize=64)
+def _front(order: Order, width: int, name: int, first: int) -> struct.Struct:
+    """A record up to the length of its second field, of a first one of ``first`` bytes."""
+    return struct.Struct(f"{'<' if order == 'little' else '>'}I{width}s{name}sII{first}xI")
+
+
 class _Walker:
     """Walks one part."""
 
@@ -165,6 +174,8 @@ class _Walker:
             block = Block(number)
             while at < self._stop and len(block.pcrs) < BLOCK:
                 if template is not None:
+                    if fields and not template.opaque and len(template.fields) > 1:
+                        at = self._run_of_fields(block, at, template)
                     at = self._run(block, at, template, fields)
                 if at < self._stop and len(block.pcrs) < BLOCK:
                     at, template = self._one(block, at, fields)
@@ -187,6 +198,46 @@ class _Walker:
         block.digests.append(digest)
         block.messages.append(template.hash_input(body))
         return end, None if template.is_ima else template
+
+    def _run_of_fields(self, block: Block, at: int, template: Template) -> int:
+        """As :meth:`_run`, while the first field is as long as that of the record before: then one
+        look gives the length of the second one too. Digests are, in nearly every record."""
+        data, stop, label = self._data, self._stop, template.label.encode("latin-1")
+        u32 = struct.Struct("<I" if self._order == "little" else ">I").unpack_from
+        expected = len(label).to_bytes(4, self._order) + label
+        digest_at = 4 + self._width + len(expected)
+        if at + digest_at + 8 > stop:
+            return at
+        (usual,) = u32(data, at + digest_at + 4)
+        if usual > _USUAL:
+            return at
+        front = _front(self._order, self._width, len(expected), usual)
+        unpack, fixed = front.unpack_from, front.size
+        begin, known = digest_at + 4, 8 + usual
+        others = range(len(template.fields) - 2)
+        add_pcr, add_digest = block.pcrs.append, block.digests.append
+        add_message = block.messages.append
+        for place in range(len(block.pcrs), BLOCK):
+            if at + fixed > stop:
+                break
+            pcr, digest, name, length, first, second = unpack(data, at)
+            body = at + begin
+            end = body + length
+            if first != usual or name != expected or pcr >= PCR_LIMIT or end > stop:
+                break
+            field = body + known + second
+            for _ in others:
+                if field + 4 > end:
+                    field = -1
+                    break
+                field += 4 + u32(data, field)[0]
+            if field != end:
+                block.doubtful.append(place)
+            add_pcr(pcr)
+            add_digest(digest)
+            add_message(data[body:end])
+            at = end
+        return at
 
     def _run(self, block: Block, at: int, template: Template, fields: bool) -> int:
         """Adds records while they are of this template, and the block has room; the end."""

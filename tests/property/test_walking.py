@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from imafs.attest import walking
 from imafs.attest.walking import Part, blocks, record
+from imafs.errors import FormatError
 from imafs.formats.binary import Reader
 from tests.property.builders import recs
 from tests.property.reference import Rec, binary_list
@@ -46,4 +47,31 @@ def test_the_same_records(some: list[Rec], cut: int, size: int) -> None:
         walking.BLOCK = before
     assert [record(parts, 20, n).digest for n in range(len(some))] == [
         digest for _, digest, _ in by_reader(parts, 20)
+    ]
+
+
+@given(st.data())
+def test_the_same_records_are_doubtful(data: st.DataObject) -> None:
+    """Whose fields do not fill their template data, whatever the lengths of the fields say."""
+    listed = bytearray(binary_list(data.draw(st.lists(recs(), min_size=1, max_size=12)), "sha1"))
+    for _ in range(data.draw(st.integers(1, 6))):
+        # A length, more often than not: the bytes around one that is small.
+        at = data.draw(st.integers(0, len(listed) - 1))
+        listed[at] = data.draw(st.sampled_from([0, 1, 2, 4, 5, 20, 26, 40, 255]))
+    part = Part(bytes(listed))
+    try:
+        rows = list(Reader(part.data, 20, opaque=True).walk())
+    except FormatError:
+        return
+    doubtful = [
+        number
+        for number, (_, template, body, *_rest) in enumerate(rows)
+        if not template.is_ima and not template.fits(body)
+    ]
+    found = [b.first + place for b in blocks([part], 20, fields=True) for place in b.doubtful]
+    assert found == doubtful
+    assert by_reader([part], 20) == [
+        row
+        for b in blocks([part], 20, fields=True)
+        for row in zip(b.pcrs, b.digests, b.messages, strict=True)
     ]
