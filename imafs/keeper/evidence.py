@@ -155,7 +155,7 @@ class Evidence:
         )
 
     def came_once(self, place: int) -> bool:
-        """Whether one record of K[:place] cannot come twice under this kernel, which has stored it."""
+        """Whether K[:place] has a record that cannot come twice under this kernel."""
         return self.same_boot and (self.once(place) or any(at < place for at in self.kernels))
 
     # --- places -------------------------------------------------------------------------------
