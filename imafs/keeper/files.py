@@ -12,7 +12,9 @@ import errno
 import mmap
 import os
 import stat
-from typing import Protocol
+import threading
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from imafs.disk import fill
 from imafs.errors import DegradedError
@@ -21,6 +23,7 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _FILE_MODE = 0o640
 _DIRECTORY_MODE = 0o750
+T = TypeVar("T")
 
 
 class Files(Protocol):
@@ -66,7 +69,11 @@ class Files(Protocol):
         """Of a regular file (EINVAL for anything else)."""
 
     def map(self, path: str, size: int) -> memoryview:
-        """The first ``size`` bytes of a file for reading: pages of the file, no copy."""
+        """The first ``size`` bytes of a file for reading: pages of the file, no copy.
+
+        One that is open for writing is not opened again: IMA takes root's reading of a file
+        that somebody writes for a violation.
+        """
 
     def free(self, path: str) -> tuple[int, int]:
         """Bytes of the file system below ``path`` that are free for us, and all of it."""
@@ -77,6 +84,9 @@ class Disk:
 
     def __init__(self, root: str) -> None:
         self._root = root
+        #: Files that are open for writing. A reader maps while the store's thread closes.
+        self._writing: dict[str, int] = {}
+        self._lock = threading.Lock()
 
     def _path(self, path: str) -> str:
         return os.path.join(self._root, path) if path else self._root
@@ -87,7 +97,8 @@ class Disk:
 
     def create(self, path: str) -> int:
         """See :class:`Files`."""
-        return os.open(self._path(path), _WRITE | os.O_CREAT | os.O_EXCL, _FILE_MODE)
+        descriptor = os.open(self._path(path), _WRITE | os.O_CREAT | os.O_EXCL, _FILE_MODE)
+        return self._written(path, descriptor)
 
     def open(self, path: str) -> int:
         """See :class:`Files`."""
@@ -95,6 +106,11 @@ class Disk:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError(errno.EINVAL, "is not a regular file", self._path(path))
+        return self._written(path, descriptor)
+
+    def _written(self, path: str, descriptor: int) -> int:
+        with self._lock:
+            self._writing[path] = descriptor
         return descriptor
 
     def write(self, descriptor: int, at: int, data: bytes) -> None:
@@ -121,13 +137,22 @@ class Disk:
     def rename(self, old: str, new: str) -> None:
         """See :class:`Files`."""
         os.rename(self._path(old), self._path(new))
+        with self._lock:
+            self._writing.pop(new, None)
+            if (own := self._writing.pop(old, None)) is not None:
+                self._writing[new] = own
 
     def remove(self, path: str) -> None:
         """See :class:`Files`."""
         os.unlink(self._path(path))
+        with self._lock:
+            self._writing.pop(path, None)
 
     def close(self, descriptor: int) -> None:
         """See :class:`Files`."""
+        with self._lock:
+            for path in [p for p, own in self._writing.items() if own == descriptor]:
+                del self._writing[path]
         os.close(descriptor)
 
     def names(self, path: str) -> list[str]:
@@ -136,16 +161,25 @@ class Disk:
 
     def read(self, path: str, most: int) -> bytes:
         """See :class:`Files`."""
+        return self._with(path, lambda descriptor: self._content(descriptor, path, most))
+
+    def _content(self, descriptor: int, path: str, most: int) -> bytes:
+        size = _regular(descriptor, self._path(path))
+        if size > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._path(path))
+        data = b""
+        while len(data) < size and (piece := os.pread(descriptor, size - len(data), len(data))):
+            data += piece
+        return data
+
+    def _with(self, path: str, work: Callable[[int], T]) -> T:
+        """``work`` on the file's descriptor for writing if it has one, else on one to read."""
+        with self._lock:
+            if (own := self._writing.get(path)) is not None:
+                return work(own)
         descriptor = os.open(self._path(path), _READ)
         try:
-            size = _regular(descriptor, self._path(path))
-            if size > most:
-                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._path(path))
-            pieces = []
-            while size > 0 and (piece := os.read(descriptor, size)):
-                pieces.append(piece)
-                size -= len(piece)
-            return b"".join(pieces)
+            return work(descriptor)
         finally:
             os.close(descriptor)
 
@@ -160,14 +194,13 @@ class Disk:
         """See :class:`Files`."""
         if not size:
             return memoryview(b"")
-        descriptor = os.open(self._path(path), _READ)
-        try:
-            if _regular(descriptor, self._path(path)) < size:
-                # A page behind the end would be SIGBUS, and the end of the keeper.
-                raise OSError(errno.EIO, "is shorter than its records", self._path(path))
-            return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
-        finally:
-            os.close(descriptor)
+        return self._with(path, lambda descriptor: self._mapped(descriptor, path, size))
+
+    def _mapped(self, descriptor: int, path: str, size: int) -> memoryview:
+        if _regular(descriptor, self._path(path)) < size:
+            # A page behind the end would be SIGBUS, and the end of the keeper.
+            raise OSError(errno.EIO, "is shorter than its records", self._path(path))
+        return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
 
     def free(self, path: str) -> tuple[int, int]:
         """See :class:`Files`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,13 +68,31 @@ class Reading:
         self.life = life
         self.ledger = Ledger()
         try:
-            data = self._disk.read(JOURNAL, _JOURNAL_MAX)
+            with self._beside_writer(JOURNAL):
+                data = self._disk.read(JOURNAL, _JOURNAL_MAX)
         except OSError as error:
             raise failed(f"{store}/lives/{life}/{JOURNAL}", error) from None
         try:
             self.ledger.read(journal.chain(data).bodies)
         except StoreBrokenError as error:
             raise StoreBrokenError(f"{life}: {error}") from None
+
+    @contextmanager
+    def _beside_writer(self, path: str) -> Iterator[None]:
+        """A file that a keeper may be writing: open for writing here as well, where we may.
+
+        IMA takes root's reading of a file that somebody writes for a violation, and so is
+        writing to one that somebody reads alone: a keeper reads its sealed segments.
+        """
+        try:
+            descriptor = self._disk.open(path)
+        except OSError:
+            yield  # not root, or nobody can write there; what else is wrong, reading says
+            return
+        try:
+            yield
+        finally:
+            self._disk.close(descriptor)
 
     def pieces(self) -> Iterator[Piece]:
         """In order."""
@@ -92,8 +111,11 @@ class Reading:
         """Raises :class:`StoreBrokenError` where they are not those that were stored."""
         if not piece.size:
             return b""
+        sealed = any(seal.segment == piece.segment for seal in self.ledger.seals)
         try:
-            data = bytes(self._disk.map(piece.segment, piece.offset + piece.size)[piece.offset :])
+            with nullcontext() if sealed else self._beside_writer(piece.segment):
+                mapped = self._disk.map(piece.segment, piece.offset + piece.size)
+                data = bytes(mapped[piece.offset :])
         except OSError as error:
             raise StoreBrokenError(f"{self.life}/{piece.segment}: {error.strerror}") from None
         if hashlib.sha256(data).digest() != piece.sha256:

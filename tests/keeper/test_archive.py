@@ -13,6 +13,7 @@ import pytest
 
 from imafs.errors import DegradedError, FileError, FormatError, Refused, StoreBrokenError
 from imafs.keeper import archive as archives
+from imafs.keeper import reading
 from imafs.keeper.archive import Batch
 from imafs.keeper.facts import Anchor, LifeFacts, Mode
 from imafs.keeper.store import BankFile, open_store
@@ -316,4 +317,46 @@ def test_full_disk_is_told_before_anything_is_staged(tmp_path: Path) -> None:
     said = store.room(1 << 60, 0.05)
     assert said is not None
     assert "are needed" in said
+    store.close()
+
+
+def test_open_segment_is_read_through_the_descriptor_that_writes_it(
+    disk: RecordingDisk, tmp_path: Path
+) -> None:
+    """Another open, for reading, is a violation to IMA."""
+    descriptor = disk.create("life/one.bin")
+    disk.write(descriptor, 0, b"records")
+    (tmp_path / "life/one.bin").rename(tmp_path / "life/elsewhere")
+    assert bytes(disk.map("life/one.bin", 7)) == b"records"
+    assert disk.read("life/one.bin", 7) == b"records"
+    disk.close(descriptor)
+    with pytest.raises(FileNotFoundError):
+        disk.map("life/one.bin", 7)
+
+
+def test_reading_beside_a_keeper_opens_no_file_that_it_writes_for_reading_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none that the keeper itself only reads for writing."""
+    monkeypatch.setattr(archives, "SEGMENT_RECORDS", 4)
+    store = open_store(str(tmp_path))
+    life = store.begin(FACTS, BANKS)
+    for first in (0, 4):
+        life.archive.commit(batch(records(4, first)))
+    (name,) = reading.lives(str(tmp_path))
+    opened: dict[str, int] = {}
+    really = os.open
+
+    def watched(path: str, flags: int, mode: int = 0o777) -> int:
+        opened[os.path.basename(path)] = flags & os.O_ACCMODE
+        return really(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", watched)
+    found = reading.Reading(str(tmp_path), name)
+    assert found.verify().complaints == ()
+    assert b"".join(found.export(0)) == on_disk(tmp_path / "lives" / name)
+    monkeypatch.undo()
+    writers = {"journal": os.O_RDWR, "000000000004.bin": os.O_RDWR}
+    assert opened == {**writers, "000000000000.bin": os.O_RDONLY}
+    life.archive.close()
     store.close()
