@@ -25,7 +25,7 @@ from imafs.host.sd_notify import notify
 from imafs.keeper import machine
 from imafs.keeper.collector import Collector, Settings
 from imafs.keeper.config import Config
-from imafs.keeper.source import Source
+from imafs.keeper.source import NEEDED, Source
 from imafs.keeper.status import Server
 from imafs.keeper.store import Store, open_store
 
@@ -62,7 +62,8 @@ def run(plan: Plan) -> int:
     mountpoint = None if plan.mount is None else keep_view.prepared(plan.mount)
     of = machine.machine(directory, ground)
     source = Source(machine.place(of, plan.boot_id), machine.pcrs(plan.pcrs, of))
-    source.look()
+    if not source.look().deletes:
+        raise UsageError(f"--source {directory}: this kernel deletes no records; {NEEDED}")
     store = open_store(store_path)
     settings = Settings(
         records=plan.settings.records,

@@ -29,6 +29,7 @@ from imafs.keeper.catalogue import Catalogue
 from imafs.keeper.joining import PIECE, WHOLE, Joining
 from imafs.keeper.keeping import Again, Settings, State, SuspendedNow
 from imafs.keeper.records import listed
+from imafs.keeper.source import NEEDED
 
 __all__ = ["Collector", "Settings", "State"]
 
@@ -186,6 +187,7 @@ class Collector(Joining):
             self._tell(State.WAITING, why)
             self._looked(self._asked)
             await trio.sleep(POLL)
+        self.look = replace(self.look, staging=self._source.staging)
 
     async def _another_kernel(self) -> None:
         """Nothing is stored or deleted until another kernel runs."""
@@ -232,6 +234,8 @@ class Collector(Joining):
         return reads or count >= self.settings.records or old
 
     async def _cycle(self, count: int, asked: int) -> None:
+        if self.look is not None and not self.look.deletes:
+            raise DegradedError(f"this kernel deletes no records; {NEEDED}")
         if (room := await self._room(count * _GUESS)) is not None:
             raise DegradedError(room)
         if self.look is not None and (not self.look.staging or (count > WHOLE and not self._flush)):

@@ -109,7 +109,9 @@ class Judge(Evidence):
             if len(places) > 1:
                 return self._undecided("records that came twice stand where the stored ones end")
             if self.comes_again(places[0]):
-                return self._gap("the TPM began anew: did the same records, too, or not?", new=False)
+                return self._gap(
+                    "the TPM began anew: did the same records, too, or not?", new=False
+                )
             return self._fitting(places[0], self.fit(found, self.chains))
         if zero:
             return self._new_life(zero)

@@ -24,7 +24,8 @@ from imafs.keeper.facts import Clock, Mode, PcrValues
 from imafs.keeper.records import mode_of, whole
 from imafs.keeper.store import BankFile
 
-_LIST = re.compile(r"binary_runtime_measurements_(?P<bank>(?!.*staged)[a-z0-9_-]+)")
+_LIST = re.compile(r"binary_runtime_measurements_(?P<bank>(?!.*(?:staged|snap))[a-z0-9_-]+)")
+_LINK = "binary_runtime_measurements"
 _BINARY = "binary_runtime_measurements_sha1"
 _STAGED = f"{_BINARY}_staged"
 _COUNT = "runtime_measurements_count"
@@ -33,6 +34,10 @@ _PIECE = 1 << 20
 _SMALL = 4096
 #: Bytes of a list that is read at once: more would be read for minutes, and fill the memory.
 MOST = 256 << 20
+#: What a kernel is told that has nothing of this.
+NEEDED = "Linux 7.2 or newer is needed to delete records"
+#: Opens that say EBUSY before it is believed.
+_TRIES = 3
 #: One read of a kernel's list.
 _PAGE = 4095
 _ALGORITHM = re.compile(r"tpm_alg_(?P<number>[0-9a-f]+)")
@@ -118,10 +123,13 @@ class Place:
 
 @dataclass(slots=True)
 class Look:
-    """What the directory offers. ``staging``: there are ``_staged`` files."""
+    """What the directory offers. ``staging``: A and D on ``_staged`` files, beside which the
+    lists can be opened; else N on the list itself, or where that takes no writes nothing that
+    ``deletes``."""
 
     banks: tuple[BankFile, ...]
     staging: bool
+    deletes: bool = True
     modes: dict[str, Mode] = field(default_factory=dict)
 
 
@@ -132,7 +140,10 @@ class Source:
         self._place = place
         self._pcrs = pcrs
         self._descriptor: int | None = None
-        self._staging = True
+        self._staging = self._writable = True
+        self._banks: tuple[BankFile, ...] = ()
+        #: Of a draft, read before its list was locked: it opens one file at a time.
+        self._draft_modes: dict[str, Mode] | None = None
 
     @property
     def directory(self) -> str:
@@ -168,13 +179,24 @@ class Source:
             names = os.listdir(self._place.reached())
         except OSError as error:
             raise FileError(directory, error, option="--source") from None
+        if _LINK in names and _BINARY not in names:
+            raise NotThereError(f"--source {directory}: is of a kernel before 6.10; {NEEDED}")
         if _BINARY not in names or _COUNT not in names:
             raise NotThereError(f"--source {directory}: is no IMA directory")
         # readdir shows a kernel's files in the reverse order of their creation.
         found = [match["bank"] for name in reversed(names) if (match := _LIST.fullmatch(name))]
         banks = tuple(BankFile(bank, _width(bank)) for bank in found)
         self._staging = _STAGED in names
-        return Look(banks, self._staging)
+        self._banks, self._draft_modes = banks, None
+        self._writable = self._is_writable()
+        return Look(banks, self._staging, self._staging or self._writable)
+
+    def _is_writable(self) -> bool:
+        """Whether the list takes N by its mode: root may open any file for writing."""
+        try:
+            return bool(os.stat(self._place.reached(_BINARY)).st_mode & 0o222)
+        except OSError as error:
+            raise FileError(f"{self._place.directory}/{_BINARY}", error) from None
 
     def count(self) -> int:
         """runtime_measurements_count: of the current list, without any lock."""
@@ -223,7 +245,48 @@ class Source:
             if error.errno == errno.EBUSY:
                 return False
             raise FileError(path, error) from None
+        if self._staging and not self._opens_beside():
+            return self._acquire_draft()
         return True
+
+    @property
+    def staging(self) -> bool:
+        """Whether the lock is one beside which the lists can be opened; known once it is held."""
+        return self._staging
+
+    def _opens_beside(self) -> bool:
+        """False where the same thread may not open the list too, though nobody else has it."""
+        for _ in range(_TRIES):
+            try:
+                self._beside(_BINARY, lambda descriptor: None)
+            except Refused as error:
+                if error.errno != errno.EBUSY:
+                    raise
+            else:
+                return True
+        return False
+
+    def _acquire_draft(self) -> bool:
+        """The staging series before v6: one file at a time. v5 takes N on the list itself."""
+        directory = self._place.directory
+        staged = self.staged()
+        self.release()
+        if not self._writable:
+            raise UsageError(f"--source {directory}: is of a draft of staging; {NEEDED}")
+        if staged:
+            raise Refused(
+                errno.EEXIST,
+                f"{directory}: records are staged, which this draft (v5) shows to nobody who "
+                f"holds the list: delete them, or store them by hand, first",
+            )
+        try:
+            self._draft_modes = self.modes(self._banks)
+        except Refused as error:
+            if error.errno == errno.EBUSY:
+                return False
+            raise
+        self._staging = False
+        return self.acquire()
 
     def release(self) -> None:
         """Others may open lists again."""
@@ -242,7 +305,12 @@ class Source:
 
     def delete_first(self, number: int) -> int:
         """N: 0, or the kernel's errno."""
-        return self._on_list(lambda descriptor: self._write(descriptor, b"%d\n" % number))
+
+        def write(descriptor: int) -> int:
+            os.lseek(descriptor, 0, os.SEEK_SET)  # v5 looks at it
+            return self._write(descriptor, b"%d\n" % number)
+
+        return self._on_list(write)
 
     def staged(self) -> bytes:
         """The staged list: whole records. Raises :class:`Refused`."""
@@ -259,6 +327,8 @@ class Source:
 
     def modes(self, banks: Iterable[BankFile]) -> dict[str, Mode]:
         """The mode of every bank whose lists tell it; of others the usual one."""
+        if not self._staging and self._draft_modes is not None:
+            return dict(self._draft_modes)
         found = {}
         for bank in banks:
             if _ALGORITHM.fullmatch(bank.name):

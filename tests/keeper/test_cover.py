@@ -49,7 +49,12 @@ def test_whole_list_is_at_the_kernels_own_path(
     assert keeper.read(COUNT) == b"21\n"
     kernel.generate(3)
     assert keeper.read(COUNT) == b"24\n"
-    words = ["verify", directory / BINARY, "--control", kernel.control]
+    words: list[str | os.PathLike[str]] = [
+        "verify",
+        directory / BINARY,
+        "--control",
+        kernel.control,
+    ]
     assert "match after record 24" in imafs(*words).stdout
     assert keeper.status()["alarms"] == {}
 
@@ -103,7 +108,7 @@ def test_cover_that_is_hidden_is_an_alarm(start: Starter, keepers: Keepers) -> N
     keeper = covering(keepers, kernel)
     keeper.logs.allow("uncovered")
     run(["mount", "-t", "tmpfs", "none", kernel.dir])
-    wait_for(lambda: "uncovered" in keeper.status()["alarms"], WAIT, "the keeper notices")
+    wait_for(lambda: "uncovered" in str(keeper.status()["alarms"]), WAIT, "the keeper notices")
     run(["umount", kernel.dir])
     wait_for(lambda: not keeper.status()["alarms"], WAIT, "the keeper sees that it is well")
 

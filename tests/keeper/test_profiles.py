@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""Kernels that stage otherwise, or not at all, as the keeper's source."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from imafs.interface.profiles.table import PROFILES
+from tests.keeper.process import Keepers
+from tests.keeper.test_keep import lists
+from tests.mount.daemon import COUNT, imafs
+from tests.mount.fixtures import Starter
+from tests.support import wait_for
+
+pytestmark = [pytest.mark.mount, pytest.mark.swtpm]
+WAIT = 60.0
+#: Profiles whose records the keeper deletes.
+_KEPT = {"mainline", "v5"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--profile", "v5"),
+        ("--profile", "v5", "--layout", "ima"),
+        ("--no-staging",),
+    ],
+    ids=" ".join,
+)
+def test_list_is_kept_by_numbers(
+    start: Starter, keepers: Keepers, options: tuple[str, ...]
+) -> None:
+    """v5 opens one file at a time, and a kernel without CONFIG_IMA_STAGING has no other."""
+    banks = ("--banks", "sha1,sha256,sha384")
+    kernel, untrimmed = start(*banks, *options), start(*banks)
+    keeper = keepers(kernel, records=20)
+    for _ in range(4):
+        for daemon in (kernel, untrimmed):
+            daemon.generate(37)
+            daemon.call("violation", name="/etc/shadow")
+        assert lists(keeper.view) == lists(untrimmed.dir)
+    wait_for(lambda: kernel.count() < 20, WAIT, "the kernel's list is short")
+    keeper.kill()
+    kernel.generate(3)
+    again = keepers(kernel, of=keeper)
+    assert again.read(COUNT) == b"156\n"
+    assert again.status()["alarms"] == {}
+
+
+def test_records_that_others_staged_on_v5_are_waited_for(start: Starter, keepers: Keepers) -> None:
+    """Whoever holds the list cannot see them there."""
+    kernel = start("--banks", "sha1", "--profile", "v5")
+    kernel.generate(4)
+    with open(kernel.dir / "binary_runtime_measurements_sha1", "r+b", buffering=0) as file:
+        file.write(b"A\n")
+    keeper = keepers(kernel, ready=False)
+    keeper.logs.allow("records are staged|gap")
+    wait_for(lambda: "records are staged" in keeper.log(), WAIT, "the keeper says so")
+    kernel.generate(1)
+    with open(kernel.dir / "binary_runtime_measurements_sha1_staged", "r+b", buffering=0) as file:
+        file.write(b"D\n")
+    keeper.start()
+    assert keeper.status()["view"] == "refused"
+
+
+@pytest.mark.parametrize(
+    "profile", [profile.name for profile in PROFILES if profile.name not in _KEPT]
+)
+def test_kernel_that_deletes_otherwise_is_refused_in_one_line(
+    start: Starter, profile: str, tmp_path: Path
+) -> None:
+    root = ("--export-root", tmp_path) if profile.startswith("export") else ()
+    kernel = start("--banks", "sha1", "--profile", profile, *root)
+    store = kernel.place.base / "store"
+    words: list[str | os.PathLike[str]] = ["keep", "--source", kernel.dir, "--store", store]
+    result = imafs(*words, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "Linux 7.2 or newer is needed" in result.stderr
+    assert result.stderr.count("\n") == 1
