@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from imafs.attest import api
 from tests.clients.environments import trixie
 from tests.mount.daemon import ASCII, BINARY, Daemon, imafs
 from tests.mount.fixtures import Starter
@@ -133,6 +134,24 @@ def test_quote_with_an_export_of_the_list(fapi: Fapi) -> None:
     events = json.loads(exported)
     del events[3]
     (fapi.work / "short").write_text(json.dumps(events))
+    assert fapi.verify("short", check=False).returncode == 1
+
+
+def test_quote_with_the_records_of_a_bundle(fapi: Fapi, tmp_path: Path) -> None:
+    """The records that `imafs attest` gives lead to the PCR for FAPI's verifier too; with one less
+    they do not."""
+    fapi.daemon.call("violation", name="/violated")
+    fapi.daemon.call("wait", extended=True)
+    tcti = fapi.daemon.tcti
+    made = api.attest(fapi.daemon.dir, tcti=tcti, key=api.create_key(tcti), nonce=b"1")
+    fapi.daemon.generate(3)
+    rest = api.attest(fapi.daemon.dir, tcti=tcti, key=api.create_key(tcti), nonce=b"2", since=52)
+    fapi.quote()
+    for name, records in (("whole", made.records + rest.records), ("short", made.records)):
+        (tmp_path / "records.bin").write_bytes(records)
+        exported = imafs("list", tmp_path / "records.bin", "--format", "cel-json").stdout
+        (fapi.work / name).write_text(exported)
+    fapi.verify("whole")
     assert fapi.verify("short", check=False).returncode == 1
 
 
