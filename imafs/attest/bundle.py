@@ -163,6 +163,26 @@ def decode(data: bytes) -> Bundle:
     )
 
 
+#: Bytes in which the key of a bundle stands, if it has one, whoever wrote the archive.
+KEY_WITHIN = sum(size + 1024 for name, size in MEMBERS.items() if name not in (FIRMWARE, RECORDS))
+
+
+def key_of(head: bytes) -> bytes | None:
+    """The key in the first bytes of a bundle; None where there is none. Of the rest nothing is
+    known yet."""
+    at = 0
+    try:
+        while len(block := head[at : at + _BLOCK]) == _BLOCK and any(block):
+            name, size = _member(block, at)
+            at += _BLOCK
+            if name == KEY:
+                return head[at : at + size] if at + size <= len(head) else None
+            at += size + -size % _BLOCK
+    except FormatError:
+        return None
+    return None
+
+
 # tar: POSIX.1-1988 ustar, and what GNU tar writes of short names
 
 

@@ -11,9 +11,10 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from imafs import disk
 from imafs.attest import bundle as bundles
-from imafs.attest import evidence, signed, state
+from imafs.attest import evidence, signatures, signed, state
 from imafs.attest.judgement import Demand, Found, Judgement
 from imafs.attest.kinds import Kind
 from imafs.errors import FileError, FormatError, ImafsError, UsageError
@@ -102,11 +103,19 @@ class Verifier:
         # Forked: nothing is imported again, and there is no other thread yet.
         context = multiprocessing.get_context("fork")
         waiting: deque[tuple[str, Future[Judgement]]] = deque()
+        last: dict[str | None, Future[Judgement]] = {}
         rest = iter(paths)
         with ProcessPoolExecutor(jobs, context, _begin, (self,)) as pool:
             try:
                 for path in rest:
+                    machine = None if self.place is None else _machine(path)
+                    if self.place is not None and machine in last:
+                        # In the order in which they were given: the older one is no rollback.
+                        wait([last[machine]])
                     waiting.append((path, pool.submit(_work, path)))
+                    last[machine] = waiting[-1][1]
+                    # What is judged already keeps nobody waiting, nor its verdict in memory.
+                    last = {key: future for key, future in last.items() if not future.done()}
                     if len(waiting) >= jobs * _WAITING:
                         yield _next(waiting)
                 while waiting:
@@ -119,6 +128,19 @@ class Verifier:
             finally:
                 for _, future in waiting:
                     future.cancel()
+
+
+def _machine(path: str) -> str | None:
+    """Whose bundle it is by its own word, which decides nothing but the order; None where it has
+    none: all of these follow each other."""
+    try:
+        with disk.opened(path) as descriptor:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            key = bundles.key_of(os.pread(descriptor, bundles.KEY_WITHIN, 0))
+        return None if key is None else signatures.read_key(key, bundles.KEY).fingerprint
+    except (OSError, FormatError):
+        return None
 
 
 #: Of a process of the pool: inherited, not sent, for keys of cryptography cannot be.

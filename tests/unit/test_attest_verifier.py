@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from imafs.attest.bundle import CERTIFICATES, KEY_WITHIN, MEMBERS, key_of
 from imafs.attest.kinds import Kind
 from imafs.attest.state import REMEMBERED, decode, load, place, save
 from imafs.attest.verifier import Verifier
@@ -239,3 +240,37 @@ def test_a_state_of_each_machine_where_bundles_name_no_key(tmp_path: Path) -> No
             assert found.kind is Kind.OK
             assert (tmp_path / f"{machine.demand().keys[0].fingerprint}.json").exists()
     assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize("keyless", [False, True])
+def test_bundles_of_one_machine_are_judged_in_their_order(tmp_path: Path, keyless: bool) -> None:
+    """In whatever process: the first one is the longest, and the others would be ready sooner."""
+    machines = [PaperTpm(number=number) for number in range(2)]
+    keys = tuple(key for machine in machines for key in machine.demand().keys)
+    (tmp_path / "states").mkdir()
+    paths = []
+    for number in range(24):
+        machine = machines[number % 3 % 2]
+        machine.files(*(b"/%d-%d" % (number, n) for n in range(0 if number % 4 else 400)))
+        bundle = machine.bundle()
+        data = replace(bundle, key=None).encode() if keyless else bundle.encode()
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(data)
+        paths.append(str(path))
+    demand, states = machines[0].demand(keys=keys), tmp_path / "states"
+    assert {Verifier(demand, states, True).check(path).kind for path in paths[:2]} == {Kind.OK}
+    found = list(Verifier(demand, states).check_all(paths[2:], 4))
+    assert {judgement.kind for _, judgement in found} == {Kind.OK}, [j.said for _, j in found]
+    again = Verifier(demand, states).check_all(paths[2:6] * 2, 4)
+    assert {judgement.kind for _, judgement in again} == {Kind.REPLAYED}
+
+
+def test_the_key_of_a_bundle_is_found_in_front(machine: PaperTpm) -> None:
+    data = machine.bundle().encode()
+    assert len(data) < KEY_WITHIN
+    assert key_of(data[:KEY_WITHIN]) == machine.area
+    whole = replace(machine.bundle(), certificates=bytes(MEMBERS[CERTIFICATES]))
+    assert key_of(whole.encode()[:KEY_WITHIN]) == machine.area
+    for some in (b"", b"x" * 600, data[:700], data[512:], replace(machine.bundle(), key=None)):
+        head = some if isinstance(some, bytes) else some.encode()
+        assert key_of(head) is None
