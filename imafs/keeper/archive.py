@@ -194,7 +194,7 @@ class Archive:
         return Sealed(path, seal.first, seal.size, self._index(seal))
 
     def _index(self, seal: Seal) -> Index:
-        path = self._at(_index_name(seal.segment))
+        path = self._at(index_name(seal.segment))
         try:
             return self._mapped_index(path, seal.index_sha256, seal.count, seal.size)
         except FileNotFoundError:
@@ -216,7 +216,7 @@ class Archive:
         index = Index()
         index.take(_measured(seal.segment, data))
         if hashlib.sha256(index.encode()).digest() == seal.index_sha256:
-            files_.replace(self._files, self.directory, _index_name(seal.segment), index.encode())
+            files_.replace(self._files, self.directory, index_name(seal.segment), index.encode())
             return self._index(seal)
         return index
 
@@ -397,7 +397,7 @@ class Archive:
         growing = self._open
         assert growing is not None
         index = growing.index.encode()
-        name = _index_name(growing.name)
+        name = index_name(growing.name)
         files_.replace(self._files, self.directory, name, index)
         sha256 = hashlib.sha256(index).digest()
         mapped = self._mapped_index(self._at(name), sha256, len(growing.index), growing.size)
@@ -409,7 +409,8 @@ class Archive:
         self.sealed.append(Sealed(growing.path, growing.first, growing.size, mapped))
 
 
-def _index_name(segment: str) -> str:
+def index_name(segment: str) -> str:
+    """The file that has the index of a segment's."""
     return segment.removesuffix(".bin") + ".idx"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from imafs.formats.algorithms import Bank, by_name
 from imafs.formats.binary import Reader
 from imafs.formats.views import padded_digests, render_ascii, render_binary
-from imafs.keeper.archive import Sealed, Stored
+from imafs.keeper.archive import Sealed, Stored, index_name
 from imafs.keeper.facts import Mode
 from imafs.keeper.index import CHUNK, Index, measured
 from imafs.keeper.journal import Era
@@ -29,19 +29,33 @@ from imafs.lists.segments import Run, ViewCache
 
 #: The bytes of a segment's file, mapped: path, size.
 Map = Callable[[str, int], memoryview]
+#: Raises where a file has not so many bytes any more: path, size.
+Intact = Callable[[str, int], None]
 _serials = count()
 
 
 class _Pages:
-    """The bytes of a segment, mapped when they are first read."""
+    """The bytes of a segment, mapped when they are first read.
 
-    __slots__ = ("_data", "_map", "path", "size")
+    Of a file that was cut meanwhile no page is touched: it would be SIGBUS, and the end of the
+    keeper. ``index``: bytes of the mapped index, 0 for one in memory.
+    """
 
-    def __init__(self, map_: Map, path: str, size: int) -> None:
-        self._map, self.path, self.size = map_, path, size
+    __slots__ = ("_data", "_intact", "_map", "index", "path", "size")
+
+    def __init__(self, map_: Map, intact: Intact, path: str, size: int, index: int = 0) -> None:
+        self._map, self._intact, self.path, self.size = map_, intact, path, size
+        self.index = index
         self._data: memoryview | None = None
 
+    def check(self) -> None:
+        """Raises :class:`StoreBrokenError`."""
+        self._intact(self.path, self.size)
+        if self.index:
+            self._intact(index_name(self.path), self.index)
+
     def data(self) -> memoryview:
+        self.check()
         if self._data is None:
             self._data = self._map(self.path, self.size)
         return self._data
@@ -54,6 +68,9 @@ class _Memory:
 
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
+
+    def check(self) -> None:
+        """There is nothing to lose."""
 
     def data(self) -> memoryview:
         return self._data
@@ -138,10 +155,12 @@ def layout_of(banks: Sequence[BankFile]) -> Layout:
 class Catalogue:
     """See the module. ``map_`` gives the bytes of a segment's file."""
 
-    def __init__(self, banks: Sequence[BankFile], map_: Map, cache: int) -> None:
+    def __init__(
+        self, banks: Sequence[BankFile], map_: Map, cache: int, intact: Intact = lambda *_: None
+    ) -> None:
         self.layout = layout_of(banks)
         self._widths = tuple(bank.digest_size for bank in self.layout.lists)
-        self._map = map_
+        self._map, self._intact = map_, intact
         self._cache = _Rendered(self.layout, cache, self._mode)
         self._eras: list[Era] = []
         self._chunks: list[Chunk] = []
@@ -194,8 +213,11 @@ class Catalogue:
         self._settle()
 
     def _take(self, segment: Sealed, index: Index) -> None:
-        pages = _Pages(self._map, segment.path, segment.size)
-        self._indexed(index, pages)
+        self._indexed(index, self._pages(segment))
+
+    def _pages(self, segment: Sealed) -> _Pages:
+        words = (segment.path, segment.size, segment.index.mapped)
+        return _Pages(self._map, self._intact, *words)
 
     def _indexed(self, index: Index, pages: _Pages | _Memory) -> None:
         for number, text in enumerate(index.texts):
@@ -261,7 +283,7 @@ class Catalogue:
 
     def _seal(self, segment: Sealed) -> None:
         """The open segment is full: its index is a file's pages from now on."""
-        pages = _Pages(self._map, segment.path, segment.size)
+        pages = self._pages(segment)
         for number, chunk in enumerate(self._chunks[self._opened :]):
             chunk.offsets = segment.index.offsets[number * CHUNK : (number + 1) * CHUNK + 1]
             chunk.pages = pages
@@ -270,7 +292,7 @@ class Catalogue:
 
     def _store(self, stored: Stored) -> None:
         frame = stored.frame
-        pages = _Pages(self._map, stored.path, frame.off + frame.len)
+        pages = _Pages(self._map, self._intact, stored.path, frame.off + frame.len)
         begin = frame.off
         found = stored.measured
         for end, line, violation in zip(*found, strict=True):
@@ -311,8 +333,11 @@ class Catalogue:
         if index >= self._end[0]:
             return None
         at = bisect_right(self._records, index) - 1
-        run = self._cache.run(self._chunks[at], view)  # type: ignore[arg-type]
-        return run, index - self._records[at]
+        return self._run(self._chunks[at], view), index - self._records[at]
+
+    def _run(self, chunk: Chunk, view: View) -> Run:
+        chunk.pages.check()
+        return self._cache.run(chunk, view)  # type: ignore[arg-type]
 
     def locate(self, view: View, position: int) -> tuple[int, int]:
         """Record index at a byte position, and how many of its bytes lie before it."""
@@ -325,7 +350,7 @@ class Catalogue:
                 low = middle
             else:
                 high = middle
-        offsets = self._cache.run(self._chunks[low], view).offsets  # type: ignore[arg-type]
+        offsets = self._run(self._chunks[low], view).offsets
         inside = position - self._position(view, low) + offsets[0]
         number = bisect_right(offsets, inside) - 1
         return self._records[low] + number, inside - offsets[number]
@@ -349,7 +374,7 @@ class Catalogue:
             size = (chunk.longest_text if view.ascii else chunk.longest) + wider
             if size < 4096 or size <= best:
                 continue
-            offsets = self._cache.run(chunk, view).offsets  # type: ignore[arg-type]
+            offsets = self._run(chunk, view).offsets
             stop = min(len(chunk), end - self._records[at])
             best = max([best, *(offsets[i + 1] - offsets[i] for i in range(stop))])
         return best

@@ -7,10 +7,13 @@
     records = 1000        # stage when the kernel has so many
     age = "60s"           # or when the oldest of them is so old
     on_read = true        # and whenever somebody reads the view
+    mode = "auto"         # A and D where there are _staged files, else N
 
     [store]
     path = "/var/lib/imafs/keeper"
+    segment = "16MiB"
     keep_free = "5%"      # of the file system; below that nothing is staged
+    disk_full_action = "suspend"
 
     [view]
     group = "tss"
@@ -85,6 +88,17 @@ def _name(value: object) -> str:
     return value
 
 
+def _only(word: str) -> Callable[[object], str]:
+    """A key that has one value, so that files which name it go on to mean what they say."""
+
+    def check(value: object) -> str:
+        if value != word:
+            raise ValueError(f'is not "{word}", all that there is')
+        return word
+
+    return check
+
+
 def _on_gap(value: object) -> str:
     if value not in ("refuse", "serve"):
         raise ValueError('is neither "refuse" nor "serve"')
@@ -92,10 +106,15 @@ def _on_gap(value: object) -> str:
 
 
 _KEYS: dict[str, dict[str, Callable[[object], Any]]] = {
-    "stage": {"records": _records, "age": _age, "on_read": _flag},
-    "store": {"path": _path, "keep_free": _percent},
+    "stage": {"records": _records, "age": _age, "on_read": _flag, "mode": _only("auto")},
+    "store": {
+        **{"path": _path, "keep_free": _percent},
+        **{"segment": _only("16MiB"), "disk_full_action": _only("suspend")},
+    },
     "view": {"group": _name, "on_gap": _on_gap},
 }
+#: Keys of one value.
+_FIXED = ("mode", "segment", "disk_full_action")
 
 
 def read(path: str) -> Config:
@@ -117,7 +136,9 @@ def read(path: str) -> Config:
             if key not in keys:
                 raise UsageError(f"{where}: unknown key {key!r}{nearest(key, keys)}")
             try:
-                values[key] = keys[key](value)
+                found = keys[key](value)
+                if key not in _FIXED:
+                    values[key] = found
             except ValueError as error:
                 raise UsageError(f"{where}: {key} = {value!r} {error}") from None
     return Config(**values)

@@ -54,9 +54,10 @@ def measured(data: bytes) -> Measured:
 class Index:
     """Grows while its segment does. ``offsets`` has one number more than there are records."""
 
-    __slots__ = ("longest", "longest_texts", "offsets", "texts", "violations")
+    __slots__ = ("longest", "longest_texts", "mapped", "offsets", "texts", "violations")
 
     def __init__(self) -> None:
+        self.mapped = 0  # bytes of the file whose pages the offsets are
         self.offsets: Sequence[int] = array("Q", (0,))
         self.texts: Sequence[int] = array("Q")
         self.longest: Sequence[int] = array("Q")
@@ -110,6 +111,7 @@ class Index:
             raise FormatError("is no index of this segment")
         numbers = data[_HEAD.size :].cast("Q")
         index = cls()
+        index.mapped = wanted
         table = numbers[: _COLUMNS * chunks].tolist()
         index.texts, index.longest = table[::_COLUMNS], table[1::_COLUMNS]
         index.longest_texts, index.violations = table[2::_COLUMNS], table[3::_COLUMNS]

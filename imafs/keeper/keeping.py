@@ -211,7 +211,7 @@ class Keeping:
         if life is None:
             self.catalogue = None
             return
-        catalogue = Catalogue(life.banks, self._store.map, self.settings.cache)
+        catalogue = Catalogue(life.banks, self._store.map, self.settings.cache, self._store.intact)
         archive = life.archive
         catalogue.begin(archive.sealed, archive.tail, archive.ledger.eras)
         self.catalogue = catalogue

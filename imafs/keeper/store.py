@@ -103,6 +103,15 @@ class Store:
         except OSError as error:
             raise failed(f"{self.path}/{path}", error) from None
 
+    def intact(self, path: str, size: int) -> None:
+        """Raises :class:`StoreBrokenError` where a file has become shorter than that."""
+        try:
+            found = self._files.size(path)
+        except OSError as error:
+            raise StoreBrokenError(f"{self.path}/{path}: {error.strerror}") from None
+        if found < size:
+            raise StoreBrokenError(f"{self.path}/{path}: somebody cut it: {size} bytes were there")
+
     def lives(self) -> list[str]:
         """Directories of the lives, oldest first. Raises :class:`DegradedError`."""
         try:

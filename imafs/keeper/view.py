@@ -15,7 +15,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imafs.errors import ImafsError, Refused
+from imafs.errors import DegradedError, ImafsError, Refused, StoreBrokenError
 from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle
 from imafs.interface.profiles import lookup
 from imafs.interface.profiles.model import Kind, directory
@@ -59,7 +59,11 @@ class ListHandle(Handle):
         self._fresh = True
 
     def read(self, position: int, size: int, *, fill: bool = False) -> Bytes:
-        return self._seq.read(position, size, fill=fill)
+        try:
+            return self._seq.read(position, size, fill=fill)
+        except (StoreBrokenError, DegradedError) as error:
+            self._collector.alarm("damaged", str(error))
+            raise Refused(errno.EIO, str(error)) from None
 
 
 async def seen(collector: Collector) -> Catalogue:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from imafs.errors import DegradedError, FileError, FormatError, Refused, StoreBr
 from imafs.keeper import archive as archives
 from imafs.keeper import reading
 from imafs.keeper.archive import Batch
+from imafs.keeper.catalogue import Catalogue
 from imafs.keeper.facts import Anchor, LifeFacts, Mode
 from imafs.keeper.store import BankFile, open_store
+from imafs.lists.banks import View
 from tests.keeper import made
 from tests.keeper.diskmodel import RecordingDisk, fails
 from tests.support import ExpectedLogs
@@ -52,6 +55,34 @@ def test_segments_are_the_kernels_list(disk: RecordingDisk, tmp_path: Path) -> N
         archive.confirm()
     assert on_disk(tmp_path / "life") == b"".join(some)
     archive.close()
+
+
+@pytest.mark.parametrize("kind", ["bin", "idx"])
+def test_mapped_file_that_shrinks_is_not_touched(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page behind the end of a file would be SIGBUS."""
+    monkeypatch.setattr(archives, "SEGMENT_RECORDS", 4000)
+    store = open_store(str(tmp_path / "store"))
+    life = store.begin(FACTS, BANKS)
+    for first in (0, 4000):
+        life.archive.commit(batch(records(4000, first)))
+    for view in (View(False, 0), View(True, 1)):
+        catalogue = Catalogue(BANKS, store.map, 1 << 20, store.intact)
+        catalogue.begin(life.archive.sealed, life.archive.tail, life.archive.ledger.eras)
+        assert catalogue.run(view, 0) is not None
+        (path,) = (tmp_path / "store").glob(f"lives/*/000000000000.{kind}")
+        whole = path.read_bytes()
+        os.truncate(path, 0)
+        for look in (partial(catalogue.run, view, 3999), partial(catalogue.locate, view, 9000)):
+            with pytest.raises(StoreBrokenError, match="somebody cut it"):
+                look()
+        assert catalogue.run(view, 7999) is not None
+        with path.open("r+b") as file:
+            file.write(whole)
+        assert catalogue.run(view, 3999) is not None
+    life.archive.close()
+    store.close()
 
 
 @pytest.mark.parametrize("limit", ["SEGMENT_RECORDS", "SEGMENT_SIZE", "SEGMENT_FRAMES"])

@@ -16,7 +16,7 @@ import pytest
 from tests.keeper.process import Keepers
 from tests.mount.daemon import BINARY, COUNT, VIOLATIONS, imafs, read_to_end
 from tests.mount.fixtures import Starter
-from tests.support import wait_for
+from tests.support import ROOT, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.swtpm]
 WAIT = 30.0
@@ -272,6 +272,9 @@ def test_damaged_store_ends_the_keeper_with_its_own_code(start: Starter, keepers
         ("\n[stage]\n\nrecord = 5\n", "line 4: unknown key 'record' (did you mean records?)"),
         ("[stages]\n", "line 1: unknown table or key 'stages' (did you mean stage?)"),
         ('[view]\non_gap = "never"\n', "line 2: on_gap = 'never' is neither"),
+        ('[stage]\nmode = "stage"\n', "line 2: mode = 'stage' is not \"auto\""),
+        ('[store]\nsegment = "1MiB"\n', "line 2: segment = '1MiB' is not \"16MiB\""),
+        ('[store]\ndisk_full_action = "halt"\n', 'is not "suspend", all that there is'),
         ("[view\n", "Expected"),
     ],
 )
@@ -284,6 +287,17 @@ def test_wrong_setting_is_refused_with_its_line(text: str, why: str, tmp_path: P
     assert result.stderr.count("\n") == 1
 
 
+def test_every_setting_of_the_documents_is_known(
+    start: Starter, keepers: Keepers, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs/keeper.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```$", text, flags=re.S | re.M)
+    config = tmp_path / "keeper.toml"
+    config.write_text(block.replace('group = "tss"', 'group = "root"'))
+    keeper = keepers(start("--banks", "sha1"), "--config", config)
+    assert keeper.status()["state"] == "idle"
+
+
 def test_service_manager_is_told(start: Starter, keepers: Keepers, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
@@ -294,3 +308,22 @@ def test_service_manager_is_told(start: Starter, keepers: Keepers, tmp_path: Pat
     assert seen[0] == "READY=1"
     assert all(text.startswith("WATCHDOG=1\nSTATUS=") for text in seen[1:])
     assert "idle, 1 records" in seen[-1]
+
+
+def test_file_of_the_store_that_shrinks_is_no_end(start: Starter, keepers: Keepers) -> None:
+    """A page of a mapped file that is cut would be SIGBUS: a reader gets EIO, the keeper lives."""
+    kernel = start("--banks", "sha1,sha256")
+    keeper = keepers(kernel)
+    kernel.generate(200)
+    keeper.flush()
+    whole = keeper.read(BINARY)
+    (path,) = keeper.store.glob("lives/*/*.bin")
+    keeper.logs.allow("damaged")
+    os.truncate(path, 100)
+    for name in (BINARY, "ascii_runtime_measurements_sha256"):
+        with pytest.raises(OSError, match="Input/output error"):
+            keeper.read(name)
+    assert "somebody cut it" in str(keeper.status()["alarms"])
+    assert keeper.log().count("somebody cut it") == 1
+    path.write_bytes(whole)
+    assert keeper.read(BINARY) == whole
