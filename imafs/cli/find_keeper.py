@@ -71,7 +71,7 @@ def of_place(path: str) -> Keeper | None:
     from imafs.host import mounts
 
     real = mounts.resolve(path)
-    views = [mount for mount in mounts.mounts() if mount.ours and mount.source == mounts.KEPT]
+    views = [mount for mount in mounts.mounts() if mount.kept]
     for view in sorted(views, key=lambda mount: len(mount.path), reverse=True):
         if real == view.path or real.startswith(view.path + os.sep):
             from imafs.control import paths

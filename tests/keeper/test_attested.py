@@ -130,6 +130,23 @@ def test_records_that_the_kernel_has_no_more_are_attested(
 
 @pytest.mark.mount
 @pytest.mark.swtpm
+@pytest.mark.root
+def test_a_view_over_the_directory_that_it_is_made_of(
+    start: Starter, keepers: Keepers, verifier: Verifier
+) -> None:
+    kernel = start()
+    keeper = keepers(kernel, cover=True)
+    keeper.logs.allow("will be covered")
+    kernel.generate(5)
+    keeper.flush()
+    assert verifier.round(kernel.dir) == ("ok", 6)
+    manifest = verifier.bundle.manifest
+    assert manifest is not None
+    assert list(manifest.boot_ids) == boots(keeper)
+
+
+@pytest.mark.mount
+@pytest.mark.swtpm
 def test_a_kexec_and_a_reboot(start: Starter, keepers: Keepers, verifier: Verifier) -> None:
     kernel = start()
     keeper = keepers(kernel)
