@@ -3,27 +3,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from imafs.errors import MountError
 from imafs.host import mount_table, ownership, programs
 from imafs.verbs.client import ControlClient
 
-START = 30.0
-STOP = 15.0
-
-_READY = re.compile(r"imafs: mounted .+ control=\S+ tcti=\S+\n")
+_READY = re.compile(r"imafs: mounted .+ control=(?P<control>\S+) tcti=(?P<tcti>\S+)\n")
 
 
 class Place(Protocol):
@@ -57,86 +58,199 @@ def missing(*, tpm: bool) -> str | None:
     return f"{', '.join(lacking)} not installed (Debian: fuse3, swtpm-tools)" if lacking else None
 
 
-class Mounted:
-    """An emulator of our own in a directory of its own; dies with this process."""
+class Home:
+    """A directory of its own for emulators, open to all users, with ``ima`` to mount on."""
 
-    def __init__(self, options: Sequence[str]) -> None:
-        self._home = Path(tempfile.mkdtemp(prefix="imafs-pytest-", dir=ownership.temporary()))
-        self._home.chmod(0o755)  # agents may run as another user
-        self.dir = self._home / "ima"
+    def __init__(self) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="imafs-home-", dir=ownership.temporary()))
+        self.base.chmod(0o755)  # agents may run as another user
+        self.dir = self.base / "ima"
         self.dir.mkdir()
-        private = self._home / "private"
-        private.mkdir(mode=0o700)
-        self.control = str(private / "control")
-        self._log = private / "log"
-        command = programs.python(
-            "imafs", "mount", str(self.dir), "--control", self.control, *options
-        )
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*_dying_with_us(), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=programs.environment(),
-                start_new_session=True,
-            )
-        try:
-            line = self._first_line()
-            if _READY.fullmatch(line) is None:
-                said = (self.log().strip() or line).removeprefix("imafs: ")
-                raise MountError(f"imafs mount did not start: {said}")
-        except BaseException:
-            self.close()
-            raise
-        if "securityfs" in options:
-            self.dir = self.dir / "integrity" / "ima"
 
-    def _first_line(self) -> str:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        end, line = time.monotonic() + START, b""
+    def close(self) -> list[str]:
+        """Removes the directory; the places below on which something was mounted till then."""
+        rows = mount_table.rows(Path("/proc/self/mountinfo").read_bytes())
+        points = [os.fsdecode(row.point) for row in rows]
+        left = [point for point in reversed(points) if point.startswith(f"{self.base}/")]
+        umount = programs.find("umount") or "/bin/umount"
+        for point in left:
+            command = [umount, "--lazy", "--no-canonicalize", point]
+            subprocess.run(command, check=False, timeout=Mounted.STOP)
+        shutil.rmtree(self.base)
+        return left
+
+
+class Mounted:
+    """``imafs mount`` in the foreground: an emulator of our own, which dies with this process.
+
+    :meth:`start` waits until it is mounted, :meth:`close` ends it whatever happens. It lives
+    in ``home``, which others may share, or in one of its own. ``prefix`` goes before the
+    command (``unshare ...``), ``command`` is what ``mount`` goes after, ``env`` is added to
+    the environment.
+    """
+
+    #: Seconds that a start (imports, swtpm, mount) and an end may take.
+    START, STOP = 60.0, 15.0
+
+    def __init__(
+        self,
+        options: Sequence[str | os.PathLike[str]],
+        *,
+        home: Home | None = None,
+        prefix: Sequence[str] = (),
+        command: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        control: bool = True,
+    ) -> None:
+        self._own = home is None
+        self.home = home or Home()
+        #: What is mounted upon, and the IMA directory there.
+        self.mountpoint = self.home.dir
+        below = self.mountpoint / "integrity" / "ima"
+        self.dir = below if "securityfs" in options else self.mountpoint
+        self.control = str(self.home.base / "control")
+        self.tcti = self.ready_line = ""
+        self._prefixed = bool(prefix)
+        self._awaited = False
+        descriptor, name = tempfile.mkstemp(prefix="stderr-", dir=self.home.base)
+        self._log = Path(name)
+        ours = programs.environment() if command is None else dict(os.environ)
+        words = [*(programs.python("imafs") if command is None else command), "mount"]
+        words += [str(self.mountpoint), *(os.fspath(word) for word in options)]
+        if control:
+            words += ["--control", self.control]
+        self.process = subprocess.Popen(
+            [*_dying_with_us(), *prefix, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=descriptor,
+            env={**ours, **(env or {})},
+            cwd=cwd,
+            start_new_session=True,
+        )
+        os.close(descriptor)
+
+    def start(self, seconds: float = START) -> Self:
+        """Waits for the line that says ready. Raises :class:`MountError` with what it said
+        where it ends instead; then it is closed.
+        """
+        try:
+            line = self._first_line(seconds)
+            ready = _READY.fullmatch(line)
+            if ready is None:
+                status = self.wait()
+                said = (self.log().strip() or line).removeprefix("imafs: ")
+                raise MountError(f"imafs mount did not start (status {status}): {said}")
+        except BaseException:
+            Mounted.close(self)
+            raise
+        self.ready_line = line
+        (self.control,) = shlex.split(ready["control"])
+        self.tcti = ready["tcti"]
+        return self
+
+    def _first_line(self, seconds: float) -> str:
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        end, line = time.monotonic() + seconds, b""
         while not line.endswith(b"\n"):
             if not select.select([descriptor], [], [], max(0, end - time.monotonic()))[0]:
-                raise MountError(f"imafs mount is not ready after {START:g} s: {self.log()}")
+                raise MountError(f"imafs mount is not ready after {seconds:g} s: {self.log()}")
             piece = os.read(descriptor, 4096)
             if not piece:
                 break
             line += piece
         return os.fsdecode(line)
 
-    def log(self) -> str:
-        """The daemon's stderr."""
-        return self._log.read_text(errors="replace")
+    @property
+    def pid(self) -> int:
+        """Process id of the daemon, also behind a prefix: who listens on its socket."""
+        if not self.ready_line:
+            return self.process.pid
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(self.control)
+            raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(raw[:4], sys.byteorder) or self.process.pid
 
-    def close(self) -> str | None:
-        """SIGTERM, later SIGKILL; what was wrong. The directory goes, whatever happens."""
-        problem = self._end()
-        log = self.log().strip()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        mountpoint = self._home / "ima"
-        mounts = mount_table.rows(Path("/proc/self/mountinfo").read_bytes())
-        if any(mount.point == os.fsencode(mountpoint) for mount in mounts):
-            subprocess.run(
-                [programs.find("umount") or "/bin/umount", "--lazy", mountpoint],
-                check=False,
-                timeout=STOP,
-            )
-        shutil.rmtree(self._home)
-        return f"{problem}; its log: {log}" if problem else None
+    def log(self) -> str:
+        """The daemon's stderr, as long as its directory is there."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._log.read_text(errors="replace")
+        return ""
+
+    def wait(self, seconds: float | None = None) -> int:
+        """Until it ends, by itself or for what somebody did: its exit status."""
+        self._awaited = True
+        return self.process.wait(self.STOP if seconds is None else seconds)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signals the daemon itself and waits; the exit status."""
+        os.kill(self.pid, number)
+        return self.wait()
+
+    def kill(self) -> None:
+        """kill -9: the mount stays behind."""
+        self.stop(signal.SIGKILL)
+
+    def end(self) -> str | None:
+        """SIGTERM, later SIGKILL, unless it has ended; what was wrong with that."""
+        assert self.process.stdout is not None
+        try:
+            return self._end()
+        finally:
+            self.process.stdout.close()
 
     def _end(self) -> str | None:
-        if self._process.poll() is not None:  # by itself
-            return f"the emulator had ended (status {self._process.returncode})"
-        self._process.send_signal(signal.SIGTERM)
+        if (status := self.process.poll()) is not None:
+            return None if self._awaited else f"the emulator had ended (status {status})"
+        self._terminate()
         try:
-            status = self._process.wait(STOP)
+            status = self.wait()
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(STOP)
-            return f"the emulator did not end within {STOP:g} s"
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.wait()
+            return f"the emulator did not end within {self.STOP:g} s"
         return f"the emulator ended with status {status}" if status else None
+
+    def close(self) -> str | None:
+        """Ends it; a directory of its own goes, whatever happens. What was wrong."""
+        problem = self.end()
+        log = self.log().strip()
+        problem = self.take_away() or problem
+        return f"{problem}; its log: {log}" if problem else None
+
+    def take_away(self) -> str | None:
+        """Removes a directory of its own."""
+        if not self._own or not self.home.base.exists():
+            return None
+        killed = self.process.returncode == -signal.SIGKILL
+        left = str(self.mountpoint) in self.home.close() and not killed
+        return "the emulator left its mount" if left else None
+
+    def _terminate(self) -> None:
+        """SIGTERM to the daemon: unshare ignores it while it waits for its child."""
+        pids = [self.process.pid]
+        if self._prefixed:
+            try:
+                pids = [self.pid]
+            except (FileNotFoundError, ConnectionRefusedError):
+                pids += children(self.process.pid)
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the living children of ``pid``."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # gone meanwhile
+        if int(parent) == pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
 
 
 def _dying_with_us() -> list[str]:

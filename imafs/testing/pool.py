@@ -68,7 +68,7 @@ class Pool:
         reason = missing(tpm="none" not in options)
         if reason is not None:
             raise Unavailable(reason)
-        return Ima(Mounted(options), options)
+        return Ima(Mounted(options).start(), options)
 
     def _around(self, control: str, chosen: Mapping[str, object], *, shared: bool) -> Ima:
         if self._surrounding is None:

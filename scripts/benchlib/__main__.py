@@ -87,7 +87,7 @@ def main() -> int:
         try:
             reading.run(plan, report, Path(place))
             requests.run(plan, report, Path(place))
-            extending.run(plan, report, Path(place))
+            extending.run(plan, report)
         except (BenchError, ImafsError, OSError) as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1

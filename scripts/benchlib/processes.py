@@ -17,8 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from imafs.errors import ControlError
+from imafs.errors import MountError
 from imafs.host import mounts
+from imafs.testing.mounted import Mounted
 from imafs.verbs.client import ControlClient
 
 #: A prefix that gives names of 60 characters, the eight digits of `generate` included.
@@ -37,6 +38,20 @@ class BenchError(Exception):
 def _die_with_parent() -> None:
     # Also when this program is killed: its servers then unmount and end by themselves.
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def pin(pid: int, *, away: bool = False) -> None:
+    """Binds every thread of a process to one processor; ``away``: to another one.
+
+    Reads: client and server wait for each other, so on one processor they lose nothing;
+    but whether they run on one or on two takes a request from 30 to 60 us (measured),
+    stays so for seconds, and would be the only thing measured. Requests after which
+    the server has work to do: on one processor their client would wait for that too.
+    """
+    processors = sorted(os.sched_getaffinity(0))
+    processor = processors[0] if away else processors[-1]
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(thread), {processor})
 
 
 class Process:
@@ -76,17 +91,8 @@ class Process:
         self.child.stdin.flush()
 
     def pin(self, *, away: bool = False) -> None:
-        """Binds every thread of it to one processor; ``away``: to another one.
-
-        Reads: client and server wait for each other, so on one processor they lose nothing;
-        but whether they run on one or on two takes a request from 30 to 60 us (measured),
-        stays so for seconds, and would be the only thing measured. Requests after which
-        the server has work to do: on one processor their client would wait for that too.
-        """
-        processors = sorted(os.sched_getaffinity(0))
-        processor = processors[0] if away else processors[-1]
-        for thread in os.listdir(f"/proc/{self.child.pid}/task"):
-            os.sched_setaffinity(int(thread), {processor})
+        """See :func:`pin`."""
+        pin(self.child.pid, away=away)
 
     def close(self) -> None:
         """SIGTERM, then SIGKILL."""
@@ -139,13 +145,6 @@ class Server(Process):
         while (mount := mounts.top(path)) is not None:
             mounts.detach(mount)
 
-    def rss(self) -> int:
-        """VmRSS in bytes."""
-        for line in Path(f"/proc/{self.child.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        raise BenchError(f"{self._name}: is gone")
-
 
 class Bare(Server):
     """See :mod:`scripts.benchlib.bare`."""
@@ -162,35 +161,40 @@ class Bare(Server):
         return str(self.mount / "file")
 
 
-class Imafs(Server):
+class Imafs:
     """``imafs mount`` without boot_aggregate, so that record counts are round."""
 
-    def __init__(self, place: Path, *options: str) -> None:
-        self._control = place / "control"
-        super().__init__(
-            place,
-            lambda here: [
-                *("-m", "imafs", "mount", str(here / "mnt"), "--no-boot-aggregate"),
-                *("--control", str(here / "control"), *options),
-            ],
-        )
+    def __init__(self, *options: str) -> None:
+        try:
+            self._mounted = Mounted(["--no-boot-aggregate", *options]).start(START)
+        except MountError as error:
+            raise BenchError(str(error)) from None
+
+    def pin(self, *, away: bool = False) -> None:
+        """See :func:`pin`."""
+        pin(self._mounted.process.pid, away=away)
 
     def close(self) -> None:
-        """`ctl stop`, which logs nothing; then what every server gets."""
-        with suppress(ControlError):
-            with ControlClient(self._control, deadline=END) as client:
-                client.stop()
-            with suppress(subprocess.TimeoutExpired):
-                self.child.wait(END)
-        super().close()
+        """Ends it, and shows what it had logged."""
+        log = self._mounted.log()
+        problem = self._mounted.close()
+        print(problem or log, end="", file=sys.stderr)
+
+    def rss(self) -> int:
+        """VmRSS in bytes."""
+        pid = self._mounted.process.pid
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise BenchError("imafs mount: is gone")
 
     def file(self, name: str) -> str:
         """Path of a file of the IMA directory."""
-        return str(self.mount / name)
+        return str(self._mounted.dir / name)
 
     def fill(self, count: int) -> tuple[float, float]:
         """Adds records: seconds until they are in the list, and in the TPM."""
-        with ControlClient(self._control) as client:
+        with ControlClient(self._mounted.control) as client:
             begin = time.perf_counter()
             added = client.generate(count, name=PREFIX)["added"]
             appended = time.perf_counter() - begin

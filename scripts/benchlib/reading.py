@@ -57,15 +57,15 @@ def run(plan: Plan, report: Report, place: Path) -> None:
             lists = {}
             report.section(f"lists of two banks, {mode} reads: filling")
             for records in plan.read_sizes:
-                where = place / f"{mode}-{records}"
-                server = Imafs(where, "--banks", "sha1,sha256", *options)
+                server = Imafs("--banks", "sha1,sha256", *options)
                 stack.callback(server.close)
                 _fill(report, server, mode, records, last=records == plan.read_sizes[-1])
                 lists[records] = server
             client = Client()
             stack.callback(client.close)
-            for process in (client, *lists.values()):
-                process.pin()
+            client.pin()
+            for server in lists.values():
+                server.pin()
             for view in VIEWS:
                 report.section(f"{view}, {mode} reads")
                 _view(plan, report, place, client, lists, view, mode)

@@ -42,7 +42,7 @@ class Cycles:
 def run(plan: Plan, report: Report, place: Path) -> None:
     """All lines of appending, staging, deleting and stalls."""
     with ExitStack() as stack:
-        server = Imafs(place / "requests", "--tpm", "none")
+        server = Imafs("--tpm", "none")
         stack.callback(server.close)
         empty = place / "empty"
         empty.write_bytes(b"")

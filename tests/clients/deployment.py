@@ -256,7 +256,7 @@ class Keylime:
             run([*self._prefix, "tpm2_flushcontext", kind], env=self._environment)
         mounted = 'mount --rbind "$0" /sys/kernel/security && exec "$@"'
         self.agent = self._service(
-            "agent", "unshare", "--mount", "sh", "-c", mounted, str(self.daemon.dir)
+            "agent", "unshare", "--mount", "sh", "-c", mounted, str(self.daemon.mountpoint)
         )
         self.agent.wait_for("Starting Cloud Agent", START_SECONDS)
 

@@ -19,7 +19,7 @@ from tests.support import require, run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
-LIST = "integrity/ima/ascii_runtime_measurements"
+LIST = "ascii_runtime_measurements"
 STAGED = f"{LIST}_staged"
 
 

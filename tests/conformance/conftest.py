@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.oracle import Oracle
-from tests.emulator import emulators as emulators
+from tests.mount.fixtures import start as start
 from tests.support import require
 
 

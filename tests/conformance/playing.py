@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from itertools import zip_longest
 from pathlib import Path
 
-from tests.emulator import Emulator
+from tests.mount.daemon import Daemon
 from tests.support import ROOT, run
 
 ARROW = " -> "
@@ -40,17 +40,15 @@ class Difference:
         )
 
 
-def play(
-    emulator: Emulator, script: str, *, deadline: float = 120, algorithm: str = "sha256"
-) -> str:
+def play(emulator: Daemon, script: str, *, deadline: float = 120, algorithm: str = "sha256") -> str:
     """Run a script against the emulator and return its answers.
 
     Files of the script are made below the emulator's home, and measured under the
     script's own names with the hash ``algorithm``.
     """
-    files = emulator.home / "files"
+    files = emulator.place.base / "files"
     files.mkdir(exist_ok=True)
-    command = [sys.executable, "-P", "-m", "tests.conformance.probe", str(emulator.ima)]
+    command = [sys.executable, "-P", "-m", "tests.conformance.probe", str(emulator.dir)]
     command += ["--control", emulator.control, "--files", str(files)]
     command += ["--hash", algorithm]
     result = run(command, stdin=script, deadline=deadline, cwd=ROOT)
@@ -58,9 +56,9 @@ def play(
     return result.stdout
 
 
-def directory_for(emulator: Emulator, path: str) -> Path:
+def directory_for(emulator: Daemon, path: str) -> Path:
     """Make a directory of the scripts' files."""
-    directory = emulator.home / "files" / path.lstrip("/")
+    directory = emulator.place.base / "files" / path.lstrip("/")
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 

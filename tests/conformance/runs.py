@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.conformance.oracle import BANKS, EMPTY
 from tests.conformance.playing import directory_for, play
-from tests.emulator import Emulator
+from tests.mount.daemon import Daemon
 
 
 @dataclass
@@ -41,7 +41,7 @@ def play_all(
     file.write_bytes(start)
     run = Run()
     try:
-        with Emulator("--load", str(file), *options) as emulator:
+        with Daemon("--load", str(file), *options) as emulator:
             for name, script in scripts.items():
                 directory_for(emulator, f"/q/{name}")
                 play(emulator, EMPTY)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.conformance import differences, policy_oracle, recordings
 from tests.conformance.playing import compare, play
-from tests.emulator import StartEmulator
+from tests.mount.fixtures import Starter
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 
@@ -43,9 +43,9 @@ def folder() -> Iterator[str]:
         name.rmdir()
 
 
-def test_policy_file(emulators: StartEmulator, folder: str) -> None:
+def test_policy_file(start: Starter, folder: str) -> None:
     """Every write, errno and size, and the policy after every session."""
-    emulator = emulators("--policy", "tcb", *KERNEL)
+    emulator = start("--policy", "tcb", *KERNEL)
     complaints: list[str] = []
     for name, script in policy_oracle.scripts().items():
         answers = play(emulator, script.replace(FOLDER, folder)).replace(folder, FOLDER)
@@ -55,7 +55,7 @@ def test_policy_file(emulators: StartEmulator, folder: str) -> None:
     assert not complaints, "\n".join(complaints)
 
 
-def test_builtin(emulators: StartEmulator) -> None:
+def test_builtin(start: Starter) -> None:
     """What the words make is shown as the kernel showed it."""
-    emulator = emulators("--policy", "tcb,critical_data,appraise_tcb,secure_boot", *KERNEL)
+    emulator = start("--policy", "tcb,critical_data,appraise_tcb,secure_boot", *KERNEL)
     assert emulator.read("policy") == RECORDED.files["builtin.policy"]

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conformance import readercases
 from tests.conformance.readercases import LIST, Group
-from tests.emulator import Emulator
+from tests.mount.daemon import Daemon
 from tests.run.containers import Container, Pod, services
 from tests.run.runs import SECURITY, imafs_as_user, imafs_for
 from tests.support import ROOT, kill_group, missing, require, run, wait_for
@@ -77,9 +77,9 @@ def command(bench: Path, directory: str | Path, groups: Sequence[str]) -> list[s
 class Root:
     """Root, on a mount of root's."""
 
-    def __init__(self, bench: Path, emulator: Emulator) -> None:
+    def __init__(self, bench: Path, emulator: Daemon) -> None:
         self._bench = bench
-        self.dir = emulator.ima
+        self.dir = emulator.dir
 
     def play(self, groups: Sequence[str]) -> str:
         words = command(self._bench, self.dir, groups)
@@ -173,7 +173,7 @@ class Contained:
 
 @pytest.fixture(scope="module")
 def root(programs: Path) -> Iterator[Root]:
-    with Emulator("--load", str(programs / "binary")) as emulator:
+    with Daemon("--load", str(programs / "binary")) as emulator:
         yield Root(programs, emulator)
 
 

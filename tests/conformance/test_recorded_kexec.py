@@ -16,7 +16,8 @@ import pytest
 from imafs.formats.binary import Parsed, read
 from tests.conformance import recordings
 from tests.conformance.recordings import Moment
-from tests.emulator import Emulator, StartEmulator
+from tests.mount.daemon import Daemon
+from tests.mount.fixtures import Starter
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 
@@ -56,12 +57,12 @@ def slices(content: bytes, records: list[Parsed], first: int, last: int | None =
     return content[records[first].start : end]
 
 
-def load(emulator: Emulator, path: Path, content: bytes) -> None:
+def load(emulator: Daemon, path: Path, content: bytes) -> None:
     path.write_bytes(content)
     emulator.call("load", file=str(path))
 
 
-def same_files(emulator: Emulator, moment: Moment) -> None:
+def same_files(emulator: Daemon, moment: Moment) -> None:
     """Every list of every bank and form, and the counters, byte for byte."""
     wrong = [name for name in moment.lists if not moment.matches(name, emulator.read(name))]
     assert wrong == []
@@ -69,17 +70,15 @@ def same_files(emulator: Emulator, moment: Moment) -> None:
     assert emulator.read("violations") == moment.violations
 
 
-def same_pcrs(emulator: Emulator, moment: Moment) -> None:
+def same_pcrs(emulator: Daemon, moment: Moment) -> None:
     assert set(moment.pcrs) == {"sha1", "sha256", "sha384", "sha512"}
     for bank, values in moment.pcrs.items():
         assert emulator.pcr(bank) == values[10], bank
 
 
-def test_the_state_before_crosses_record_by_record(
-    emulators: StartEmulator, tmp_path: Path
-) -> None:
+def test_the_state_before_crosses_record_by_record(start: Starter, tmp_path: Path) -> None:
     """boot_aggregate's own value aside, and only that: it is of another machine's PCRs."""
-    emulator = emulators("--load", str(directory(BEFORE.files, tmp_path)))
+    emulator = start("--load", str(directory(BEFORE.files, tmp_path)))
     same_files(emulator, BEFORE)
     answer = emulator.call("kexec_execute")
     assert (answer["records"], answer["carried"], answer["lost"]) == (CROSSED, CROSSED, 0)
@@ -97,10 +96,10 @@ def test_the_state_before_crosses_record_by_record(
     assert emulator.read("runtime_measurements_count") == b"%d\n" % (CROSSED + 1)
 
 
-def test_everything_after_it_too_in_every_bank(emulators: StartEmulator, tmp_path: Path) -> None:
+def test_everything_after_it_too_in_every_bank(start: Starter, tmp_path: Path) -> None:
     """With the recorded boot_aggregate even the PCRs are equal; then A, then D."""
     recording = str(directory(BEFORE.files, tmp_path))
-    emulator = emulators("--no-boot-aggregate", "--load", recording)
+    emulator = start("--no-boot-aggregate", "--load", recording)
     same_pcrs(emulator, BEFORE)
     emulator.call("kexec_execute")
     content = AFTER.files[CURRENT]
@@ -113,19 +112,19 @@ def test_everything_after_it_too_in_every_bank(emulators: StartEmulator, tmp_pat
     assert staged.startswith(content)
     load(emulator, tmp_path / "more", staged[len(content) :])
     for request in ("A", "D"):
-        emulator.write(STAGED, f"{request}\n".encode())
+        assert emulator.write(STAGED, f"{request}\n".encode()) == "ok"
         same_files(emulator, MOMENTS[f"after-kexec-{request}"])
         same_pcrs(emulator, MOMENTS[f"after-kexec-{request}"])
 
 
-def test_the_critical_data_is_the_kernels(emulators: StartEmulator, tmp_path: Path) -> None:
+def test_the_critical_data_is_the_kernels(start: Starter, tmp_path: Path) -> None:
     """The texts of kexec_load and kexec_execute, from lists loaded up to those moments."""
     staged, current = BEFORE.files[STAGED], BEFORE.files[CURRENT]
     records = parsed(current)
     place, text = named(records, b"kexec_load")
     (tmp_path / "staged").write_bytes(staged)
-    emulator = emulators("--no-boot-aggregate", "--load", str(tmp_path / "staged"))
-    emulator.write(STAGED, b"A\n")
+    emulator = start("--no-boot-aggregate", "--load", str(tmp_path / "staged"))
+    assert emulator.write(STAGED, b"A\n") == "ok"
     load(emulator, tmp_path / "before", slices(current, records, 0, place))
     assert emulator.call("kexec_load")["segment_size"] == 4096
     assert text.startswith(b"kexec_segment_size=4096;ima_binary_runtime_size=1905;")
@@ -155,7 +154,7 @@ class Case:
         """The files of ``before``, ``after`` and the like."""
         return self._recording.below(f"{self._name}/{name}")
 
-    def same(self, emulator: Emulator, name: str) -> None:
+    def same(self, emulator: Daemon, name: str) -> None:
         """Lists, counters and PCR 10 of every bank."""
         moment = self.moment(name)
         for file in (CURRENT, STAGED, "runtime_measurements_count", "violations"):
@@ -164,7 +163,7 @@ class Case:
             bank, index, value = line.split()
             assert emulator.pcr(bank, int(index)).hex().upper() == value, bank
 
-    def restored(self, emulator: Emulator) -> int:
+    def restored(self, emulator: Daemon) -> int:
         """How many records the emulator's list shares with the kernel's ``after``."""
         ours, theirs = parsed(emulator.read(CURRENT)), parsed(self.moment("after")[CURRENT])
         assert [r.record for r in ours] == [r.record for r in theirs[: len(ours)]]
@@ -184,7 +183,7 @@ class Case:
     ],
 )
 def test_what_a_kernel_restored(
-    emulators: StartEmulator,
+    start: Starter,
     tmp_path: Path,
     name: str,
     options: list[str],
@@ -194,8 +193,8 @@ def test_what_a_kernel_restored(
     """The cut list is the kernel's; the PCRs have what was lost as well."""
     case = Case(name)
     recording = str(directory(case.moment("before"), tmp_path))
-    emulator = emulators("--no-boot-aggregate", "--load", recording, *options)
-    emulator.allow("kexec: .* records were not carried over")
+    emulator = start("--no-boot-aggregate", "--load", recording, *options)
+    emulator.logs.allow("kexec: .* records were not carried over")
     case.same(emulator, "before")
     answer = emulator.call("kexec_execute")
     assert (answer["carried"], answer["lost"]) == (carried, lost)
@@ -205,20 +204,18 @@ def test_what_a_kernel_restored(
     case.same(emulator, "after")
 
 
-def test_what_was_deleted_counts_in_the_critical_data(
-    emulators: StartEmulator, tmp_path: Path
-) -> None:
+def test_what_was_deleted_counts_in_the_critical_data(start: Starter, tmp_path: Path) -> None:
     """D and N before another load: the segment is for what is left, the texts for all."""
     case = Case("deleted")
-    emulator = emulators("--no-boot-aggregate")
+    emulator = start("--no-boot-aggregate")
     load(emulator, tmp_path / "first", case.moment("before-D")[STAGED])
-    emulator.write(STAGED, b"A\n")
+    assert emulator.write(STAGED, b"A\n") == "ok"
     case.same(emulator, "before-D")
-    emulator.write(STAGED, b"D\n")
+    assert emulator.write(STAGED, b"D\n") == "ok"
     load(emulator, tmp_path / "second", case.moment("before-N")[CURRENT])
     case.same(emulator, "before-N")
-    emulator.write(CURRENT, b"3\n")
-    emulator.write(STAGED, b"A\n")
+    assert emulator.write(CURRENT, b"3\n") == "ok"
+    assert emulator.write(STAGED, b"A\n") == "ok"
     before = case.moment("before")
     records = parsed(before[CURRENT])
     place, _ = named(records, b"kexec_load")

@@ -14,7 +14,8 @@ import pytest
 
 from tests.conformance import recordings
 from tests.conformance.recordings import Moment
-from tests.emulator import Emulator, StartEmulator
+from tests.mount.daemon import Daemon
+from tests.mount.fixtures import Starter
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 
@@ -61,24 +62,24 @@ def before(moment: Moment) -> Moment:
 
 
 @pytest.mark.parametrize("moment", ALL, ids=str)
-def test_recorded_list(moment: Moment, emulators: StartEmulator, tmp_path: Path) -> None:
+def test_recorded_list(moment: Moment, start: Starter, tmp_path: Path) -> None:
     source = before(moment)
     staged = source.files.get("binary_runtime_measurements_staged", b"")
     current = source.files["binary_runtime_measurements"]
     file = tmp_path / "list"
     file.write_bytes(staged or current)
-    emulator = emulators("--load", str(file), *OPTIONS[moment.recording])
+    emulator = start("--load", str(file), *OPTIONS[moment.recording])
     if staged:
-        emulator.write("ascii_runtime_measurements_staged", b"A\n")
+        assert emulator.write("ascii_runtime_measurements_staged", b"A\n") == "ok"
         file.write_bytes(current)
         if current:
             emulator.call("load", file=str(file))
     if source.name != moment.name:
-        emulator.write("ascii_runtime_measurements_staged", b"D\n")
+        assert emulator.write("ascii_runtime_measurements_staged", b"D\n") == "ok"
 
     wrong = [name for name in moment.lists if not moment.matches(name, emulator.read(name))]
     assert not wrong, "\n".join(first_difference(moment, emulator, name) for name in wrong)
-    shown = {path.name for path in emulator.ima.iterdir() if "_runtime_" in path.name}
+    shown = {path.name for path in emulator.dir.iterdir() if "_runtime_" in path.name}
     if moment.recording.startswith("6.1"):
         # The profile `legacy` is Linux 6.10 to 7.1, where each bank has files of its own.
         shown &= {"ascii_runtime_measurements", "binary_runtime_measurements"}
@@ -89,7 +90,7 @@ def test_recorded_list(moment: Moment, emulators: StartEmulator, tmp_path: Path)
             assert emulator.pcr(bank, index) == values[index], f"PCR {index} of {bank}"
 
 
-def first_difference(moment: Moment, emulator: Emulator, name: str) -> str:
+def first_difference(moment: Moment, emulator: Daemon, name: str) -> str:
     """Where a list begins to differ, for the reader of a failure."""
     ours, theirs = emulator.read(name), moment.files.get(name, b"")
     at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)

@@ -15,7 +15,8 @@ import pytest
 from tests.conformance import differences, recordings
 from tests.conformance.oracle import BANKS
 from tests.conformance.playing import compare, directory_for, play
-from tests.emulator import Emulator, StartEmulator
+from tests.mount.daemon import Daemon
+from tests.mount.fixtures import Starter
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 
@@ -34,24 +35,24 @@ VIOLATIONS = {
 }
 MEASURED = {32: "measure /tmpm/f zz\\n"}  # rewritten since "one" was measured
 
-StartAsRecorded = Callable[..., Emulator]
+StartAsRecorded = Callable[..., Daemon]
 
 
 @pytest.fixture
-def start(emulators: StartEmulator, tmp_path: Path) -> StartAsRecorded:
+def recorded(start: Starter, tmp_path: Path) -> StartAsRecorded:
     """Start an emulator with a recorded list; the list goes through the TPM, as it did."""
 
-    def start(binary: bytes, *options: str) -> Emulator:
+    def recorded(binary: bytes, *options: str) -> Daemon:
         file = tmp_path / "start.binary"
         file.write_bytes(binary)
-        emulator = emulators("--load", str(file), *options)
+        emulator = start("--load", str(file), *options)
         directory_for(emulator, "/tmpm")
         return emulator
 
-    return start
+    return recorded
 
 
-def state(emulator: Emulator) -> dict[str, bytes]:
+def state(emulator: Daemon) -> dict[str, bytes]:
     """All lists of all banks and PCR 10 of every bank, with the names of the recordings."""
     lists = {
         f"{kind}.{bank}": emulator.read(f"{kind}_runtime_measurements_{bank}")
@@ -71,12 +72,12 @@ def recorded_state(files: dict[str, bytes], moment: str) -> dict[str, bytes]:
     }
 
 
-def test_base(start: StartAsRecorded, tmp_path: Path) -> None:
+def test_base(recorded: StartAsRecorded, tmp_path: Path) -> None:
     """150 operations: layout, growth, bad requests, staging, locking, delete N, policy."""
     rules = tmp_path / "rules"
     rules.write_text(RULE)
     policy = ("--policy", str(rules), "--policy-release", "7.2")
-    emulator = start(SEVEN.files["start.binary.sha1"], *policy)
+    emulator = recorded(SEVEN.files["start.binary.sha1"], *policy)
     files = dict(SEVEN.files)
     assert state(emulator) == recorded_state(files, "start")
     complaints = compare(
@@ -88,9 +89,9 @@ def test_base(start: StartAsRecorded, tmp_path: Path) -> None:
     assert state(emulator) == recorded_state(files, "end")
 
 
-def test_reads(start: StartAsRecorded) -> None:
+def test_reads(recorded: StartAsRecorded) -> None:
     """Short reads of seq_file."""
-    emulator = start(SEVEN.files["start.binary.sha1"])
+    emulator = recorded(SEVEN.files["start.binary.sha1"])
     complaints = compare(
         SEVEN.text("reads.out"),
         play(emulator, SEVEN.text("reads.script")),
@@ -121,11 +122,11 @@ def hexdump(data: bytes) -> list[str]:
     return [*lines, f"{len(data):08x}"]
 
 
-def test_violations(start: StartAsRecorded) -> None:
+def test_violations(recorded: StartAsRecorded) -> None:
     """Violations: count, lists with their bytes, and PCRs (from a start that is known)."""
     script = directed(SEVEN.text("viol.script"))
     known = AGAIN.below("viol")
-    emulator = start(known["start.binary.sha1"])
+    emulator = recorded(known["start.binary.sha1"])
     answers = play(emulator, script)
     lines = SEVEN.text("viol.out").splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("00000000  "))
@@ -142,10 +143,10 @@ def test_violations(start: StartAsRecorded) -> None:
 @pytest.mark.parametrize(
     "parameter", ["", pytest.param("ima_flush_htable", marks=pytest.mark.nightly)]
 )
-def test_memory(start: StartAsRecorded, parameter: str) -> None:
+def test_memory(recorded: StartAsRecorded, parameter: str) -> None:
     """Ten thousand records, staged, deleted and measured again; the hash table kept or not."""
     options = ("--flush-htable",) if parameter else ()
-    emulator = start(SEVEN.files["start.binary.sha1"], *options)
+    emulator = recorded(SEVEN.files["start.binary.sha1"], *options)
     # Around the answers: uptime before and after, and the last record of the sha256 list.
     _, *lines, _, last = SEVEN.text(f"mem.out.{parameter}".rstrip(".")).splitlines()
     complaints = compare(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from imafs.errors import ImafsError
 from tests.crash.racing import race
-from tests.mount.daemon import ASCII, Daemon, Place
+from tests.mount.daemon import ASCII, Daemon
 from tests.support import kill_group
 
 #: Seconds of a round: what it collects is judged in memory.
@@ -112,11 +112,7 @@ def soak(seconds: float, seed: int) -> str:
     memory: list[int] = []
     slowest = 0.0
     with ExitStack() as stack:
-        place = Place()
-        stack.callback(place.close)
-        daemon = Daemon(place)
-        stack.callback(daemon.close)
-        daemon.start()
+        daemon = stack.enter_context(Daemon())
         descriptors = _descriptors(daemon)
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:

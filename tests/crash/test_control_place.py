@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from imafs.control.paths import SUN_PATH_MAX
+from imafs.testing.mounted import Home
 from tests.crash.test_faults import as_user, one_line
-from tests.mount.daemon import Place, imafs, layers
+from tests.mount.daemon import imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import run
 
@@ -20,9 +21,7 @@ __all__ = ["as_user"]
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
 
-def refused(
-    start: Starter, place: Place, control: Path | None, prefix: tuple[str, ...] = ()
-) -> str:
+def refused(start: Starter, place: Home, control: Path | None, prefix: tuple[str, ...] = ()) -> str:
     """stderr of a start that must end with 6 before a TPM or a mount is tried: one line."""
     # The mount would fail for its own reason if it were tried.
     words = [] if control is None else ["--control", str(control)]

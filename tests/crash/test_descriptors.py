@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from imafs.testing.mounted import children
 from imafs.verbs.client import ControlClient
-from tests.mount.daemon import Daemon, children
+from tests.mount.daemon import Daemon
 from tests.mount.fixtures import Starter
 
 pytestmark = [pytest.mark.root, pytest.mark.mount]

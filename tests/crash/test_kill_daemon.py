@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from imafs.testing.mounted import Home
 from tests.crash.collected import Piece, records, replayed
 from tests.crash.racer import BANKS
-from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon, Place, alive, layers
+from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon, alive, layers
 from tests.mount.fixtures import Starter
 from tests.support import kill_group, run, wait_for
 
@@ -153,7 +154,7 @@ def kills(start: Starter, times: int) -> None:
     last.assert_replays()
     assert last.stop() == 0
     assert layers(place.dir) == 0
-    assert not last.control.exists()
+    assert not Path(last.control).exists()
     assert states() == before, "states of dead swtpms are left"
     print(f"seed {seed}: {times} kills, the slowest clients ended {slowest:.2f} s behind one")
 
@@ -211,7 +212,7 @@ def swtpm_kills(start: Starter, times: int) -> None:
 
 
 def _failed(daemon: Daemon) -> bool:
-    return daemon.group("failures")["extend"] != 0
+    return bool(daemon.group("failures")["extend"])
 
 
 def test_kill_of_swtpm(start: Starter) -> None:
@@ -254,7 +255,7 @@ def test_a_swtpm_that_stands_still_several_times(daemon: Daemon) -> None:
 
 
 @contextmanager
-def swtpm_at(place: Place) -> Iterator[str]:
+def swtpm_at(place: Home) -> Iterator[str]:
     """A swtpm that is not the daemon's, on unix sockets; its TCTI string."""
     state, path = place.base / "state", place.base / "s"
     state.mkdir(exist_ok=True)

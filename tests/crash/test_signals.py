@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from imafs.testing.mounted import children
 from tests.crash.collected import made
-from tests.mount.daemon import BINARY, Daemon, children, close_dead, layers
+from tests.mount.daemon import BINARY, Daemon, close_dead, layers
 from tests.mount.fixtures import Starter
 from tests.support import wait_for
 
@@ -40,7 +41,7 @@ def _ends(daemon: Daemon, number: int, what: str) -> None:
     os.kill(daemon.process.pid, number)
     assert daemon.wait() == 0, f"{what}: {daemon.log()}"
     assert layers(daemon.dir) == 0, what
-    assert not daemon.control.exists(), what
+    assert not Path(daemon.control).exists(), what
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in swtpms), 60, f"{what}: swtpm")
     assert "Traceback" not in daemon.log(), what
 

@@ -101,7 +101,7 @@ def test_held_descriptor_reads_on_over_deletions(start: Starter, keepers: Keeper
         data += read_to_end(held)
     finally:
         os.close(held)
-    assert kernel.group("records")["deleted"] >= 200  # type: ignore[operator]
+    assert kernel.group("records")["deleted"] >= 200
     assert data == keeper.read(BINARY)
     assert data.count(b"boot_aggregate") == 2
 

@@ -8,28 +8,23 @@ import errno
 import hashlib
 import os
 import re
-import select
-import shlex
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 from imafs.host import mounts
+from imafs.testing.mounted import Home, Mounted, children
 from imafs.verbs.client import ControlClient
-from tests.support import ROOT, DeadlineError, ExpectedLogs, kill_group, run, wait_for
+from tests.support import ROOT, ExpectedLogs, require, run, wait_for
 
 IMAFS = (sys.executable, "-P", "-m", "imafs")
-#: Seconds; a start takes 0.25 s, but the machine may be busy.
-START = 60.0
+#: Seconds; an end takes 0.1 s, but the machine may be busy.
 STOP = 60.0
 
-_READY = re.compile(r"imafs: mounted (?P<dir>.+) control=(?P<control>\S+) tcti=(?P<tcti>\S+)\n")
 _COMPLAINT = re.compile(r"WARNING|ERROR|Traceback|Exception|Error\b")
 
 ASCII = "ascii_runtime_measurements"
@@ -46,19 +41,6 @@ def imafs(
 ) -> subprocess.CompletedProcess[str]:
     """Runs ``imafs`` with ``arguments`` to its end."""
     return run([*IMAFS, *arguments], check=check, deadline=deadline, env=env, cwd=ROOT)
-
-
-def children(pid: int) -> list[int]:
-    """Process ids of the living children of ``pid``."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # gone meanwhile
-        if int(parent) == pid and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
 
 
 def alive(pid: int) -> bool:
@@ -87,106 +69,54 @@ def layers(path: str | os.PathLike[str]) -> int:
     return sum(mount.path == real for mount in mounts.mounts())
 
 
-class Place:
-    """A directory of its own, open to all users, with ``ima`` to mount on. Goes with close()."""
+class Daemon(Mounted):
+    """``imafs mount`` in the foreground, of the interpreter and the code under test.
 
-    def __init__(self) -> None:
-        self.base = Path(tempfile.mkdtemp(prefix="mount-"))
-        self.base.chmod(0o755)
-        self.dir = self.base / "ima"
-        self.dir.mkdir()
-
-    def close(self) -> None:
-        """Unmounts whatever is left below, then removes the directory."""
-        points = [mount.path for mount in mounts.mounts()]
-        for point in reversed([p for p in points if p.startswith(f"{self.base}")]):
-            run(["umount", "--lazy", "--no-canonicalize", point], check=False)
-        shutil.rmtree(self.base)
-
-
-class Daemon:
-    """``imafs mount`` in the foreground.
-
-    ``prefix`` goes before the command (``unshare ...``). :meth:`start` waits for the line
-    on stdout; :meth:`close` always ends the process, then complains about log lines of
-    level WARNING or higher which :attr:`logs` does not allow.
+    :meth:`close` always ends the process, then complains where it had ended unseen, where it
+    did not end well, and about log lines of level WARNING or higher which :attr:`logs` does
+    not allow.
     """
+
+    STOP = STOP
 
     def __init__(
         self,
-        place: Place,
         *options: str | os.PathLike[str],
+        place: Home | None = None,
         prefix: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
         control: bool = True,
     ) -> None:
-        self.place = place
-        self.dir = place.dir
+        require("/dev/fuse", "fusermount3")
         self.logs = ExpectedLogs()
-        self._prefixed = bool(prefix)
-        self.control = place.base / "control"
-        self.tcti = ""
-        self.ready_line = ""
-        descriptor, name = tempfile.mkstemp(prefix="stderr-", dir=place.base)
-        os.close(descriptor)
-        self._stderr = Path(name)
         self._told = 0
-        words: list[str | os.PathLike[str]] = [*prefix, *IMAFS, "mount", self.dir, *options]
-        if control:
-            words += ["--control", self.control]
-        with self._stderr.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=None if env is None else {**os.environ, **env},
-                cwd=ROOT,
-                start_new_session=True,
-            )
+        self._closed = False
+        super().__init__(
+            options, home=place, prefix=prefix, command=IMAFS, env=env, cwd=cwd, control=control
+        )
+        self.place = self.home
 
-    def start(self, seconds: float = START) -> Daemon:
-        """Waits for the line that says ready. Raises where the daemon ends instead."""
-        line = self._line(seconds)
-        match = _READY.fullmatch(line)
-        assert match, f"status {self.wait()}, stdout {line!r}, stderr {self.log()!r}"
-        self.ready_line = line
-        self.control = Path(shlex.split(match["control"])[0])
-        self.tcti = match["tcti"]
-        return self
+    def __enter__(self) -> Self:
+        return self.start()
 
-    def _line(self, seconds: float) -> str:
-        assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
-        end = time.monotonic() + seconds
-        line = b""
-        while not line.endswith(b"\n"):
-            readable, _, _ = select.select([descriptor], [], [], max(0, end - time.monotonic()))
-            if not readable:
-                raise DeadlineError(f"no line within {seconds:g} s: {self.log()}")
-            piece = os.read(descriptor, 4096)
-            if not piece:
-                break
-            line += piece
-        return line.decode()
-
-    def wait(self, seconds: float = STOP) -> int:
-        """The exit status."""
-        return self.process.wait(seconds)
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Signals the daemon itself and waits; the exit status."""
-        os.kill(self.pid, number)
-        return self.wait()
-
-    def kill(self) -> None:
-        """kill -9: the mount stays behind."""
-        os.kill(self.pid, signal.SIGKILL)
-        self.process.wait(STOP)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except AssertionError as complaint:
+            if error is None:
+                raise
+            # The first error counts.
+            error.add_note(f"and the daemon: {complaint}")
 
     def log(self) -> str:
         """Everything on stderr so far, or since :meth:`boot_anew`."""
-        return self._stderr.read_bytes()[self._told :].decode(errors="replace")
+        return super().log()[self._told :]
 
     def boot_anew(self) -> None:
         """As freshly mounted with default options, for the next test. Raises
@@ -199,55 +129,23 @@ class Daemon:
                 *(("resume", {}), ("reset", {}), ("wait", {"extended": True})),
             ):
                 client.call(op, options, deadline=30)
-        try:
-            self._complain()
-        finally:
-            self._told = self._stderr.stat().st_size
-            self.logs = ExpectedLogs()
+        log, logs = self.log(), self.logs
+        self._told += len(log)
+        self.logs = ExpectedLogs()
+        _complain(logs, log)
 
     def close(self) -> None:
-        """Ends the process if it has not ended and looks at its log."""
-        if self.process.poll() is None:
-            self._terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP)
-        if self.process.poll() is None:
-            kill_group(self.process)
-            self.process.wait(STOP)
-            hung = True
-        else:
-            hung = False
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        assert not hung, f"the daemon did not end on SIGTERM: {self.log()}"
-        self._complain()
-
-    def _complain(self) -> None:
-        complaints = self.logs.complaints(x for x in self.log().split("\n") if _COMPLAINT.search(x))
-        assert not complaints, "log of the daemon:\n" + "\n".join(complaints) + "\n" + self.log()
-
-    def _terminate(self) -> None:
-        """SIGTERM to the daemon: unshare ignores it while it waits for its child."""
-        targets = [self.process.pid]
-        if self._prefixed:
-            try:
-                targets = [self.pid]
-            except (FileNotFoundError, ConnectionRefusedError):
-                targets += children(self.process.pid)
-        for pid in targets:
-            os.kill(pid, signal.SIGTERM)
+        """Ends the process if it has not ended, and looks at its log. Once is enough."""
+        if self._closed:
+            return
+        self._closed = True
+        problem = self.end()
+        log = self.log()
+        problem = self.take_away() or problem
+        assert problem is None, f"{problem}\n{log}"
+        _complain(self.logs, log)
 
     # What a running daemon is asked
-
-    @property
-    def pid(self) -> int:
-        """Process id of the daemon (also behind a prefix): who listens on its socket."""
-        if not self.ready_line:
-            return self.process.pid
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(self.control))
-            raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return int.from_bytes(raw[:4], sys.byteorder) or self.process.pid
 
     def swtpm(self) -> int:
         """Process id of the swtpm that the daemon started."""
@@ -258,11 +156,11 @@ class Daemon:
         return found[0]
 
     def call(self, op: str, **options: object) -> dict[str, object]:
-        """One operation of the control socket, within 30 seconds."""
+        """One operation of the control socket, within 60 seconds."""
         with ControlClient(self.control) as client:
-            return client.call(op, options, deadline=30)
+            return client.call(op, options, deadline=60)
 
-    def group(self, name: str) -> dict[str, object]:
+    def group(self, name: str) -> dict[str, Any]:
         """A group of the status: ``records``, ``bytes``, ``failures``."""
         value = self.call("status")[name]
         assert isinstance(value, dict)
@@ -335,13 +233,19 @@ class Daemon:
             run(command, env={"TPM2TOOLS_TCTI": self.tcti})
             return Path(value.name).read_bytes()
 
-    def assert_replays(self) -> None:
+    def assert_replays(self) -> list[dict[str, Any]]:
         """The daemon's own word: the PCRs are what the lists since boot replay to."""
         self.call("wait", extended=True)
         pcrs = self.call("status")["pcrs"]
         assert isinstance(pcrs, list)
         assert pcrs
         assert all(row["equal"] for row in pcrs), pcrs
+        return pcrs
+
+
+def _complain(logs: ExpectedLogs, log: str) -> None:
+    complaints = logs.complaints(line for line in log.split("\n") if _COMPLAINT.search(line))
+    assert not complaints, "log of the daemon:\n" + "\n".join(complaints) + "\n" + log
 
 
 def read_to_end(descriptor: int, size: int = 65536) -> bytes:

@@ -6,11 +6,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from imafs.errors import ImafsError
-from tests.mount.daemon import Daemon, Place
+from imafs.testing.mounted import Home
+from tests.mount.daemon import Daemon
+from tests.support import ROOT
 
 
 class Starter:
@@ -19,41 +22,46 @@ class Starter:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
 
-    def place(self) -> Place:
+    def place(self) -> Home:
         """A new place to mount on."""
-        place = Place()
+        place = Home()
         self._stack.callback(place.close)
         return place
 
     def launch(
         self,
         *options: str | os.PathLike[str],
-        place: Place | None = None,
+        place: Home | None = None,
         prefix: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
         control: bool = True,
     ) -> Daemon:
         """A daemon that may not become ready."""
         where = place or self.place()
-        daemon = Daemon(where, *options, prefix=prefix, env=env, control=control)
+        daemon = Daemon(*options, place=where, prefix=prefix, env=env, cwd=cwd, control=control)
         self._stack.callback(daemon.close)
         return daemon
 
     def __call__(
         self,
         *options: str | os.PathLike[str],
-        place: Place | None = None,
+        place: Home | None = None,
         prefix: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
         control: bool = True,
     ) -> Daemon:
         """A daemon whose mount answers."""
-        return self.launch(*options, place=place, prefix=prefix, env=env, control=control).start()
+        launched = self.launch(
+            *options, place=place, prefix=prefix, env=env, cwd=cwd, control=control
+        )
+        return launched.start()
 
     def refused(
         self,
         *options: str | os.PathLike[str],
-        place: Place | None = None,
+        place: Home | None = None,
         prefix: Sequence[str] = (),
     ) -> tuple[int, str]:
         """A start that must fail before anything is mounted: exit status and stderr."""
@@ -87,12 +95,7 @@ class Kept:
     def take(self) -> Daemon:
         """It, or a new one where the last test has ended it or broken it for good."""
         if self._daemon is None:
-            place = Place()
-            try:
-                self._daemon = Daemon(place).start()
-            except BaseException:
-                place.close()
-                raise
+            self._daemon = Daemon().start()
         return self._daemon
 
     def give_back(self, daemon: Daemon) -> None:
@@ -109,10 +112,7 @@ class Kept:
         """Ends it."""
         daemon, self._daemon = self._daemon, None
         if daemon is not None:
-            try:
-                daemon.close()
-            finally:
-                daemon.place.close()
+            daemon.close()
 
 
 @pytest.fixture(scope="session")

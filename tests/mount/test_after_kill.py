@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from imafs.host import mounts
-from tests.mount.daemon import ASCII, BINARY, Daemon, Place, alive, close_dead, imafs, layers
+from imafs.testing.mounted import Home
+from tests.mount.daemon import ASCII, BINARY, Daemon, alive, close_dead, imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
 
@@ -89,7 +90,7 @@ def test_a_restart_on_the_same_directory(start: Starter) -> None:
     assert not alive(swtpm)
     assert second.stop() == 0
     assert layers(second.dir) == 0
-    assert not second.control.exists()
+    assert not Path(second.control).exists()
 
 
 def test_three_kills_in_a_row(start: Starter) -> None:
@@ -213,7 +214,7 @@ def ask(process: subprocess.Popen[str], command: str) -> str:
 
 
 @pytest.fixture
-def shared(start: Starter) -> Place:
+def shared(start: Starter) -> Home:
     """A place whose mounts propagate."""
     place = start.place()
     run(["mount", "--bind", str(place.base), str(place.base)])
@@ -224,7 +225,7 @@ def shared(start: Starter) -> Place:
 COUNT_OF = 'cat "$2/{}runtime_measurements_count" 2>&1 | tail -1'
 
 
-def test_an_rbind_of_the_parent_heals(start: Starter, shared: Place) -> None:
+def test_an_rbind_of_the_parent_heals(start: Starter, shared: Home) -> None:
     """The recipe that the documentation gives."""
     first = start(place=shared)
     target = start.place().dir
@@ -241,7 +242,7 @@ def test_an_rbind_of_the_parent_heals(start: Starter, shared: Place) -> None:
         assert second.stop() == 0
 
 
-def test_a_bind_of_the_mountpoint_is_dead_for_ever(start: Starter, shared: Place) -> None:
+def test_a_bind_of_the_mountpoint_is_dead_for_ever(start: Starter, shared: Home) -> None:
     first = start(place=shared)
     target = start.place().dir
     with container('mount --bind "$1" "$2" && echo bound', str(first.dir), str(target)) as inside:

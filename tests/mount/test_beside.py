@@ -31,9 +31,9 @@ CLASS = ".class-tpm"
 
 def test_the_class_is_found_and_not_listed(start: Starter) -> None:
     daemon = start("--layout", "securityfs", "--banks", "sha1,sha256")
-    assert sorted(os.listdir(daemon.dir)) == ["ima", "integrity"]
-    assert daemon.dir.stat().st_nlink == 3
-    chip = daemon.dir / CLASS / "tpm0"
+    assert sorted(os.listdir(daemon.mountpoint)) == ["ima", "integrity"]
+    assert daemon.mountpoint.stat().st_nlink == 3
+    chip = daemon.mountpoint / CLASS / "tpm0"
     assert sorted(os.listdir(chip)) == ["pcr-sha1", "pcr-sha256", "tpm_version_major"]
     assert sorted(map(int, os.listdir(chip / "pcr-sha1"))) == list(range(24))
     for bank, index in (("sha1", 10), ("sha256", 10), ("sha256", 23)):
@@ -43,18 +43,20 @@ def test_the_class_is_found_and_not_listed(start: Starter) -> None:
 
 def test_the_ima_directory_alone_has_it_unlisted_too(start: Starter) -> None:
     daemon = start("--banks", "sha256")
-    assert not [name for name in os.listdir(daemon.dir) if name.startswith((".", "tpm"))]
-    value = (daemon.dir / CLASS / "tpm0/pcr-sha256/10").read_text()
+    assert not [name for name in os.listdir(daemon.mountpoint) if name.startswith((".", "tpm"))]
+    value = (daemon.mountpoint / CLASS / "tpm0/pcr-sha256/10").read_text()
     assert bytes.fromhex(value) == daemon.pcr("sha256")
 
 
 def test_every_kernel_has_a_boot_id_of_its_own(start: Starter) -> None:
     daemon = start()
-    seen = [(daemon.dir / ".boot_id").read_text()]
+    seen = [(daemon.mountpoint / ".boot_id").read_text()]
     for op in ("kexec_execute", "reboot", "reset"):
         daemon.call(op)
-        assert (daemon.dir / ".boot_id").read_text() == (daemon.dir / ".boot_id").read_text()
-        seen.append((daemon.dir / ".boot_id").read_text())
+        assert (daemon.mountpoint / ".boot_id").read_text() == (
+            daemon.mountpoint / ".boot_id"
+        ).read_text()
+        seen.append((daemon.mountpoint / ".boot_id").read_text())
     assert len(set(seen)) == 4
     assert all(f"{uuid.UUID(text.strip())}\n" == text for text in seen)
 
@@ -62,7 +64,7 @@ def test_every_kernel_has_a_boot_id_of_its_own(start: Starter) -> None:
 def test_a_read_from_the_start_is_a_fresh_value(start: Starter) -> None:
     """One descriptor, as sysfs: pread at 0 asks the TPM anew, reads behind it go on."""
     daemon = start("--layout", "securityfs")
-    descriptor = os.open(daemon.dir / CLASS / "tpm0/pcr-sha1/10", os.O_RDONLY)
+    descriptor = os.open(daemon.mountpoint / CLASS / "tpm0/pcr-sha1/10", os.O_RDONLY)
     try:
         first = os.read(descriptor, 10)
         daemon.generate(1)
@@ -80,14 +82,14 @@ def test_the_boot_log(start: Starter, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(bytes(range(256)) * 100)
     daemon = start("--layout", "securityfs", "--bios-log", log)
-    served = daemon.dir / "tpm0" / "binary_bios_measurements"
+    served = daemon.mountpoint / "tpm0" / "binary_bios_measurements"
     assert served.read_bytes() == log.read_bytes()
     assert (served.stat().st_mode & 0o777, served.stat().st_size) == (0o440, 0)
     with served.open("rb", buffering=0) as reader, pytest.raises(OSError, match="Invalid argument"):
         reader.seek(0, os.SEEK_END)
-    assert (daemon.dir / "tpm0").stat().st_mode & 0o777 == 0o755
+    assert (daemon.mountpoint / "tpm0").stat().st_mode & 0o777 == 0o755
     true = start("--layout", "securityfs", "--bios-log", log, "--st-size", "actual")
-    assert (true.dir / "tpm0" / "binary_bios_measurements").stat().st_size == 25600
+    assert (true.mountpoint / "tpm0" / "binary_bios_measurements").stat().st_size == 25600
 
 
 def test_a_boot_log_needs_securityfs(start: Starter, tmp_path: Path) -> None:
@@ -99,14 +101,14 @@ def test_a_boot_log_needs_securityfs(start: Starter, tmp_path: Path) -> None:
 def test_a_hanging_tpm_fails_the_read(start: Starter) -> None:
     """EIO within seconds, by each reader; the lists go on, and so does the file later."""
     daemon = start("--layout", "securityfs")
-    file = daemon.dir / CLASS / "tpm0/pcr-sha256/10"
+    file = daemon.mountpoint / CLASS / "tpm0/pcr-sha256/10"
     before = file.read_text()
     os.kill(daemon.swtpm(), signal.SIGSTOP)
     descriptor = os.open(file, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             os.read(descriptor, 100)
-        assert (daemon.dir / "ima" / "runtime_measurements_count").read_text() == "1\n"
+        assert (daemon.mountpoint / "ima" / "runtime_measurements_count").read_text() == "1\n"
         os.kill(daemon.swtpm(), signal.SIGCONT)
         assert os.pread(descriptor, 100, 0).decode() == before
     finally:
@@ -117,7 +119,7 @@ def test_splice_of_a_pcr_is_refused(start: Starter) -> None:
     """Not its page with NULs to the end, nor the value of an hour ago (both were seen)."""
     daemon = start("--layout", "securityfs")
     out, into = os.pipe()
-    with (daemon.dir / CLASS / "tpm0/pcr-sha256/10").open("rb", buffering=0) as reader:
+    with (daemon.mountpoint / CLASS / "tpm0/pcr-sha256/10").open("rb", buffering=0) as reader:
         with pytest.raises(OSError, match=r"Invalid argument|Input/output error"):
             os.splice(reader.fileno(), into, 1 << 16, offset_src=0)
         assert len(reader.read(4096)) == 65

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from imafs.testing.mounted import Home
 from tests.mount.callers import (
     CHILD_PIDS,
     NO_SYS_ADMIN,
@@ -18,7 +19,7 @@ from tests.mount.callers import (
     USER_NAMESPACE,
     tries,
 )
-from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon, Place
+from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon
 from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
 
@@ -67,7 +68,7 @@ def test_a_child_pid_namespace_is_visible(daemon: Daemon) -> None:
 
 
 @pytest.fixture
-def shared(start: Starter) -> Place:
+def shared(start: Starter) -> Home:
     """A place whose mounts are seen in the mount namespaces that are made from ours."""
     place = start.place()
     run(["mount", "--bind", str(place.base), str(place.base)])
@@ -75,7 +76,7 @@ def shared(start: Starter) -> Place:
     return place
 
 
-def test_a_caller_outside_the_pid_namespace(start: Starter, shared: Place) -> None:
+def test_a_caller_outside_the_pid_namespace(start: Starter, shared: Home) -> None:
     """pid 0 in the request: reads, EPERM for writing, one clear log line."""
     prefix = ("unshare", "--fork", "--pid", "--mount-proc", "--propagation", "unchanged")
     daemon = start(place=shared, prefix=prefix)
@@ -88,14 +89,14 @@ def test_a_caller_outside_the_pid_namespace(start: Starter, shared: Place) -> No
     assert holders == []
 
 
-def test_a_reader_outside_shows_as_pid_0(start: Starter, shared: Place) -> None:
+def test_a_reader_outside_shows_as_pid_0(start: Starter, shared: Home) -> None:
     prefix = ("unshare", "--fork", "--pid", "--mount-proc", "--propagation", "unchanged")
     daemon = start(place=shared, prefix=prefix)
     with daemon.path(BINARY).open("rb"):
         assert daemon.call("status")["readers"] == [{"pid": 0, "name": None}]
 
 
-def test_a_daemon_whose_proc_is_of_another_pid_namespace(start: Starter, shared: Place) -> None:
+def test_a_daemon_whose_proc_is_of_another_pid_namespace(start: Starter, shared: Home) -> None:
     """Its /proc shows other numbers than its own: whoever has the number there is not the caller.
 
     A kernel asks the caller's own credentials: a root without CAP_SYS_ADMIN is EPERM.

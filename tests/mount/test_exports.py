@@ -271,5 +271,5 @@ def test_without_a_tpm_there_is_no_such_file(start: Starter) -> None:
 @pytest.mark.swtpm
 def test_configfs_is_beside_the_securityfs_layout(start: Starter) -> None:
     daemon = start("--profile", "pcrs-2025", "--layout", "securityfs")
-    assert sorted(os.listdir(daemon.dir)) == ["config", "ima", "integrity"]
-    assert sorted(os.listdir(daemon.dir / "config" / "ima")) == ["pcrs", "pcrs_ascii"]
+    assert sorted(os.listdir(daemon.mountpoint)) == ["config", "ima", "integrity"]
+    assert sorted(os.listdir(daemon.mountpoint / "config" / "ima")) == ["pcrs", "pcrs_ascii"]

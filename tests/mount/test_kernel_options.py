@@ -63,23 +63,25 @@ def test_layout_ima_is_the_default(daemon: Daemon) -> None:
 
 def test_layout_securityfs(start: Starter) -> None:
     daemon = start("--layout", "securityfs")
-    assert os.listdir(daemon.dir) == ["ima", "integrity"]
-    assert os.readlink(daemon.dir / "ima") == "integrity/ima"
-    assert stat.S_IMODE(os.lstat(daemon.dir / "ima").st_mode) == 0o444
-    assert os.listdir(daemon.dir / "integrity") == ["ima"]
+    assert os.listdir(daemon.mountpoint) == ["ima", "integrity"]
+    assert os.readlink(daemon.mountpoint / "ima") == "integrity/ima"
+    assert stat.S_IMODE(os.lstat(daemon.mountpoint / "ima").st_mode) == 0o444
+    assert os.listdir(daemon.mountpoint / "integrity") == ["ima"]
     for directory, links in (("", 3), ("integrity", 3), ("integrity/ima", 2)):
-        info = (daemon.dir / directory).stat()
+        info = (daemon.mountpoint / directory).stat()
         assert (stat.S_IMODE(info.st_mode), info.st_nlink) == (0o755, links)
-    mount = mounts.top(str(daemon.dir))
+    mount = mounts.top(str(daemon.mountpoint))
     assert mount is not None
     assert mount.source == "securityfs"
-    line = next(x for x in Path("/proc/mounts").read_text().splitlines() if str(daemon.dir) in x)
-    assert line.startswith(f"securityfs {daemon.dir} fuse.imafs rw,nosuid,nodev")
-    through_link = (daemon.dir / "ima" / ASCII).read_bytes()
-    assert through_link == (daemon.dir / "integrity/ima" / ASCII).read_bytes() != b""
-    assert write(daemon.dir / "ima" / f"{ASCII}_staged", b"A\n") == "ok"
+    line = next(
+        x for x in Path("/proc/mounts").read_text().splitlines() if str(daemon.mountpoint) in x
+    )
+    assert line.startswith(f"securityfs {daemon.mountpoint} fuse.imafs rw,nosuid,nodev")
+    through_link = (daemon.mountpoint / "ima" / ASCII).read_bytes()
+    assert through_link == (daemon.mountpoint / "integrity/ima" / ASCII).read_bytes() != b""
+    assert write(daemon.mountpoint / "ima" / f"{ASCII}_staged", b"A\n") == "ok"
     # ".." of the IMA directory is integrity, by whichever way.
-    assert os.path.samefile(daemon.dir / "ima" / "..", daemon.dir / "integrity")
+    assert os.path.samefile(daemon.mountpoint / "ima" / "..", daemon.mountpoint / "integrity")
 
 
 @pytest.mark.parametrize("profile", ["legacy", "7.1"])

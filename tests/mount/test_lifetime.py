@@ -70,7 +70,7 @@ def test_signals_unmount_and_exit_0(daemon: Daemon, number: signal.Signals) -> N
     swtpm = daemon.swtpm()
     assert daemon.stop(number) == 0
     assert layers(daemon.dir) == 0
-    assert not daemon.control.exists()
+    assert not Path(daemon.control).exists()
     wait_for(lambda: not alive(swtpm), 60, "swtpm is gone")
 
 
@@ -157,7 +157,7 @@ def test_ctl_stop_and_umount_end_the_daemon(start: Starter) -> None:
 def test_an_external_unmount_ends_the_daemon(daemon: Daemon, command: list[str]) -> None:
     run([*command, str(daemon.dir)])
     assert daemon.wait() == 0
-    assert not daemon.control.exists()
+    assert not Path(daemon.control).exists()
 
 
 def test_an_external_unmount_is_refused_while_files_are_open(daemon: Daemon) -> None:

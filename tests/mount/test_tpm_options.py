@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import ASCII, BINARY, Daemon, Place, imafs, layers, replay
+from imafs.testing.mounted import Home
+from tests.mount.daemon import ASCII, BINARY, Daemon, imafs, layers, replay
 from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
 
@@ -42,7 +43,7 @@ def foreign(start: Starter) -> Iterator[str]:
         yield _swtpm(place, stack)
 
 
-def _swtpm(place: Place, stack: ExitStack) -> str:
+def _swtpm(place: Home, stack: ExitStack) -> str:
     state = place.base / "state"
     state.mkdir()
     socket = place.base / "s"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import ALONE, ALONE_BUT, BINARY, Place, alive, imafs, layers
+from imafs.testing.mounted import Home
+from tests.mount.daemon import ALONE, ALONE_BUT, BINARY, alive, imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import ROOT, run, wait_for
 
@@ -62,10 +63,10 @@ def test_umount_of_a_dead_mount_takes_socket_and_state_along(start: Starter) -> 
     swtpm = daemon.swtpm()
     daemon.kill()
     wait_for(lambda: not alive(swtpm), 60, "its swtpm has ended")
-    assert daemon.control.exists()
+    assert Path(daemon.control).exists()
     assert len(states() - before) == 1
     imafs("umount", daemon.dir, "--control", daemon.control)
-    assert not daemon.control.exists()
+    assert not Path(daemon.control).exists()
     assert states() == before
     assert layers(daemon.dir) == 0
 
@@ -126,7 +127,7 @@ def test_a_background_mount_that_is_refused_leaves_no_log(start: Starter, how: s
     assert not os.path.lexists(log)
 
 
-def _log_of(place: Place) -> str:
+def _log_of(place: Home) -> str:
     name = str(place.dir)[1:].replace("-", "%2d").replace("/", "-")
     return f"/run/imafs/{name}.log"
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import alive, children
+from imafs.testing.mounted import children
+from tests.mount.daemon import alive
 from tests.support import ROOT, DeadlineError, require, run, wait_for
 
 SECURITY = "/sys/kernel/security"

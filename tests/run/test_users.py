@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import Place
+from imafs.testing.mounted import Home
 from tests.mount.fixtures import Starter
 from tests.run.runs import AS_USER, imafs_for
 from tests.support import ROOT, require, run
@@ -30,14 +30,14 @@ done
 
 
 @pytest.fixture
-def place(start: Starter) -> Place:
+def place(start: Starter) -> Home:
     place = start.place()
     place.base.chmod(0o1777)
     place.dir.chmod(0o777)
     return place
 
 
-def test_root_of_a_user_namespace(place: Place) -> None:
+def test_root_of_a_user_namespace(place: Home) -> None:
     """Uid 0, but /run/imafs is not its own: neither used nor in the way."""
     require("unshare")
     Path("/run/imafs").mkdir(mode=0o700, exist_ok=True)
@@ -66,7 +66,7 @@ def test_root_of_a_user_namespace(place: Place) -> None:
     assert done.stdout.count("status 6") == 1, done.stdout
 
 
-def test_watching_is_refused_before_anything_is_mounted(place: Place) -> None:
+def test_watching_is_refused_before_anything_is_mounted(place: Home) -> None:
     """In one line: nothing is logged of a mount that will not be."""
     before = (*AS_USER, "unshare", "--user", "--map-root-user", "--mount")
     words, environment = imafs_for(before)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.emulator import emulators as emulators
+from tests.mount.fixtures import start as start
 from tests.watch.disk import Disk
 
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.emulator import Emulator
+from tests.mount.daemon import Daemon
 from tests.watch.disk import Disk
 
 
-def status(emulator: Emulator) -> dict[str, Any]:
+def status(emulator: Daemon) -> dict[str, Any]:
     """That part of its status."""
-    part: dict[str, Any] = emulator.call("status")["watch"]
-    return part
+    return emulator.group("watch")
 
 
-def names(emulator: Emulator) -> list[str]:
+def names(emulator: Daemon) -> list[str]:
     """Names in the list."""
     text = emulator.read("ascii_runtime_measurements_sha256").decode()
     return [line.split(" ", 4)[4] for line in text.splitlines()]
 
 
-def measures(emulator: Emulator, disk: Disk, name: str) -> None:
+def measures(emulator: Daemon, disk: Disk, name: str) -> None:
     """A new file is measured before it is read."""
     path = disk.file(name, name.encode())
     assert path.read_bytes()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.conformance.playing import compare
 from tests.conformance.test_recorded_scripts import AGAIN, SEVEN, hexdump, recorded_state, state
-from tests.emulator import Emulator
+from tests.mount.daemon import Daemon
 from tests.support import ROOT, run
 from tests.watch.disk import Disk
 from tests.watch.looking import status
@@ -35,9 +35,9 @@ def enter_root(root: Path) -> None:
     os.chdir(here)
 
 
-def play(emulator: Emulator, script: str) -> str:
+def play(emulator: Daemon, script: str) -> str:
     """On the files themselves: nothing is asked through the control socket."""
-    command = [sys.executable, "-P", "-m", "tests.conformance.probe", str(emulator.ima)]
+    command = [sys.executable, "-P", "-m", "tests.conformance.probe", str(emulator.dir)]
     return run(command, stdin=script, cwd=ROOT).stdout
 
 
@@ -46,7 +46,7 @@ def violations(disk: Disk) -> None:
     known = AGAIN.below("viol")
     start = disk.base / "start"
     start.write_bytes(known["start.binary.sha1"])
-    with Emulator("--load", str(start), "--watch", "/tmpm") as emulator:
+    with Daemon("--load", str(start), "--watch", "/tmpm") as emulator:
         answers = play(emulator, SEVEN.text("viol.script"))
         lines = SEVEN.text("viol.out").splitlines()
         first = next(i for i, line in enumerate(lines) if line.startswith("00000000  "))

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from imafs.sources.watch.child.hashing import THREADS
-from tests.emulator import Emulator, StartEmulator
+from tests.mount.daemon import Daemon
+from tests.mount.fixtures import Starter
 from tests.support import run
 from tests.watch.disk import Disk
 from tests.watch.looking import names, status
@@ -103,17 +104,17 @@ def heard(process: subprocess.Popen[bytes], times: int = 1) -> None:
 
 
 @pytest.fixture
-def emulator(emulators: StartEmulator, disk: Disk) -> Emulator:
+def emulator(start: Starter, disk: Disk) -> Daemon:
     """One that watches ``in`` alone, on a disk where somebody else may write as well."""
     rules = disk.base / "policy"
     rules.write_text("measure func=FILE_CHECK mask=MAY_READ\n")
     for name in ("in", "in/his", "out"):
         (disk.root / name).mkdir()
         (disk.root / name).chmod(0o1777)
-    return emulators("--watch", str(disk.root / "in"), "--policy", str(rules))
+    return start("--watch", str(disk.root / "in"), "--policy", str(rules))
 
 
-def test_a_link_in_place_of_a_directory(emulator: Emulator, disk: Disk) -> None:
+def test_a_link_in_place_of_a_directory(emulator: Daemon, disk: Disk) -> None:
     """The directory of an unwatched file is left out, never what its name leads to by now."""
     victim = disk.file("in/victim/file", b"first")
     with playing(_REPLACE, disk.root / "out", victim.parent) as process:
@@ -125,7 +126,7 @@ def test_a_link_in_place_of_a_directory(emulator: Emulator, disk: Disk) -> None:
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY], ids=["reading", "writing"])
 @pytest.mark.parametrize("close", [False, True], ids=["held", "closed"])
 def test_processes_with_many_descriptors(
-    emulator: Emulator, disk: Disk, flags: int, close: bool
+    emulator: Daemon, disk: Disk, flags: int, close: bool
 ) -> None:
     """Looking through them takes its time once, and not everybody's."""
     path = disk.file("in/his/file", b"his")
@@ -143,14 +144,14 @@ def test_processes_with_many_descriptors(
     assert (part["restarts"], part["unmeasured"], part["late"]) == (0, 0, 0)
 
 
-def busy(emulator: Emulator) -> float:
+def busy(emulator: Daemon) -> float:
     """Seconds that the listener has spent on a processor."""
     listener = status(emulator)["listener"]
     words = Path(f"/proc/{listener}/stat").read_text().rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def threads(emulator: Emulator) -> int:
+def threads(emulator: Daemon) -> int:
     """How many the listener has."""
     return len(list(Path(f"/proc/{status(emulator)['listener']}/task").iterdir()))
 
@@ -176,7 +177,7 @@ def served(point: Path, what: str) -> Iterator[None]:
             server.kill()
 
 
-def test_a_file_system_of_his_own_that_hangs(emulator: Emulator, disk: Disk) -> None:
+def test_a_file_system_of_his_own_that_hangs(emulator: Daemon, disk: Disk) -> None:
     """Nothing is asked of it, and the log says whose it is."""
     point = disk.root / "in/his/point"
     with served(point, "open"):
@@ -194,7 +195,7 @@ def test_a_file_system_of_his_own_that_hangs(emulator: Emulator, disk: Disk) -> 
     assert f"not watched: {point} is on a file system of uid {USER}" in emulator.log()
 
 
-def test_many_file_systems_that_do_not_answer(emulator: Emulator, disk: Disk) -> None:
+def test_many_file_systems_that_do_not_answer(emulator: Daemon, disk: Disk) -> None:
     """So many that nobody would look at others' any more."""
     with ExitStack() as stack:
         for i in range(9):
@@ -206,7 +207,7 @@ def test_many_file_systems_that_do_not_answer(emulator: Emulator, disk: Disk) ->
         assert names(emulator)[-1] == str(path)
 
 
-def test_many_opens_of_a_leased_file(emulator: Emulator, disk: Disk) -> None:
+def test_many_opens_of_a_leased_file(emulator: Daemon, disk: Disk) -> None:
     """Each of them has a thread of the listener wait; the next one is there soon."""
     path = disk.file("in/his/leased", b"his")
     os.chown(path, USER, USER)

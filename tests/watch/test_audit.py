@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imafs.sources.watch.daemon.filesystems import super_block
-from tests.emulator import StartEmulator
+from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
 from tests.watch.disk import Disk
 
@@ -27,9 +27,9 @@ def records(log: Path, number: int) -> list[str]:
     return found()
 
 
-def test_who_and_which(emulators: StartEmulator, disk: Disk, tmp_path: Path) -> None:
+def test_who_and_which(start: Starter, disk: Disk, tmp_path: Path) -> None:
     log = tmp_path / "audit.log"
-    emulators("--watch", str(disk.root), "--audit-log", str(log))
+    start("--watch", str(disk.root), "--audit-log", str(log))
     file, spaced = disk.file("file"), disk.file("with space")
     device = super_block(file.stat().st_dev, "ext4").decode()
     assert re.fullmatch(r"loop\d+", device)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulator import StartEmulator
+from tests.mount.fixtures import Starter
 from tests.support import require, run
 from tests.watch import changes
 from tests.watch.disk import Disk
@@ -41,14 +41,12 @@ def place(disk: Disk, request: pytest.FixtureRequest) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("place", "system"), [(name, name) for name in changes.SYSTEMS], indirect=["place"]
 )
-def test_changes(
-    place: Path, system: str, disk: Disk, emulators: StartEmulator, tmp_path: Path
-) -> None:
+def test_changes(place: Path, system: str, disk: Disk, start: Starter, tmp_path: Path) -> None:
     require("gcc")
     program = changes.build(tmp_path)
     rules = disk.base / "policy"
     rules.write_text(f"{changes.RULE}\n")
-    emulator = emulators("--watch", str(place), "--policy", str(rules))
+    emulator = start("--watch", str(place), "--policy", str(rules))
     with changes.SCRIPT.open("rb") as script:
         done = subprocess.run([program], stdin=script, cwd=place, capture_output=True, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulator import Emulator, StartEmulator
+from tests.mount.daemon import Daemon
+from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
 from tests.watch.disk import Disk
 from tests.watch.looking import names, status
@@ -40,13 +41,13 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def emulator(emulators: StartEmulator, disk: Disk) -> Emulator:
+def emulator(start: Starter, disk: Disk) -> Daemon:
     """One that measures what anybody reads."""
     rules = disk.base / "policy"
     rules.write_text("measure func=FILE_CHECK mask=MAY_READ\n")
     options = ("--watch", str(disk.root), "--watch-deadline", str(DEADLINE))
-    made = emulators(*options, "--policy", str(rules))
-    made.allow("not measured: ")
+    made = start(*options, "--policy", str(rules))
+    made.logs.allow("not measured: ")
     return made
 
 
@@ -67,7 +68,7 @@ def heard(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout.readline() == b"\n"
 
 
-def test_sparse_files_of_terabytes(emulator: Emulator, disk: Disk) -> None:
+def test_sparse_files_of_terabytes(emulator: Daemon, disk: Disk) -> None:
     """Nobody else waits for their hashing, and what is not measured is said and counted."""
     sparse = [disk.file(f"sparse{number}", b"%d" % number) for number in range(8)]
     for path in sparse:
@@ -97,7 +98,7 @@ def links(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_symlink()]
 
 
-def test_an_opener_that_is_killed(emulator: Emulator, disk: Disk) -> None:
+def test_an_opener_that_is_killed(emulator: Daemon, disk: Disk) -> None:
     """Nobody hashes for him any more, and nobody has used the file."""
     sparse = disk.file("sparse")
     os.truncate(sparse, 1 << 41)
@@ -114,7 +115,7 @@ def test_an_opener_that_is_killed(emulator: Emulator, disk: Disk) -> None:
     assert (part["late"], part["unmeasured"]) == (0, 0)
 
 
-def test_a_file_that_grows_while_it_is_hashed(emulator: Emulator, disk: Disk) -> None:
+def test_a_file_that_grows_while_it_is_hashed(emulator: Daemon, disk: Disk) -> None:
     log = disk.file("log", b"line\n" * 100_000)
     code = (
         "import sys; file = open(sys.argv[1], 'ab', 0); print(flush=True)\n"
@@ -127,7 +128,7 @@ def test_a_file_that_grows_while_it_is_hashed(emulator: Emulator, disk: Disk) ->
         assert names(emulator)[-1] == str(disk.root / "other")
 
 
-def test_a_lease_that_is_not_given_back(emulator: Emulator, disk: Disk) -> None:
+def test_a_lease_that_is_not_given_back(emulator: Daemon, disk: Disk) -> None:
     """The kernel opens a file for the listener too: that waits for the lease, 45 seconds."""
     leased, other = disk.file("leased"), disk.file("other", b"other")
     os.chown(leased, 1000, 1000)
@@ -147,7 +148,7 @@ def test_a_lease_that_is_not_given_back(emulator: Emulator, disk: Disk) -> None:
     assert (part["restarts"], part["unmeasured"]) == (0, 0)
 
 
-def write_policy(emulator: Emulator, text: str) -> None:
+def write_policy(emulator: Daemon, text: str) -> None:
     """Active when this returns: FUSE releases a file after close() has returned."""
     before = emulator.read("policy")
     (emulator.dir / "policy").write_text(text)
@@ -155,9 +156,9 @@ def write_policy(emulator: Emulator, text: str) -> None:
 
 
 @pytest.mark.parametrize("kib", [200, 300, 600, 1536])
-def test_a_long_policy(emulators: StartEmulator, disk: Disk, kib: int) -> None:
+def test_a_long_policy(start: Starter, disk: Disk, kib: int) -> None:
     """It holds for the very next open after it was written, however long it is."""
-    emulator = emulators("--watch", str(disk.root))
+    emulator = start("--watch", str(disk.root))
     line = "dont_measure func=FILE_CHECK fowner=%d fsuuid=11111111-1111-1111-1111-%012d\n"
     text, number = "", 0
     while len(text) < kib << 10:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulator import Emulator, Refused, StartEmulator
-from tests.mount.daemon import imafs
+from imafs.errors import Refused
+from tests.mount.daemon import Daemon, imafs
+from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
 from tests.watch.disk import Disk, unmount
 from tests.watch.looking import measures, names, status
@@ -21,11 +22,11 @@ pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 
 
 @pytest.fixture
-def emulator(emulators: StartEmulator, disk: Disk) -> Emulator:
+def emulator(start: Starter, disk: Disk) -> Daemon:
     """One that watches ``a`` and ``b`` of the disk."""
     for name in ("a", "b", "c"):
         (disk.root / name).mkdir()
-    return emulators("--watch", str(disk.root / "a"), str(disk.root / "b"))
+    return start("--watch", str(disk.root / "a"), str(disk.root / "b"))
 
 
 @contextmanager
@@ -38,20 +39,20 @@ def covered(point: Path) -> Iterator[None]:
         unmount(point)
 
 
-def left_out(emulator: Emulator) -> list[str]:
+def left_out(emulator: Daemon) -> list[str]:
     """What the status says of it."""
     found: list[str] = status(emulator)["left_out"]
     return found
 
 
-def is_watched_again(emulator: Emulator, disk: Disk) -> None:
+def is_watched_again(emulator: Daemon, disk: Disk) -> None:
     """``a`` is, and the listener has never ended by itself."""
     wait_for(lambda: not left_out(emulator), 60, "nothing is left out")
     measures(emulator, disk, "a/after")
 
 
-def test_covered_while_watched(emulator: Emulator, disk: Disk) -> None:
-    emulator.allow(r"not watched: .*/a is on proc")
+def test_covered_while_watched(emulator: Daemon, disk: Disk) -> None:
+    emulator.logs.allow(r"not watched: .*/a is on proc")
     with covered(disk.root / "a"):
         why = f"{disk.root}/a is on proc, which cannot be watched"
         wait_for(lambda: left_out(emulator) == [why], 60, "it is left out")
@@ -67,13 +68,13 @@ def test_covered_while_watched(emulator: Emulator, disk: Disk) -> None:
     assert emulator.log().count("not watched: ") == 1
 
 
-def test_refused_by_the_kernel(disk: Disk, emulators: StartEmulator) -> None:
+def test_refused_by_the_kernel(disk: Disk, start: Starter) -> None:
     """Another emulator's mount: there it is fanotify that refuses."""
-    other = emulators("--tpm", "none")
+    other = start("--tpm", "none")
     for name in ("a", "b"):
         (disk.root / name).mkdir()
-    emulator = emulators("--watch", str(disk.root / "a"), str(disk.root / "b"))
-    emulator.allow(r"not watched: .*/a: fanotify cannot watch there")
+    emulator = start("--watch", str(disk.root / "a"), str(disk.root / "b"))
+    emulator.logs.allow(r"not watched: .*/a: fanotify cannot watch there")
     run(["mount", "--bind", other.dir, disk.root / "a"])
     wait_for(lambda: left_out(emulator), 60, "it is left out")
     assert left_out(emulator)[0].startswith(f"{disk.root}/a: fanotify cannot watch there: ")
@@ -88,9 +89,9 @@ def test_refused_by_the_kernel(disk: Disk, emulators: StartEmulator) -> None:
     assert status(emulator)["restarts"] == 0
 
 
-def test_at_a_restart(emulator: Emulator, disk: Disk) -> None:
-    emulator.allow(r"not watched: .*/a is on proc")
-    emulator.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
+def test_at_a_restart(emulator: Daemon, disk: Disk) -> None:
+    emulator.logs.allow(r"not watched: .*/a is on proc")
+    emulator.logs.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
     with covered(disk.root / "a"):
         os.kill(status(emulator)["listener"], signal.SIGKILL)
 
@@ -105,9 +106,9 @@ def test_at_a_restart(emulator: Emulator, disk: Disk) -> None:
     assert status(emulator)["restarts"] == 1
 
 
-def test_taken_from_what_is_watched(emulator: Emulator, disk: Disk) -> None:
+def test_taken_from_what_is_watched(emulator: Daemon, disk: Disk) -> None:
     """And others may be added beside it."""
-    emulator.allow(r"not watched: .*/a is on proc")
+    emulator.logs.allow(r"not watched: .*/a is on proc")
     with covered(disk.root / "a"):
         emulator.call("watch", paths=[str(disk.root / "c")])
         measures(emulator, disk, "c/file")
@@ -120,7 +121,7 @@ def test_taken_from_what_is_watched(emulator: Emulator, disk: Disk) -> None:
 
 
 @contextmanager
-def stopped(emulator: Emulator) -> Iterator[None]:
+def stopped(emulator: Daemon) -> Iterator[None]:
     """Its file system does not answer."""
     os.kill(emulator.pid, signal.SIGSTOP)
     try:
@@ -129,12 +130,10 @@ def stopped(emulator: Emulator) -> Iterator[None]:
         os.kill(emulator.pid, signal.SIGCONT)
 
 
-def test_a_file_system_that_does_not_answer(
-    emulator: Emulator, emulators: StartEmulator, disk: Disk
-) -> None:
+def test_a_file_system_that_does_not_answer(emulator: Daemon, start: Starter, disk: Disk) -> None:
     """Others are watched, and it is found when it answers again, without any mount."""
-    emulator.allow(r"not watched: .*/a: (fanotify cannot watch|its file system does not answer)")
-    other = emulators("--tpm", "none")
+    emulator.logs.allow(r"not watched: .*/a: (fanotify cannot watch|its file system does not)")
+    other = start("--tpm", "none")
     (disk.root / "d").mkdir()
     run(["mount", "--bind", other.dir, disk.root / "a"])
     with stopped(other):

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.emulator import Emulator, StartEmulator
-from tests.mount.daemon import imafs
+from tests.mount.daemon import Daemon, imafs
+from tests.mount.fixtures import Starter
 from tests.support import ROOT
 from tests.watch.disk import Disk
 from tests.watch.looking import names, status
@@ -59,21 +59,18 @@ def percentiles(took: Sequence[int]) -> str:
     return f"median {took[len(took) // 2]} us, 99 % within {took[len(took) * 99 // 100]} us"
 
 
-def check_pcrs(emulator: Emulator) -> None:
+def check_pcrs(emulator: Daemon) -> None:
     """The list in its order leads to the PCRs of every bank."""
-    emulator.call("wait", extended=True)
-    pcrs = emulator.call("status")["pcrs"]
-    assert len(pcrs) == 4
-    assert all(pcr["equal"] for pcr in pcrs)
+    assert len(emulator.assert_replays()) == 4
     imafs("verify", emulator.dir / "binary_runtime_measurements", "--tcti", emulator.tcti)
 
 
 @Sizes
 def test_four_processes(
-    disk: Disk, emulators: StartEmulator, number: int, capsys: pytest.CaptureFixture[str]
+    disk: Disk, start: Starter, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(disk, number)
-    emulator = emulators("--watch", str(disk.root / "in"))
+    emulator = start("--watch", str(disk.root / "in"))
     with openers(disk) as running:
         rounds = [json.loads(process.communicate(timeout=240)[0]) for process in running]
     assert [process.returncode for process in running] == [0] * PROCESSES
@@ -90,12 +87,10 @@ def test_four_processes(
         print(f"{percentiles(first)}; in the second {percentiles(cached)}")
 
 
-def test_one_process(
-    disk: Disk, emulators: StartEmulator, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_process(disk: Disk, start: Starter, capsys: pytest.CaptureFixture[str]) -> None:
     """What an open takes when nobody else opens anything."""
     fill(disk, 500)
-    emulator = emulators("--watch", str(disk.root / "in"))
+    emulator = start("--watch", str(disk.root / "in"))
     out = subprocess.run(
         opening(disk, 0), cwd=ROOT, capture_output=True, timeout=60, check=True
     ).stdout
@@ -106,10 +101,10 @@ def test_one_process(
 
 
 @Sizes
-def test_killed_in_the_middle(disk: Disk, emulators: StartEmulator, number: int) -> None:
+def test_killed_in_the_middle(disk: Disk, start: Starter, number: int) -> None:
     """Daemon and listener at once, by SIGKILL: every process goes on to its end."""
     fill(disk, number)
-    emulator = emulators("--watch", str(disk.root / "in"))
+    emulator = start("--watch", str(disk.root / "in"))
     listener = status(emulator)["listener"]
     with openers(disk) as running:
         emulator.call("wait", records=number // 10, timeout=60)
@@ -121,11 +116,11 @@ def test_killed_in_the_middle(disk: Disk, emulators: StartEmulator, number: int)
     assert [process.returncode for process in running] == [0] * PROCESSES
 
 
-def test_listener_killed_again_and_again(disk: Disk, emulators: StartEmulator) -> None:
+def test_listener_killed_again_and_again(disk: Disk, start: Starter) -> None:
     """Nobody hangs, nothing is in the list twice, and the PCRs are right."""
     fill(disk, 1000)
-    emulator = emulators("--watch", str(disk.root / "in"))
-    emulator.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
+    emulator = start("--watch", str(disk.root / "in"))
+    emulator.logs.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
     kills = 0
     with openers(disk) as running:
         while any(process.poll() is None for process in running) and kills < 5:
@@ -164,16 +159,14 @@ def violations(disk: Disk, number: int) -> None:
     ("load", "opens", "wanted"),
     [(4, 100, 10), pytest.param(8, 3000, 100, marks=pytest.mark.nightly)],
 )
-def test_a_busy_machine(
-    disk: Disk, emulators: StartEmulator, load: int, opens: int, wanted: int
-) -> None:
+def test_a_busy_machine(disk: Disk, start: Starter, load: int, opens: int, wanted: int) -> None:
     """How a file is opened is seen however long its opener has to wait for a processor: every
     violation is recorded, and what is only written is no use."""
     fill(disk, opens)
     rules = disk.base / "policy"
     rules.write_text("measure func=FILE_CHECK mask=MAY_READ uid=0\n")
     options = ("--watch", str(disk.root / "in"), "--watch-deadline", "60")
-    emulator = emulators(*options, "--policy", str(rules))
+    emulator = start(*options, "--policy", str(rules))
     with busy(load):
         for i in range(opens):
             (disk.root / f"in/{i:05}").open("ab").close()

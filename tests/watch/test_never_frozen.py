@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.emulator import Emulator, Refused, StartEmulator
-from tests.mount.daemon import children
+from imafs.errors import Refused
+from imafs.testing.mounted import children
+from tests.mount.daemon import Daemon
+from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
 from tests.watch.disk import Disk
 from tests.watch.looking import measures, names, status
@@ -30,17 +32,17 @@ SOON = 1.5
 #: What it may take at most when somebody does: deadline, watchdog, and a busy machine.
 AT_LAST = 20.0
 
-Start = Callable[..., Emulator]
+Start = Callable[..., Daemon]
 
 
 @pytest.fixture
-def start(emulators: StartEmulator, disk: Disk) -> Start:
+def watched(start: Starter, disk: Disk) -> Start:
     """An emulator that watches ``disk``."""
 
-    def start(*options: str) -> Emulator:
-        return emulators("--watch", str(disk.root), "--watch-deadline", str(DEADLINE), *options)
+    def watched(*options: str) -> Daemon:
+        return start("--watch", str(disk.root), "--watch-deadline", str(DEADLINE), *options)
 
-    return start
+    return watched
 
 
 def read(path: Path, deadline: float = AT_LAST) -> float:
@@ -65,14 +67,14 @@ def stopped(*pids: int) -> Iterator[None]:
                 continue
 
 
-def processes(emulator: Emulator) -> tuple[int, int]:
+def processes(emulator: Daemon) -> tuple[int, int]:
     """The listener and its watchdog."""
     listener = status(emulator)["listener"]
     parent = Path(f"/proc/{listener}/stat").read_text().rsplit(")", 1)[1].split()[1]
     return listener, int(parent)
 
 
-def restarted(emulator: Emulator) -> dict[str, Any]:
+def restarted(emulator: Daemon) -> dict[str, Any]:
     """Waits until another listener answers."""
 
     def look() -> dict[str, Any] | None:
@@ -84,8 +86,8 @@ def restarted(emulator: Emulator) -> dict[str, Any]:
     return part
 
 
-def test_daemon_stopped(start: Start, disk: Disk) -> None:
-    emulator = start()
+def test_daemon_stopped(watched: Start, disk: Disk) -> None:
+    emulator = watched()
     files = [disk.file(f"f{i}", b"%d" % i) for i in range(4)]
     with stopped(emulator.pid):
         # The first one waits for the deadline, nobody after it.
@@ -99,8 +101,8 @@ def test_daemon_stopped(start: Start, disk: Disk) -> None:
     measures(emulator, disk, "after")
 
 
-def test_daemon_killed(start: Start, disk: Disk) -> None:
-    emulator = start()
+def test_daemon_killed(watched: Start, disk: Disk) -> None:
+    emulator = watched()
     listener, watchdog = processes(emulator)
     file = disk.file("file")
     with stopped(emulator.pid):
@@ -116,9 +118,9 @@ def _there(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("which", ["listener", "watchdog"])
-def test_listener_killed(start: Start, disk: Disk, which: str) -> None:
-    emulator = start()
-    emulator.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
+def test_listener_killed(watched: Start, disk: Disk, which: str) -> None:
+    emulator = watched()
+    emulator.logs.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
     pid = processes(emulator)[which == "watchdog"]
     os.kill(pid, signal.SIGKILL)
     assert read(disk.file("file")) < SOON
@@ -126,9 +128,9 @@ def test_listener_killed(start: Start, disk: Disk, which: str) -> None:
     measures(emulator, disk, "after")
 
 
-def test_listener_stopped(start: Start, disk: Disk) -> None:
-    emulator = start()
-    emulator.allow(r"the listener of watched files has ended \(it hung and was killed\)")
+def test_listener_stopped(watched: Start, disk: Disk) -> None:
+    emulator = watched()
+    emulator.logs.allow(r"the listener of watched files has ended \(it hung and was killed\)")
     file = disk.file("file")
     with stopped(processes(emulator)[0]):
         assert read(file) < AT_LAST
@@ -136,10 +138,10 @@ def test_listener_stopped(start: Start, disk: Disk) -> None:
     measures(emulator, disk, "after")
 
 
-def test_listener_and_watchdog_stopped(start: Start, disk: Disk) -> None:
+def test_listener_and_watchdog_stopped(watched: Start, disk: Disk) -> None:
     """Then it is the daemon that kills them."""
-    emulator = start()
-    emulator.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
+    emulator = watched()
+    emulator.logs.allow(r"the listener of watched files has ended \(killed by SIGKILL\)")
     file = disk.file("file")
     with stopped(*processes(emulator)):
         assert read(file) < AT_LAST
@@ -147,10 +149,10 @@ def test_listener_and_watchdog_stopped(start: Start, disk: Disk) -> None:
     measures(emulator, disk, "after")
 
 
-def test_tpm_stopped(start: Start, disk: Disk) -> None:
+def test_tpm_stopped(watched: Start, disk: Disk) -> None:
     """The list has the record at once; the opener waits for its extend a second at most."""
-    emulator = start()
-    emulator.allow("extending failed")
+    emulator = watched()
+    emulator.logs.allow("extending failed")
     swtpm = next(
         pid for pid in children(emulator.pid) if "swtpm" in Path(f"/proc/{pid}/comm").read_text()
     )
@@ -161,10 +163,10 @@ def test_tpm_stopped(start: Start, disk: Disk) -> None:
     emulator.call("wait", extended=True)
 
 
-def test_hashing_takes_long(emulators: StartEmulator, disk: Disk) -> None:
+def test_hashing_takes_long(start: Starter, disk: Disk) -> None:
     """Who opens goes on, nobody hashes any more, and it is said."""
-    emulator = emulators("--watch", str(disk.root), "--watch-deadline", "0.1")
-    emulator.allow("not measured: .*/large, used by uid 0: hashing it takes longer than 0.1 s")
+    emulator = start("--watch", str(disk.root), "--watch-deadline", "0.1")
+    emulator.logs.allow("not measured: .*/large, used by uid 0: hashing it takes longer than 0.1 s")
     large = disk.file("large")
     os.truncate(large, 1 << 33)
     small = disk.file("small", b"small")
@@ -183,7 +185,7 @@ def test_imafs_itself_below(disk: Disk) -> None:
     """Every module that the daemon or the listener could still import is below the path."""
     code = disk.root / "code"
     shutil.copytree(Path(__file__).parents[2] / "imafs", code / "imafs")
-    emulator = Emulator("--watch", str(disk.root), env={"PYTHONPATH": str(code)}, cwd=code)
+    emulator = Daemon("--watch", str(disk.root), env={"PYTHONPATH": str(code)}, cwd=code)
     with emulator:
         listener = processes(emulator)[0]
         assert str(code) in Path(f"/proc/{listener}/environ").read_text()
@@ -194,7 +196,7 @@ def test_imafs_itself_below(disk: Disk) -> None:
         assert status(emulator)["late"] == 0
 
 
-def test_swtpm_below(disk: Disk, emulators: StartEmulator) -> None:
+def test_swtpm_below(disk: Disk, start: Starter) -> None:
     real = shutil.which("swtpm")
     assert real is not None
     disk.file("bin/swtpm", Path(real).read_bytes(), 0o755)
@@ -202,7 +204,7 @@ def test_swtpm_below(disk: Disk, emulators: StartEmulator) -> None:
     state.mkdir()
     path = f"{disk.root}/bin:{os.environ['PATH']}"
     options = ("--watch", str(disk.root), "--tpm-state", str(state))
-    emulator = emulators(*options, env={"PATH": path})
+    emulator = start(*options, env={"PATH": path})
     swtpm = [Path(f"/proc/{pid}/exe").resolve() for pid in children(emulator.pid)]
     assert disk.root / "bin/swtpm" in swtpm
     measures(emulator, disk, "file")
@@ -213,12 +215,12 @@ def test_swtpm_below(disk: Disk, emulators: StartEmulator) -> None:
     assert not [name for name in names(emulator) if "state" in name]
 
 
-def test_mount_below(disk: Disk, emulators: StartEmulator) -> None:
+def test_mount_below(disk: Disk, start: Starter) -> None:
     """The emulator's own directory below a watched path: reading the list adds nothing."""
-    emulator = emulators()
+    emulator = start()
     place = disk.root / "mnt"
     place.mkdir()
-    run(["mount", "--rbind", emulator.home, place])
+    run(["mount", "--rbind", emulator.place.base, place])
     emulator.call("watch", paths=[str(disk.root)])
     measures(emulator, disk, "file")
     before = names(emulator)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulator import StartEmulator
+from tests.mount.fixtures import Starter
 from tests.support import ROOT, run
 from tests.watch.disk import Disk
 from tests.watch.looking import status
@@ -33,10 +33,10 @@ def place(disk: Disk, request: pytest.FixtureRequest) -> Iterator[Path]:
     run(["umount", "--lazy", point])
 
 
-def test_truncated(place: Path, disk: Disk, emulators: StartEmulator) -> None:
+def test_truncated(place: Path, disk: Disk, start: Starter) -> None:
     rules = disk.base / "policy"
     rules.write_text("measure func=FILE_CHECK mask=MAY_READ uid=0\n")
-    emulator = emulators("--watch", str(place), "--policy", str(rules))
+    emulator = start("--watch", str(place), "--policy", str(rules))
     listed = str(emulator.dir / "ascii_runtime_measurements")
     printed = run(["sh", SCRIPT], cwd=place, env={"L": listed}).stdout.splitlines()
     # One of them prints what it reads.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulator import StartEmulator
+from tests.mount.fixtures import Starter
 from tests.support import require, run
 from tests.watch import uses
 from tests.watch.disk import Disk
@@ -41,8 +41,8 @@ def used(built: Path) -> Iterator[Disk]:
     disk.close()
 
 
-def test_uses(used: Disk, built: Path, emulators: StartEmulator) -> None:
-    emulator = emulators("--watch", str(used.root))
+def test_uses(used: Disk, built: Path, start: Starter) -> None:
+    emulator = start("--watch", str(used.root))
     (used.base / "use").write_bytes((built / "use").read_bytes())
     (used.base / "use").chmod(0o755)
     result = run(
@@ -63,5 +63,5 @@ def test_uses(used: Disk, built: Path, emulators: StartEmulator) -> None:
     known = {line[2:] for line in DIFFERENCES}
     assert [r for r in records if r not in known] == [r for r in kernel if r not in known]
     assert emulator.read("violations") == b"2\n"
-    status = emulator.call("status")["watch"]
+    status = emulator.group("watch")
     assert (status["errors"], status["late"], status["lost"]) == (0, 0, 0), status

@@ -9,26 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulator import Emulator, StartEmulator
+from tests.mount.daemon import Daemon
+from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
 from tests.watch.disk import Disk, unmount
 from tests.watch.looking import names, status
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.swtpm]
 
-Start = Callable[..., Emulator]
+Start = Callable[..., Daemon]
 
 
 @pytest.fixture
-def start(emulators: StartEmulator, disk: Disk) -> Start:
+def started(start: Starter, disk: Disk) -> Start:
     """An emulator that watches ``disk``, with these rules."""
 
-    def start(*rules: str) -> Emulator:
+    def started(*rules: str) -> Daemon:
         file = disk.base / "policy"
         file.write_text("".join(f"{rule}\n" for rule in rules))
-        return emulators("--watch", str(disk.root), "--policy", str(file))
+        return start("--watch", str(disk.root), "--policy", str(file))
 
-    return start
+    return started
 
 
 def as_user(uid: int, *command: str | Path) -> None:
@@ -36,13 +37,13 @@ def as_user(uid: int, *command: str | Path) -> None:
     run(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *command])
 
 
-def records(emulator: Emulator) -> list[list[str]]:
+def records(emulator: Daemon) -> list[list[str]]:
     """The words of every record of the SHA-256 list, without boot_aggregate's."""
     text = emulator.read("ascii_runtime_measurements_sha256").decode()
     return [line.split(" ") for line in text.splitlines()][1:]
 
 
-def write_policy(emulator: Emulator, *rules: str) -> None:
+def write_policy(emulator: Daemon, *rules: str) -> None:
     """Load rules as a boot script does; they hold when this returns.
 
     FUSE releases a file after close() has returned; what ``policy`` shows holds.
@@ -54,8 +55,8 @@ def write_policy(emulator: Emulator, *rules: str) -> None:
     wait_for(lambda: emulator.read("policy") != before, 60, "the policy is active")
 
 
-def test_who_reads(start: Start, disk: Disk) -> None:
-    emulator = start("measure func=FILE_CHECK mask=MAY_READ uid=1000")
+def test_who_reads(started: Start, disk: Disk) -> None:
+    emulator = started("measure func=FILE_CHECK mask=MAY_READ uid=1000")
     file, other = disk.file("file", b"1"), disk.file("other", b"2")
     run(["cat", file, other])
     assert len(names(emulator)) == 1
@@ -64,8 +65,8 @@ def test_who_reads(start: Start, disk: Disk) -> None:
     assert names(emulator)[1:] == [str(file)]
 
 
-def test_whose_file(start: Start, disk: Disk) -> None:
-    emulator = start("measure func=FILE_CHECK mask=MAY_READ fowner=1234 fgroup>5")
+def test_whose_file(started: Start, disk: Disk) -> None:
+    emulator = started("measure func=FILE_CHECK mask=MAY_READ fowner=1234 fgroup>5")
     mine, his = disk.file("mine", b"1"), disk.file("his", b"2")
     os.chown(his, 1234, 6)
     run(["cat", mine, his])
@@ -73,7 +74,7 @@ def test_whose_file(start: Start, disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("condition", ["fsname=ext4", "fsmagic=0xef53", "fsuuid={}"])
-def test_which_file_system(start: Start, disk: Disk, condition: str) -> None:
+def test_which_file_system(started: Start, disk: Disk, condition: str) -> None:
     uuid = run(["findmnt", "--noheadings", "--output", "UUID", disk.root]).stdout.strip()
     if not uuid:  # without udev
         uuid = run(["dumpe2fs", "-h", disk.base / "image"]).stdout
@@ -81,15 +82,15 @@ def test_which_file_system(start: Start, disk: Disk, condition: str) -> None:
     place = disk.root / "mnt"
     place.mkdir()
     run(["mount", "-t", "tmpfs", "none", place])
-    emulator = start(f"measure func=FILE_CHECK mask=MAY_READ {condition.format(uuid)}")
+    emulator = started(f"measure func=FILE_CHECK mask=MAY_READ {condition.format(uuid)}")
     file = disk.file("file")
     run(["cat", disk.file("mnt/file"), file])
     assert names(emulator)[1:] == [str(file)]
     unmount(place)
 
 
-def test_pcr_and_template_of_a_rule(start: Start, disk: Disk) -> None:
-    emulator = start(
+def test_pcr_and_template_of_a_rule(started: Start, disk: Disk) -> None:
+    emulator = started(
         "measure func=BPRM_CHECK mask=MAY_EXEC template=ima-sigv2",
         "measure func=FILE_CHECK mask=MAY_READ pcr=11 template=ima-sig",
     )
@@ -100,31 +101,28 @@ def test_pcr_and_template_of_a_rule(start: Start, disk: Disk) -> None:
     run(["cat", program])
     found = [(words[0], words[2], words[4]) for words in records(emulator)]
     assert found == [("10", "ima-sigv2", str(program)), ("11", "ima-sig", str(program))]
-    emulator.call("wait", extended=True)
-    pcrs = emulator.call("status")["pcrs"]
-    assert {pcr["pcr"] for pcr in pcrs} == {10, 11}
-    assert all(pcr["equal"] for pcr in pcrs)
+    assert {row["pcr"] for row in emulator.assert_replays()} == {10, 11}
 
 
-def test_the_first_match_counts(start: Start, disk: Disk) -> None:
-    emulator = start("dont_measure euid=1000", "measure func=BPRM_CHECK")
+def test_the_first_match_counts(started: Start, disk: Disk) -> None:
+    emulator = started("dont_measure euid=1000", "measure func=BPRM_CHECK")
     one, two = disk.program("one"), disk.program("two")
     as_user(1000, one)
     run([two])
     assert names(emulator)[1:] == [str(two)]
 
 
-def test_no_rule_for_files(emulators: StartEmulator, disk: Disk) -> None:
+def test_no_rule_for_files(start: Starter, disk: Disk) -> None:
     """An active policy is the policy: no tcb beside it."""
-    emulator = emulators("--watch", str(disk.root), "--policy", "critical_data")
+    emulator = start("--watch", str(disk.root), "--policy", "critical_data")
     before = names(emulator)
     run([disk.program("program")])
     assert names(emulator) == before
     assert status(emulator)["policy"] == "active"
 
 
-def test_a_kernel_without_a_policy_measures_nothing(emulators: StartEmulator, disk: Disk) -> None:
-    emulator = emulators("--watch", str(disk.root), "--policy", "none")
+def test_a_kernel_without_a_policy_measures_nothing(start: Starter, disk: Disk) -> None:
+    emulator = start("--watch", str(disk.root), "--policy", "none")
     program = disk.program("program")
     run([program])
     emulator.call("measure", paths=[str(program)])
@@ -137,8 +135,8 @@ def test_a_kernel_without_a_policy_measures_nothing(emulators: StartEmulator, di
     assert names(emulator)[1:] == [str(program)]
 
 
-def test_written_policy_holds_when_it_is_shown(emulators: StartEmulator, disk: Disk) -> None:
-    emulator = emulators("--watch", str(disk.root), "--template", "ima")
+def test_written_policy_holds_when_it_is_shown(start: Starter, disk: Disk) -> None:
+    emulator = start("--watch", str(disk.root), "--template", "ima")
     file, data = disk.file("file", b"1"), disk.file("data", b"2")
     run(["cat", file])
     assert status(emulator)["policy"] == "tcb"
@@ -155,9 +153,7 @@ def test_written_policy_holds_when_it_is_shown(emulators: StartEmulator, disk: D
     assert not listed.endswith(f"{data}\n")
 
 
-def test_rules_that_are_not_shown_as_they_were_written(
-    emulators: StartEmulator, disk: Disk
-) -> None:
+def test_rules_that_are_not_shown_as_they_were_written(start: Starter, disk: Disk) -> None:
     """Large ids are shown negative, a template format without name: the listener knows better."""
     rules = disk.base / "policy"
     fmt = "d-ng|n-ng|iuid"
@@ -166,7 +162,7 @@ def test_rules_that_are_not_shown_as_they_were_written(
         b"dont_measure fsname=a\rb\n"
         b"measure func=FILE_CHECK mask=MAY_READ template=%b\n" % fmt.encode()
     )
-    emulator = emulators("--watch", str(disk.root), "--policy", str(rules), "--template-fmt", fmt)
+    emulator = start("--watch", str(disk.root), "--policy", str(rules), "--template-fmt", fmt)
     file = disk.file("file", b"1")
     run(["cat", file])
     assert names(emulator)[1:] == [f"{file} 0"]  # its iuid
