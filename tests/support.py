@@ -129,6 +129,7 @@ def run(
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run ``command`` to its end, text in and out, within ``deadline`` seconds.
 
@@ -146,6 +147,7 @@ def run(
         env=None if env is None else {**os.environ, **env},
         cwd=cwd,
         start_new_session=True,
+        pass_fds=pass_fds,
     )
     shown = " ".join(os.fspath(word) for word in command)
     try:

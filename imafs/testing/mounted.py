@@ -71,7 +71,8 @@ class Home:
         """Removes the directory; the places below on which something was mounted till then."""
         rows = mount_table.rows(Path("/proc/self/mountinfo").read_bytes())
         points = [os.fsdecode(row.point) for row in rows]
-        left = [point for point in reversed(points) if point.startswith(f"{self.base}/")]
+        # With a slash behind it, so that its neighbours are others and it is itself.
+        left = [p for p in reversed(points) if f"{p}/".startswith(f"{self.base}/")]
         umount = programs.find("umount") or "/bin/umount"
         for point in left:
             command = [umount, "--lazy", "--no-canonicalize", point]
@@ -114,22 +115,23 @@ class Mounted:
         self._prefixed = bool(prefix)
         self._awaited = False
         descriptor, name = tempfile.mkstemp(prefix="stderr-", dir=self.home.base)
+        os.close(descriptor)
         self._log = Path(name)
         ours = programs.environment() if command is None else dict(os.environ)
         words = [*(programs.python("imafs") if command is None else command), "mount"]
         words += [str(self.mountpoint), *(os.fspath(word) for word in options)]
         if control:
             words += ["--control", self.control]
-        self.process = subprocess.Popen(
-            [*_dying_with_us(), *prefix, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=descriptor,
-            env={**ours, **(env or {})},
-            cwd=cwd,
-            start_new_session=True,
-        )
-        os.close(descriptor)
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*_dying_with_us(), *prefix, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**ours, **(env or {})},
+                cwd=cwd,
+                start_new_session=True,
+            )
 
     def start(self, seconds: float = START) -> Self:
         """Waits for the line that says ready. Raises :class:`MountError` with what it said

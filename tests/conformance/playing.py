@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-import sys
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
+from tests.conformance.measurer import Measurer
+from tests.conformance.oracle import build_probe
 from tests.mount.daemon import Daemon
-from tests.support import ROOT, run
+from tests.support import require, run
 
 ARROW = " -> "
 NEVER = "(no line)"
@@ -40,19 +43,30 @@ class Difference:
         )
 
 
+@cache
+def prober() -> Path:
+    """probe.c, compiled once for this session."""
+    require("gcc")
+    program = Path(tempfile.mkdtemp(prefix="probe-")) / "probe"
+    program.parent.chmod(0o755)
+    build_probe(program)
+    return program
+
+
 def play(emulator: Daemon, script: str, *, deadline: float = 120, algorithm: str = "sha256") -> str:
     """Run a script against the emulator and return its answers.
 
-    Files of the script are made below the emulator's home, and measured under the
+    Files of the script are made below the emulator's place, and measured under the
     script's own names with the hash ``algorithm``.
     """
     files = emulator.place.base / "files"
     files.mkdir(exist_ok=True)
-    command = [sys.executable, "-P", "-m", "tests.conformance.probe", str(emulator.dir)]
-    command += ["--control", emulator.control, "--files", str(files)]
-    command += ["--hash", algorithm]
-    result = run(command, stdin=script, deadline=deadline, cwd=ROOT)
-    assert not result.stderr, f"probe wrote on stderr: {result.stderr}"
+    with Measurer(emulator.control, algorithm) as measurer:
+        command = [str(prober()), str(emulator.dir), str(files), str(measurer.fileno())]
+        fds = [measurer.fileno()]
+        result = run(command, stdin=script, deadline=deadline, pass_fds=fds, check=False)
+    said = f"{result.stderr}{measurer.wrong}"
+    assert (result.returncode, said) == (0, ""), said
     return result.stdout
 
 

@@ -2,11 +2,16 @@
 /*
  * probe.c - plays a script of system calls against an IMA directory, one answer line per call.
  *
- * The kernel's side of the conformance tests: it runs inside a real kernel (static, no libraries),
- * tests/conformance/probe.py runs the same scripts against the emulator's mount, and both print
- * the same lines. tests/conformance/LANGUAGE.md describes the verbs.
+ * It runs inside a real kernel (static, no libraries) and on a mount of the emulator, so that the
+ * same program made both answers. LANGUAGE.md describes the verbs.
  *
  *     gcc -O2 -static -pthread -o probe probe.c; ./probe DIR < script
+ *     ./probe DIR FILES SOCKET < script
+ *
+ * A kernel measures by its policy what the script does. An emulator must be told: absolute paths
+ * of the script are looked up below FILES, and what would be measured is written to SOCKET (a
+ * descriptor), a line each, "measure NAME HEX" or the rest of a line "#emulator: ..."; a byte
+ * comes back when it is done (playing.py).
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -55,6 +60,8 @@ struct call {
 };
 
 static const char *root;
+static const char *files = "";
+static int told = -1;
 static int fds[SLOTS];
 static unsigned char buffer[BUFFER + 1];
 
@@ -105,7 +112,7 @@ static unsigned fnv1a(const unsigned char *data, ssize_t size)
 static const char *locate(const char *file, char *out)
 {
 	if (file[0] == '/')
-		snprintf(out, LINE, "%s", file);
+		snprintf(out, LINE, "%s%s", files, file);
 	else
 		snprintf(out, LINE, "%s/%s", root, file);
 	return out;
@@ -826,11 +833,48 @@ static void do_show(struct call *c)
 	put("%s\n%s", name_of(error), (char *)buffer);
 }
 
-/* What a file of the tests' directory is: content, its owner for the policy rule, one read. */
-static int measure(const char *path, const char *content, size_t size)
+/* One line to who measures for us, and wait until it is done. */
+static void tell(const char *line, size_t size)
 {
 	char byte;
-	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+
+	if (write(told, line, size) != (ssize_t)size || read(told, &byte, 1) != 1) {
+		fprintf(stderr, "probe: not measured: %.200s", line);
+		exit(1);
+	}
+}
+
+static void tell_content(const char *name, const char *content, size_t size)
+{
+	static char line[4 * LINE];
+	size_t used = snprintf(line, sizeof(line), "measure %s ", name);
+
+	for (size_t i = 0; i < size; i++)
+		used += sprintf(line + used, "%02x", (unsigned char)content[i]);
+	line[used++] = '\n';
+	tell(line, used);
+}
+
+/* A file whose directories exist, and are made where the script's files are below FILES. */
+static const char *prepare(const char *name, char *path)
+{
+	locate(name, path);
+	for (char *slash = path + strlen(files); *files && (slash = strchr(slash + 1, '/'));) {
+		*slash = 0;
+		mkdir(path, 0755);
+		*slash = '/';
+	}
+	return path;
+}
+
+/*
+ * What a file of the tests' directory is: content, its owner for the policy rule, one read.
+ * "name" is what an emulator is told: a path of 4095 bytes has no room below FILES.
+ */
+static int measure_as(const char *name, const char *file, const char *content, size_t size)
+{
+	char byte, path[LINE];
+	int fd = open(prepare(file, path), O_WRONLY | O_CREAT | O_TRUNC, 0644);
 
 	if (fd >= 0) {
 		if (write(fd, content, size) < 0 || fchown(fd, OWNER, 0) < 0)
@@ -843,7 +887,14 @@ static int measure(const char *path, const char *content, size_t size)
 	if (read(fd, &byte, 1) < 0)
 		perror(path);
 	close(fd);
+	if (told >= 0)
+		tell_content(name, content, size);
 	return 0;
+}
+
+static int measure(const char *file, const char *content, size_t size)
+{
+	return measure_as(file, file, content, size);
 }
 
 static void do_measure(struct call *c)
@@ -870,10 +921,12 @@ static void do_measuren(struct call *c)
 /* measurelong BASE SIZE TEXT: a file whose absolute path has SIZE bytes, in directories below BASE */
 static void do_measurelong(struct call *c)
 {
-	static char path[LINE];
+	static char path[LINE], shorter[LINE];
 	size_t size = atol(c->word[2]), used = snprintf(path, sizeof(path), "%s", c->word[1]);
 
-	mkdir(path, 0755);
+	snprintf(shorter, sizeof(shorter), "%.200s/long-name", c->word[1]);
+	if (!*files)
+		mkdir(path, 0755);
 	while (used < size && size < LINE - 1) {
 		path[used++] = '/';
 		for (int i = 0; used < size && i < 200; i++)
@@ -881,10 +934,10 @@ static void do_measurelong(struct call *c)
 		if (size - used == 1) /* no path ends in a slash */
 			path[used++] = 'n';
 		path[used] = 0;
-		if (used < size)
+		if (used < size && !*files)
 			mkdir(path, 0755);
 	}
-	put_error(measure(path, c->word[3], strlen(c->word[3])));
+	put_error(measure_as(path, *files ? shorter : path, c->word[3], strlen(c->word[3])));
 }
 
 static int by_name(const void *a, const void *b)
@@ -1003,6 +1056,10 @@ static void play(struct script *script, int depth)
 
 		if (depth)
 			line += strspn(line, " ");
+		if (told >= 0 && !strncmp(line, "#emulator: ", 11)) {
+			snprintf(c.line, sizeof(c.line), "%s\n", line + 11);
+			tell(c.line, strlen(c.line));
+		}
 		if (!*line || *line == '#')
 			continue;
 		snprintf(c.line, sizeof(c.line), "%s", line);
@@ -1037,11 +1094,15 @@ int main(int argc, char **argv)
 	struct script script = {0};
 	char line[LINE];
 
-	if (argc != 2) {
-		fprintf(stderr, "usage: %s DIR < script\n", argv[0]);
+	if (argc != 2 && argc != 4) {
+		fprintf(stderr, "usage: %s DIR [FILES SOCKET] < script\n", argv[0]);
 		return 2;
 	}
 	root = argv[1];
+	if (argc == 4) {
+		files = argv[2];
+		told = atoi(argv[3]);
+	}
 	while (fgets(line, sizeof(line), stdin)) {
 		line[strcspn(line, "\n")] = 0;
 		script.line = realloc(script.line, (script.used + 1) * sizeof(char *));

@@ -33,7 +33,7 @@ VIOLATIONS = {
     13: "violation /tmpm/f",  # ToMToU: a writer comes while a reader is there
     32: "violation /tmpm/f",  # open_writers again, the list staged and deleted meanwhile
 }
-MEASURED = {32: "measure /tmpm/f zz\\n"}  # rewritten since "one" was measured
+MEASURED = {32: f"measure /tmpm/f {b'zz'.hex()}0a"}  # rewritten since "one" was measured
 
 StartAsRecorded = Callable[..., Daemon]
 

@@ -12,10 +12,10 @@ import os
 import sys
 from pathlib import Path
 
-from tests.conformance.playing import compare
+from tests.conformance.playing import compare, prober
 from tests.conformance.test_recorded_scripts import AGAIN, SEVEN, hexdump, recorded_state, state
 from tests.mount.daemon import Daemon
-from tests.support import ROOT, run
+from tests.support import run
 from tests.watch.disk import Disk
 from tests.watch.looking import status
 
@@ -37,8 +37,7 @@ def enter_root(root: Path) -> None:
 
 def play(emulator: Daemon, script: str) -> str:
     """On the files themselves: nothing is asked through the control socket."""
-    command = [sys.executable, "-P", "-m", "tests.conformance.probe", str(emulator.dir)]
-    return run(command, stdin=script, cwd=ROOT).stdout
+    return run([prober(), emulator.dir], stdin=script).stdout
 
 
 def violations(disk: Disk) -> None:
