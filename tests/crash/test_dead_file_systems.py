@@ -80,6 +80,7 @@ def test_measure_requests_hold_up_neither_others_nor_the_end(
 
         wait_for(restarted, 60, "the listener is back")
         done = imafs("umount", daemon.dir)
+        daemon.wait()
         assert "threads inside a file system that does not answer" in done.stderr
 
 

@@ -139,7 +139,7 @@ def kills(start: Starter, times: int) -> None:
             threading.Event().wait(moment)
             swtpms = _swtpms(daemon)
             os.kill(daemon.process.pid, signal.SIGKILL)
-            daemon.process.wait(CLIENT)
+            daemon.wait(CLIENT)
             began = time.monotonic()
         finally:
             all_ended(processes, what)

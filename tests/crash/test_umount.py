@@ -88,6 +88,7 @@ def test_open_files_are_named_and_end_with_enotconn(daemon: Daemon) -> None:
 def test_nothing_is_said_where_nothing_was_open(daemon: Daemon) -> None:
     result = imafs("umount", daemon.dir, "--control", daemon.control)
     assert (result.stdout, result.stderr) == ("", "")
+    assert daemon.wait() == 0
 
 
 def test_a_daemon_that_listens_elsewhere(daemon: Daemon) -> None:

@@ -40,7 +40,7 @@ def test_a_socket_of_another_name_is_found_by_the_mount(start: Starter) -> None:
     result = imafs("verify", one.path(BINARY), check=False)
     assert (result.returncode, "that imafs has no TPM" in result.stderr) == (2, True)
     imafs("umount", one.dir)
-    assert one.process.wait(10) == 0
+    assert one.wait() == 0
     assert (layers(one.dir), layers(other.dir)) == (0, 1)
 
 
@@ -200,7 +200,7 @@ def test_umount_returns_when_the_process_has_ended(start: Starter) -> None:
     for _ in range(5):
         daemon = start("--tpm", "none")
         imafs("umount", daemon.dir)
-        assert daemon.process.poll() == 0
+        assert daemon.wait() == 0
 
 
 def test_a_mount_by_a_link(start: Starter) -> None:
@@ -213,5 +213,5 @@ def test_a_mount_by_a_link(start: Starter) -> None:
     assert daemon.call("status")["mountpoint"] == str(place.base / "real")
     assert layers(place.base / "real") == layers(place.dir) == 1
     imafs("umount", place.dir)
-    assert daemon.process.wait(10) == 0
+    assert daemon.wait() == 0
     assert layers(place.base / "real") == 0
