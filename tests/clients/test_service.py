@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,10 +45,8 @@ def test_stop_ends_the_whole_group(
 
 def test_a_service_that_ends_is_told_with_its_log(tmp_path: Path, shell: list[Service]) -> None:
     shell.append(start("echo no such option; exit 3", tmp_path))
-    begun = time.monotonic()
     with pytest.raises(AssertionError, match=r"ended with status 3\nno such option"):
         shell[0].wait_for("ready", 60)
-    assert time.monotonic() - begun < 30
 
 
 def test_a_service_that_says_nothing_is_told_with_its_log(

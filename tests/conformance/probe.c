@@ -45,6 +45,7 @@
 #define WORDS 12
 #define BUFFER (4u << 20)
 #define SLOTS 64
+#define WINDOW 128
 #define OWNER 1234 /* the policy rule of the recordings: fowner=1234 */
 
 struct script {
@@ -61,7 +62,7 @@ struct call {
 
 static const char *root;
 static const char *files = "";
-static int told = -1;
+static int told = -1, unanswered;
 static int fds[SLOTS];
 static unsigned char buffer[BUFFER + 1];
 
@@ -833,15 +834,31 @@ static void do_show(struct call *c)
 	put("%s\n%s", name_of(error), (char *)buffer);
 }
 
-/* One line to who measures for us, and wait until it is done. */
+/* Wait until all that was told is done, but for "left" of it; "line" is the last of it. */
+static void settle(int left, const char *line)
+{
+	char bytes[WINDOW];
+
+	while (unanswered > left) {
+		ssize_t n = read(told, bytes, unanswered - left);
+
+		if (n <= 0) {
+			fprintf(stderr, "probe: not measured: %.200s\n", line);
+			exit(1);
+		}
+		unanswered -= n;
+	}
+}
+
+/* One line to who measures for us. */
 static void tell(const char *line, size_t size)
 {
-	char byte;
-
-	if (write(told, line, size) != (ssize_t)size || read(told, &byte, 1) != 1) {
-		fprintf(stderr, "probe: not measured: %.200s", line);
+	if (write(told, line, size) != (ssize_t)size) {
+		perror("probe: nobody measures");
 		exit(1);
 	}
+	unanswered++;
+	settle(WINDOW - 1, line);
 }
 
 static void tell_content(const char *name, const char *content, size_t size)
@@ -889,12 +906,15 @@ static int measure_as(const char *name, const char *file, const char *content, s
 	close(fd);
 	if (told >= 0)
 		tell_content(name, content, size);
-	return 0;
+	return 0; /* and the caller settles */
 }
 
 static int measure(const char *file, const char *content, size_t size)
 {
-	return measure_as(file, file, content, size);
+	int result = measure_as(file, file, content, size);
+
+	settle(0, file);
+	return result;
 }
 
 static void do_measure(struct call *c)
@@ -913,8 +933,9 @@ static void do_measuren(struct call *c)
 	for (long i = 0; i < wanted; i++) {
 		int size = snprintf(content, sizeof(content), "%s-%ld\n", c->word[3], i);
 
-		bad += measure(c->word[1], content, size) < 0;
+		bad += measure_as(c->word[1], c->word[1], content, size) < 0;
 	}
+	settle(0, c->word[1]);
 	put("done %ld bad %ld", wanted, bad);
 }
 
@@ -938,6 +959,7 @@ static void do_measurelong(struct call *c)
 			mkdir(path, 0755);
 	}
 	put_error(measure_as(path, *files ? shorter : path, c->word[3], strlen(c->word[3])));
+	settle(0, path);
 }
 
 static int by_name(const void *a, const void *b)
@@ -1059,6 +1081,7 @@ static void play(struct script *script, int depth)
 		if (told >= 0 && !strncmp(line, "#emulator: ", 11)) {
 			snprintf(c.line, sizeof(c.line), "%s\n", line + 11);
 			tell(c.line, strlen(c.line));
+			settle(0, line);
 		}
 		if (!*line || *line == '#')
 			continue;

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -122,7 +121,6 @@ def kills(start: Starter, times: int) -> None:
     chance = random.Random(seed)
     place = start.place()
     before = states()
-    slowest = 0.0
     for number in range(times):
         moment = chance.choice((0.05, 0.4, 1.0)) * chance.random()
         what = f"seed {seed}, kill {number} after {moment:.3f} s"
@@ -140,10 +138,8 @@ def kills(start: Starter, times: int) -> None:
             swtpms = _swtpms(daemon)
             os.kill(daemon.process.pid, signal.SIGKILL)
             daemon.wait(CLIENT)
-            began = time.monotonic()
         finally:
             all_ended(processes, what)
-        slowest = max(slowest, time.monotonic() - began)
         for swtpm in swtpms:
             wait_for(partial(_ended, swtpm), 60, f"{what}: swtpm died with the daemon")
         daemon.close()
@@ -156,7 +152,6 @@ def kills(start: Starter, times: int) -> None:
     assert layers(place.dir) == 0
     assert not Path(last.control).exists()
     assert states() == before, "states of dead swtpms are left"
-    print(f"seed {seed}: {times} kills, the slowest clients ended {slowest:.2f} s behind one")
 
 
 def _swtpms(daemon: Daemon) -> list[int]:
@@ -234,10 +229,9 @@ def test_a_swtpm_that_stands_still_several_times(daemon: Daemon) -> None:
         try:
             wait_for(lambda: Path(f"/proc/{swtpm}/stat").read_text().split()[2] == "T", 60, "T")
             daemon.call("generate", count=300)
-            began = time.monotonic()
             daemon.read(ASCII)
             data = daemon.take(f"{BINARY}_staged")
-            assert time.monotonic() - began < 2, "somebody waited for the TPM"
+            assert daemon.group("records")["pending"] != 0, "somebody waited for the TPM"
             whole += records(data, "sha1")
             daemon.call("generate", count=2)
             with pytest.raises(OSError, match="argument"):
