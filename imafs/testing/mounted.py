@@ -143,7 +143,7 @@ class Mounted:
             if ready is None:
                 status = self.wait()
                 said = (self.log().strip() or line).removeprefix("imafs: ")
-                raise MountError(f"imafs mount did not start (status {status}): {said}")
+                raise MountError(f"imafs mount did not start: {said}")
         except BaseException:
             Mounted.close(self)
             raise

@@ -56,13 +56,14 @@ def hung(daemon: Daemon) -> int:
 
 
 def test_measure_requests_hold_up_neither_others_nor_the_end(
-    start: Starter, dead: Path, tmp_path: Path
+    start: Starter, tmp_path: Path
 ) -> None:
     watched = tmp_path / "watched"
     watched.mkdir()
     daemon = start("--tpm", "none", "--watch", str(watched))
     daemon.logs.allow("has ended")
     with ExitStack() as stack, ControlClient(daemon.control) as client:
+        dead = stack.enter_context(hanging(tmp_path / "dead"))
         for _ in range(MANY):
             ask(daemon, stack, op="measure", paths=[str(dead)])
         wait_for(lambda: hung(daemon) >= bounded_thread.MOST, 60, "all threads hang")
@@ -80,8 +81,8 @@ def test_measure_requests_hold_up_neither_others_nor_the_end(
 
         wait_for(restarted, 60, "the listener is back")
         done = imafs("umount", daemon.dir)
-        daemon.wait()
         assert "threads inside a file system that does not answer" in done.stderr
+    assert daemon.wait() == 0, "it ends with the file system that held its threads"
 
 
 def test_a_policy_path_is_eagain(start: Starter, dead: Path) -> None:

@@ -164,7 +164,7 @@ def _ended(pid: int) -> bool:
 
 
 def test_kill_of_the_daemon_at_random_moments(start: Starter) -> None:
-    kills(start, 20)
+    kills(start, 8)
 
 
 @pytest.mark.nightly

@@ -144,7 +144,7 @@ class TestStarts:
     ) -> None:
         monkeypatch.setenv("PYTHONPATH", str(planted.directory))
         monkeypatch.setenv("PYTHONSTARTUP", "json.py")
-        mounted = Mounted(["--tpm", "none", "--watch", str(disk.root)])
+        mounted = Mounted(["--tpm", "none", "--watch", str(disk.root)]).start()
         assert mounted.close() is None
 
     def test_relative_paths_are_those_of_the_caller(

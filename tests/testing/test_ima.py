@@ -255,7 +255,7 @@ def test_what_a_test_watched_is_not_watched_in_the_next(tmp_path: Path) -> None:
     own, other = tmp_path / "own", tmp_path / "other"
     own.mkdir()
     other.mkdir()
-    place = Mounted(["--tpm", "none", "--watch", str(own)])
+    place = Mounted(["--tpm", "none", "--watch", str(own)]).start()
     try:
         ima = Ima(place, ())
 

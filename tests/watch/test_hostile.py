@@ -155,7 +155,9 @@ def write_policy(emulator: Daemon, text: str) -> None:
     wait_for(lambda: emulator.read("policy") != before, 60, "the policy is active")
 
 
-@pytest.mark.parametrize("kib", [200, 300, 600, 1536])
+@pytest.mark.parametrize(
+    "kib", [200, 300, *(pytest.param(kib, marks=pytest.mark.nightly) for kib in (600, 1536))]
+)
 def test_a_long_policy(start: Starter, disk: Disk, kib: int) -> None:
     """It holds for the very next open after it was written, however long it is."""
     emulator = start("--watch", str(disk.root))

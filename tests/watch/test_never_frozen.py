@@ -224,7 +224,7 @@ def test_mount_below(disk: Disk, start: Starter) -> None:
     emulator.call("watch", paths=[str(disk.root)])
     measures(emulator, disk, "file")
     before = names(emulator)
-    assert read(place / "mnt/ascii_runtime_measurements") < SOON
+    assert read(place / "ima/ascii_runtime_measurements") < SOON
     assert names(emulator) == before
     with pytest.raises(Refused, match="the emulator's own mount"):
         emulator.call("watch", paths=[str(emulator.dir)])
