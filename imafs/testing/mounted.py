@@ -141,7 +141,7 @@ class Mounted:
             line = self._first_line(seconds)
             ready = _READY.fullmatch(line)
             if ready is None:
-                status = self.wait()
+                self.wait()
                 said = (self.log().strip() or line).removeprefix("imafs: ")
                 raise MountError(f"imafs mount did not start: {said}")
         except BaseException:

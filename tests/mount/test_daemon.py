@@ -23,7 +23,7 @@ def gone(daemon: Daemon) -> bool:
 
 def test_a_start_that_fails_says_why_and_leaves_nothing() -> None:
     daemon = Daemon("--load", "/nonexistent/list", "--tpm", "none")
-    with pytest.raises(MountError, match="did not start: .*/nonexistent/list"):
+    with pytest.raises(MountError, match=r"did not start: .*/nonexistent/list"):
         daemon.start()
     assert gone(daemon)
 
