@@ -37,7 +37,7 @@ def test_whole_list_is_at_the_kernels_own_path(
 ) -> None:
     kernel = start("--banks", "sha1,sha256", "--layout", layout)
     other = start("--banks", "sha1,sha256")
-    directory = kernel.dir if layout == "ima" else kernel.dir / "integrity/ima"
+    directory = kernel.dir
     keeper = keepers(kernel, cover=True, source=directory)
     keeper.logs.allow("will be covered")
     assert kept_here(directory)
