@@ -146,6 +146,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"verified  up to record {verified['records']}, {when}")
     if found["flush_htable"] is False:
         lines.append("hint      without ima_flush_htable deletions free little memory")
+    if found.get("view_measured") == "yes":
+        lines.append("hint      IMA measures the view when root reads it (docs/keeper.md)")
     lines += [f"alarm     {kind}: {text}" for kind, text in found["alarms"].items()]
     return [shown(line) for line in lines]
 

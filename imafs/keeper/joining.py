@@ -81,12 +81,23 @@ class Joining(Keeping):
         assert look is not None
         self.boot = await self._in_kernel(self._source.boot_id)
         self._flush = await self._in_kernel(self._source.flushes)
+        await self._look_at_policy()
         self._modes = await self._in_kernel(partial(self._source.modes, look.banks))
         count = await self._in_kernel(self._source.count)
         part = count > WHOLE and self._flush is not True
         kernel, tpm = await self._read(look, part)
         known = self._known
         return replace(kernel, known=known, flush=self._flush, part=part), tpm
+
+    async def _look_at_policy(self) -> None:
+        self.view_measured = await self._in_kernel(self._source.view_measured)
+        if self.view_measured == "yes" and self._flush:
+            text = (
+                "each poll of the view by root makes a record: docs/keeper.md has the policy rule"
+            )
+            self.alarm("view_measured", text)
+        else:
+            self.calm("view_measured")
 
     async def _read(self, look: Look, part: bool) -> tuple[KernelFacts, TpmFacts]:
         """K, and the PCRs behind a barrier where its end is exact."""

@@ -102,6 +102,7 @@ class Keeping:
         self.deleted = 0
         self.alarms: dict[str, str] = {}
         self.violations_before = 0
+        self.view_measured = "unknown"
         self._modes: dict[str, Mode] = {}
         self._flush: bool | None = None
         self._known: int | None = None  # leading records of the kernel's list that are stored

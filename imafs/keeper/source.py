@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 
 from imafs.errors import FileError, FormatError, NotThereError, Refused, TpmError, UsageError
 from imafs.formats.algorithms import by_name
+from imafs.host import mounts
 from imafs.keeper.facts import Clock, Mode, PcrValues
 from imafs.keeper.records import mode_of, whole
 from imafs.keeper.store import BankFile
@@ -32,6 +33,8 @@ _COUNT = "runtime_measurements_count"
 _VIOLATIONS = "violations"
 _PIECE = 1 << 20
 _SMALL = 4096
+#: FUSE_SUPER_MAGIC as a policy has it.
+_FUSE_MAGIC = "0x65735546"
 #: Bytes of a list that is read at once: more would be read for minutes, and fill the memory.
 MOST = 256 << 20
 #: What a kernel is told that has nothing of this.
@@ -171,6 +174,13 @@ class Source:
             return b"ima_flush_htable" in _small(self._place.cmdline).split()
         except OSError:
             return None
+
+    def view_measured(self) -> str:
+        """Whether IMA measures the view when root reads it: yes, no, or unknown to us."""
+        try:
+            return measures_view(_whole(self._place.reached("policy")).decode("utf-8", "replace"))
+        except OSError:
+            return "unknown"
 
     def look(self) -> Look:
         """Which files there are. Raises :class:`FileError`, :class:`UsageError`."""
@@ -403,6 +413,46 @@ def _width(bank: str) -> int:
 def _close(descriptor: int) -> None:
     """Linux lets go of it whatever close(2) says: ENOTCONN where nobody serves it any more."""
     with suppress(OSError):
+        os.close(descriptor)
+
+
+def measures_view(policy: str) -> str:
+    """``yes`` or ``no``: the first rule on files that matches a FUSE file of ours decides.
+
+    ``unknown`` for an empty policy: not every kernel shows it.
+    """
+    rules = [line.split() for line in policy.splitlines() if line.strip()]
+    for action, *words in rules:
+        given = dict(word.partition("=")[::2] for word in words)
+        if action not in ("measure", "dont_measure") or not _matches_view(given):
+            continue
+        # A rule for some readers alone does not free the others.
+        if action == "measure":
+            return "yes"
+        if not given.keys() - {"func", "fsname", "fs_subtype", "fsmagic"}:
+            return "no"
+    return "no" if rules else "unknown"
+
+
+def _matches_view(given: dict[str, str]) -> bool:
+    return (
+        given.get("func", "FILE_CHECK") in ("FILE_CHECK", "PATH_CHECK")
+        and given.get("fsname", "fuse") == "fuse"
+        and given.get("fs_subtype", mounts.SUBTYPE) == mounts.SUBTYPE
+        and given.get("fsmagic", _FUSE_MAGIC).lower() == _FUSE_MAGIC
+        and "fsuuid" not in given
+    )
+
+
+def _whole(path: str) -> bytes:
+    """A file of the kernel's that has no size, up to a limit."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        pieces: list[bytes] = []
+        while len(pieces) < _SMALL and (piece := os.read(descriptor, _PIECE)):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
         os.close(descriptor)
 
 

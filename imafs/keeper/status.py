@@ -55,6 +55,7 @@ def status(collector: Collector) -> dict[str, Any]:
         **marks(ledger),
         "alarms": dict(collector.alarms),
         "flush_htable": collector.flushes,
+        "view_measured": collector.view_measured,
         "pid": os.getpid(),
     }
 
