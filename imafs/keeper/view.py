@@ -15,6 +15,8 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import trio
+
 from imafs.errors import DegradedError, ImafsError, Refused, StoreBrokenError
 from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle
 from imafs.interface.profiles import lookup
@@ -26,6 +28,9 @@ from imafs.lists.seqfile import Bytes, SeqFile
 
 log = logging.getLogger(__name__)
 
+#: Seconds that a look at the end of file counts for: a reader who stopped before the end of file
+#: was told, and goes on later, gets another one.
+PASS = 5.0
 #: The directory whose look this is: no file of it takes requests.
 _PROFILE = "legacy"
 
@@ -39,9 +44,14 @@ class File(Entry):
 
 
 class ListHandle(Handle):
-    """A list that is open. A read at its beginning or its end looks at the kernel first."""
+    """A list that is open. A read at its beginning or its end looks at the kernel first.
 
-    __slots__ = ("_catalogue", "_collector", "_fresh", "_seq", "_view")
+    Once per pass: a look lasts as long as two syncs, and where records arrive all the time it
+    always brings some, so that a reader would never see the end of file. It gets it behind what
+    the look at the end has brought; the next read looks again.
+    """
+
+    __slots__ = ("_catalogue", "_collector", "_end", "_ended", "_looked", "_seq", "_view")
     waits = True
 
     def __init__(self, collector: Collector, catalogue: Catalogue, view: View) -> None:
@@ -49,16 +59,28 @@ class ListHandle(Handle):
         self._catalogue = catalogue
         self._view = view
         self._seq = SeqFile(lambda: catalogue, view)
-        self._fresh = False
+        #: Bytes that there were at the last look; and when that was, if it was one at the end.
+        self._end = 0
+        self._looked: float | None = None
+        self._ended = False
 
     async def prepare(self, position: int) -> None:
         """Raises :class:`Refused` (EIO) where the list is not to be had."""
-        if self._fresh and 0 < position < self._catalogue.size(self._view):
+        self._ended = False
+        if 0 < position < self._end:
             return
+        now = trio.current_time()
+        if position and self._looked is not None and now - self._looked < PASS:
+            self._looked, self._ended = None, True
+            return
+        at_end = 0 < self._end <= position
         await seen(self._collector)
-        self._fresh = True
+        self._end = self._catalogue.size(self._view)
+        self._looked = trio.current_time() if at_end and position < self._end else None
 
     def read(self, position: int, size: int, *, fill: bool = False) -> Bytes:
+        if self._ended:
+            return b""
         try:
             return self._seq.read(position, size, fill=fill)
         except (StoreBrokenError, DegradedError) as error:
