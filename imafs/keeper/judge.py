@@ -203,7 +203,8 @@ class Judge(Evidence):
         first = self.store.end - pending.count - pending.skip
         for place in self.kernels:
             if 0 < place <= min(pending.g_count, self.longest(pending)) and stored is not None:
-                own = range(pending.skip, place)
+                # Of a head that was stored before the batch its own records tell nothing.
+                own = range(pending.skip if place > pending.skip else 0, place)
                 if all(self.k.record(at) == stored.record(first + at) for at in own):
                     yield place
 

@@ -614,6 +614,10 @@ class Keeper:
                     raise Broken("I4", "other bytes than the frame's")
                 disk.lives[-1].damaged.remove(frame)
             case facts.OpenLife(_, clock, whole):
+                untold = not kernel.setting.tpm and not self.unconfirmed()
+                if untold and k and k[0].name == "boot_aggregate":
+                    # Nobody can tell a kexec, with all that was stored deleted, from a reboot.
+                    kernel.truth = [rec for rec in kernel.truth if rec.serial >= k[0].serial]
                 disk.open(kernel, clock, whole)
                 between = [
                     rec
@@ -643,6 +647,12 @@ class Keeper:
             case facts.TakeAnchor(anchor):
                 if anchor.index != len(disk.lives[-1].records):
                     raise Broken("I10", "an anchor that is no stored end")
+                if anchor.why == "confirmed from zero" and kernel.reset_at >= 0:
+                    # A first start on a list that was trimmed, whose PCRs began anew behind that.
+                    since = [rec for rec in kernel.truth if rec.serial >= kernel.reset_at]
+                    shown = [*disk.lives[-1].records, *k[self.known or 0 :]]
+                    if since and [r.serial for r in since] == [r.serial for r in shown]:
+                        kernel.truth = since
                 disk.lives[-1].anchors.append(anchor)
                 disk.lives[-1].anchored.append(len(disk.lives[-1].frames))
             case facts.MarkDone(n):
@@ -946,6 +956,10 @@ class Walk:
                 for rec in view
                 if rec.pcr == DECIDING and rec.serial not in kernel.unseen
             ]
+            if self.stands_for_another(view):
+                self.counts["a violation that failed stands for one that is lost"] += 1
+                self.served = -1, []
+                return
             if self.served[0] == life.about.number and raw[: len(self.served[1])] != self.served[1]:
                 raise Broken("I3", f"{raw} does not go on {self.served[1]}")
             if [rec.data() for rec in view] != [rec.data() for rec in truth]:
@@ -954,6 +968,14 @@ class Walk:
             self.counts["served"] += 1
         else:
             self.counts["refused"] += 1
+
+    def stands_for_another(self, view: Sequence[Rec]) -> bool:
+        """Whether a violation whose extend failed is shown, and another one is gone that was
+        extended: the PCRs are as if it had been the other way round."""
+        shown = {rec.serial for rec in view}
+        unseen = [rec for rec in view if rec.violation and rec.serial in self.kernel.unseen]
+        gone = [rec for rec in self.gone() if rec.serial in self.excused and rec.violation]
+        return bool(unseen) and any(rec.serial not in shown for rec in gone)
 
     def check_plan(
         self, store: facts.StoreFacts, kernel: facts.KernelFacts, plan: facts.Plan

@@ -254,3 +254,14 @@ def test_without_a_tpm_a_gap_does_not_say_that_the_batch_was_deleted() -> None:
     found = plan(before, kernel(k, boot="two"), facts.TpmFacts(None, None))
     assert found.found is Found.GAP
     assert "MarkDone" not in done(found)
+
+
+def test_without_a_tpm_a_head_that_was_stored_before_the_batch_is_compared_too() -> None:
+    """The last batch stored one record behind two that were stored already; K has two others."""
+    before = store(TRUTH, TRUTH[1:])
+    frames = [replace(before.frames[0], first=3, count=1, skip=2)]
+    k = split("x", "y", B, "d")
+    found = plan(
+        replace(before, frames=frames), kernel(k, 4, boot="two"), facts.TpmFacts(None, None)
+    )
+    assert (found.found, found.skip) == (Found.SAME_LIFE, 0)
