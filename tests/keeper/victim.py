@@ -59,7 +59,7 @@ class Victims:
     @property
     def alive(self) -> bool:
         """Whether it has not ended yet."""
-        if self._status is None and select.select([self._process.stdout], [], [], 0)[0]:
+        if self._status is None and self._says(0):
             self._hear()
         return self._status is None
 
@@ -83,9 +83,13 @@ class Victims:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(what) + "\n")
 
+    def _says(self, seconds: float) -> bool:
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout.fileno()], [], [], seconds)[0])
+
     def _hear(self) -> None:
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], WAIT)[0]:
+        if not self._says(WAIT):
             raise DeadlineError(f"no word of a victim within {WAIT:g} s: {self.told()[-2000:]}")
         line = self._process.stdout.readline()
         assert line, self.told()
@@ -105,7 +109,8 @@ def main() -> None:
         if not pid:
             os.close(ours)
             os.close(told)
-            _run(*request, below, above)
+            source, store, step, number = request
+            _run(source, store, step, number, below, above)
         os.close(below)
         os.close(above)
         while True:
