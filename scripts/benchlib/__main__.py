@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from imafs.errors import ImafsError
-from scripts.benchlib import extending, fleet, reading, requests
+from scripts.benchlib import extending, fleet, keeping, reading, requests
 from scripts.benchlib.plan import Plan
 from scripts.benchlib.processes import BenchError
 from scripts.benchlib.report import Report
@@ -27,9 +27,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("emulator", "fleet"),
+        choices=("emulator", "fleet", "keeper"),
         default="emulator",
-        help="the emulator, or a verifier of a fleet (`imafs check`: needs neither root nor FUSE)",
+        help="the emulator, a keeper of one (`imafs keep`), or a verifier of a fleet "
+        "(`imafs check`: needs neither root nor FUSE)",
     )
     parser.add_argument(
         "--machines", type=int, metavar="N", default=1000, help="of the fleet (1000)"
@@ -42,7 +43,8 @@ def _arguments() -> argparse.Namespace:
         type=int,
         metavar="N",
         help="size of the largest list (1000000, with --quick 100000); the others are tenths of "
-        "it. Of a fleet: records of each machine (1000)",
+        "it. Of a fleet: records of each machine (1000). Of a keeper: the list that is read; its "
+        "largest store has ten times as many",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures into FILE")
     return parser.parse_args()
@@ -85,9 +87,13 @@ def main() -> int:
     report = Report()
     with tempfile.TemporaryDirectory(prefix="imafs-bench-") as place:
         try:
-            reading.run(plan, report, Path(place))
-            requests.run(plan, report, Path(place))
-            extending.run(plan, report)
+            if arguments.what == "keeper":
+                rounds = 3 if arguments.quick else 10
+                keeping.run(largest, 10 * largest, rounds, report, Path(place))
+            else:
+                reading.run(plan, report, Path(place))
+                requests.run(plan, report, Path(place))
+                extending.run(plan, report)
         except (BenchError, ImafsError, OSError) as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1

@@ -121,6 +121,31 @@ def write(path: str, requests: list[str]) -> dict[str, object]:
     return {"ns": times}
 
 
+def opens(path: str, count: int) -> dict[str, object]:
+    """Opens and closes a file again and again: how long opens take, the median and of 99 in 100."""
+    times = []
+    for _ in range(count):
+        begin = perf_counter_ns()
+        descriptor = os.open(path, os.O_RDONLY)
+        times.append(perf_counter_ns() - begin)
+        os.close(descriptor)
+    times.sort()
+    return {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100]}
+
+
+def drop(directory: str) -> dict[str, object]:
+    """The pages of all files below are no longer in memory, where they are on a disk."""
+    count = 0
+    for file in Path(directory).rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+            count += 1
+    return {"files": count}
+
+
 class Prober(threading.Thread):
     """Opens, reads and closes a small file again and again, and keeps the times."""
 
@@ -170,7 +195,10 @@ def probe_stop() -> dict[str, object]:
 
 COMMANDS: dict[str, Callable[..., dict[str, object]]] = {
     command.__name__: command
-    for command in (compare, capture, checksum, tail, write, probe_start, probe_stop)
+    for command in (
+        *(compare, capture, checksum, tail, write, opens, drop),
+        *(probe_start, probe_stop),
+    )
 }
 
 

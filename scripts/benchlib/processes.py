@@ -162,11 +162,12 @@ class Bare(Server):
 
 
 class Imafs:
-    """``imafs mount`` without boot_aggregate, so that record counts are round."""
+    """``imafs mount`` without boot_aggregate, so that record counts are round, or with it."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, boot_aggregate: bool = False) -> None:
+        first = [] if boot_aggregate else ["--no-boot-aggregate"]
         try:
-            self._mounted = Mounted(["--no-boot-aggregate", *options]).start(START)
+            self._mounted = Mounted([*first, *options]).start(START)
         except MountError as error:
             raise BenchError(str(error)) from None
 
@@ -188,13 +189,23 @@ class Imafs:
                 return int(line.split()[1]) * 1024
         raise BenchError("imafs mount: is gone")
 
+    @property
+    def mount(self) -> Path:
+        """The IMA directory."""
+        return self._mounted.dir
+
+    @property
+    def control(self) -> str:
+        """Its control socket."""
+        return self._mounted.control
+
     def file(self, name: str) -> str:
         """Path of a file of the IMA directory."""
-        return str(self._mounted.dir / name)
+        return str(self.mount / name)
 
     def fill(self, count: int) -> tuple[float, float]:
         """Adds records: seconds until they are in the list, and in the TPM."""
-        with ControlClient(self._mounted.control) as client:
+        with ControlClient(self.control) as client:
             begin = time.perf_counter()
             added = client.generate(count, name=PREFIX)["added"]
             appended = time.perf_counter() - begin

@@ -17,6 +17,9 @@ READ_SHARE = {"faithful": 1.0, "large": 0.8}  # sha1 binary, of a bare pyfuse3's
 READ_LINEAR = 1.3  # time per byte, largest list over smallest
 DELETE_FLAT = 2.0  # time of a request, largest list over smallest
 RECORD_BYTES = 260.0  # per record with two banks, names of 60 characters
+COLD_SHARE, WARM_SHARE = 0.6, 0.8  # a keeper's view, of a bare pyfuse3's speed
+KEEPER_START = 2.0  # seconds to ready, whatever is stored
+KEEPER_ANONYMOUS = 128.0  # MiB: 64 and a full cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The keeper: opening and reading its view, storing, starting with millions of records, memory."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from imafs.formats.algorithms import SHA1
+from imafs.formats.binary import Record, encode
+from imafs.formats.templates import TEMPLATES
+from imafs.keeper.archive import SEGMENT_RECORDS, Batch
+from imafs.keeper.facts import Anchor, LifeFacts, Mode
+from imafs.keeper.store import BankFile, open_store
+from imafs.verbs.client import ControlClient
+from scripts.benchlib.plan import short
+from scripts.benchlib.processes import PREFIX, Bare, BenchError, Client, Imafs, Server
+from scripts.benchlib.report import (
+    COLD_SHARE,
+    KEEPER_ANONYMOUS,
+    KEEPER_START,
+    WARM_SHARE,
+    Line,
+    Report,
+)
+
+BANKS = (BankFile("sha1", 20), BankFile("sha256", 32))
+_FILE = "binary_runtime_measurements_sha1"
+_BUFFER = 1 << 20
+_MIB = 1 << 20
+#: Records per second that arrive while the view is opened, and how many at a time.
+_RATE, _PIECE = 1000, 50
+
+
+class Keeper(Server):
+    """``imafs keep`` of an emulator; ``seconds``: from its start until its view was there."""
+
+    def __init__(self, place: Path, source: Imafs, store: Path) -> None:
+        self.store = store
+        begin = time.perf_counter()
+        super().__init__(
+            place,
+            lambda here: [
+                *("-m", "imafs", "keep", "--source", str(source.mount)),
+                *("--store", str(store), "--mount", str(here / "mnt")),
+            ],
+        )
+        self.seconds = time.perf_counter() - begin
+        if "keeping" not in self.announcement:
+            self.close()
+            raise BenchError(f"imafs keep: {self.announcement}")
+
+    def file(self, name: str = _FILE) -> str:
+        """Path of a file of the view."""
+        return str(self.mount / name)
+
+    def anonymous(self) -> int:
+        """Bytes of its memory that no file backs."""
+        text = Path(f"/proc/{self.child.pid}/status").read_text()
+        found = re.search(r"RssAnon:\s+(\d+) kB", text)
+        if found is None:
+            raise BenchError("imafs keep: is gone")
+        return int(found[1]) * 1024
+
+    def records(self) -> int:
+        """Of the whole life, boot_aggregate included."""
+        return int(Path(self.file("runtime_measurements_count")).read_text())
+
+
+def run(records: int, largest: int, rounds: int, report: Report, place: Path) -> None:
+    """All lines. ``records``: of the list that is read; ``largest``: of the store."""
+    with ExitStack() as stack:
+        source = Imafs("--banks", "sha1,sha256", boot_aggregate=True)
+        stack.callback(source.close)
+        client = Client()
+        stack.callback(client.close)
+        report.section("storing what arrives")
+        _drain(report, source, place / "drain", records // 10, stack)
+    for count in dict.fromkeys((records, largest)):
+        with ExitStack() as stack:
+            source = Imafs("--banks", "sha1,sha256", boot_aggregate=True)
+            stack.callback(source.close)
+            client = Client()
+            stack.callback(client.close)
+            report.section(f"a store of {short(count)} records: made through the archive")
+            store = place / f"store-{count}"
+            fill(store, count, _boot_id(source))
+            where = place / f"keeper-{count}"
+            keeper = Keeper(where, source, store)
+            stack.callback(keeper.close)
+            _start(report, keeper, count)
+            if count == records:
+                _read(report, client, keeper, where, count, rounds, stack)
+                _opens(report, client, keeper, source, rounds)
+            for name in (_FILE, "ascii_runtime_measurements_sha256"):
+                client.do("checksum", path=keeper.file(name), buffer=_BUFFER)
+            _memory(report, keeper, count)
+
+
+def _boot_id(source: Imafs) -> str:
+    return (source.mount / ".boot_id").read_text().strip()
+
+
+def fill(store_: Path, count: int, boot: str) -> None:
+    """A store of ``count`` records of one life, in which the PCRs were zero at the end."""
+    store = open_store(str(store_))
+    try:
+        modes = {bank.name: Mode.REAL for bank in BANKS}
+        life = store.begin(LifeFacts(1, boot, modes, "little", None, whole=True), BANKS)
+        archive = life.archive
+        template = TEMPLATES["ima-ng"]
+        records = []
+        most = min(count, SEGMENT_RECORDS // 2)
+        for number in range(most):
+            digest = b"sha256:\0" + SHA1.digest(b"%d" % number).ljust(32, b"\1")
+            body = template.join([digest, b"%s%08d\0" % (PREFIX.encode(), number)])
+            records.append(encode(Record(10, template, body), template.digest(body, SHA1)))
+        for at in range(0, count, most):
+            part = records[: count - at]
+            archive.commit(Batch(b"".join(part), len(part), boot, modes=modes))
+        zeros = {bank.name: {10: bytes(bank.size)} for bank in BANKS}
+        archive.mark(Anchor(count, zeros, "a bench"))
+        archive.close()
+    finally:
+        store.close()
+
+
+def _start(report: Report, keeper: Keeper, count: int) -> None:
+    text = f"{keeper.seconds:6.2f} s until its view is there"
+    most = KEEPER_START
+    figures = {"seconds": keeper.seconds}
+    report.add(Line(f"start {short(count)}", text, keeper.seconds, most=most, figures=figures))
+
+
+def _memory(report: Report, keeper: Keeper, count: int) -> None:
+    found = keeper.anonymous() / _MIB
+    text = f"{found:6.1f} MiB anonymous behind full reads, the cache included"
+    name = f"memory {short(count)}"
+    report.add(Line(name, text, found, most=KEEPER_ANONYMOUS, figures={"mib": found}))
+
+
+def _read(
+    report: Report,
+    client: Client,
+    keeper: Keeper,
+    place: Path,
+    count: int,
+    rounds: int,
+    stack: ExitStack,
+) -> None:
+    """Cold: the first read of the keeper's life, its pages dropped. Warm: those behind it."""
+    data, lengths = place / "data", place / "lengths"
+    client.do("drop", directory=str(keeper.store))
+    cold = client.do("compare", paths=[keeper.file()], buffer=_BUFFER, turn=1 << 40)["ns"][0]
+    client.do("capture", path=keeper.file(), buffer=_BUFFER, data=str(data), lengths=str(lengths))
+    bare = Bare(place / "bare", data, lengths)
+    stack.callback(bare.close)
+    times: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        answer = client.do(
+            "compare", paths=[keeper.file(), bare.file], buffer=_BUFFER, turn=2 << 20
+        )
+        if len(set(answer["bytes"])) != 1 or len(set(answer["requests"])) != 1:
+            raise BenchError(f"the yardstick reads otherwise: {answer}")
+        for kept, ns in zip(times, answer["ns"], strict=True):
+            kept.append(ns)
+    size = data.stat().st_size
+    for title, mine, least in (("cold", cold, COLD_SHARE), ("warm", median(times[0]), WARM_SHARE)):
+        share = median(times[1]) / mine
+        text = f"keeper {size * 1e3 / mine:7,.0f} MB/s  "
+        text += f"bare {size * 1e3 / median(times[1]):7,.0f} MB/s  ratio {share:5.2f}"
+        figures = {"keeper_ns": mine, "bare_ns": median(times[1])}
+        report.add(Line(f"read {title} {short(count)}", text, share, least, figures=figures))
+
+
+def _opens(report: Report, client: Client, keeper: Keeper, source: Imafs, rounds: int) -> None:
+    for title in ("idle", f"{_RATE}/s"):
+        with ExitStack() as stack:
+            if title != "idle":
+                stack.callback(_arriving(source).set)
+            found = client.do("opens", path=keeper.file(), count=100 * rounds)
+            p50, p99 = found["p50"] / 1e6, found["p99"] / 1e6
+            text = f"p50 {p50:8.2f} ms   p99 {p99:8.2f} ms"
+            figures = {"p50_ms": p50, "p99_ms": p99}
+            report.add(Line(f"open {title}", text, p99, figures=figures))
+
+
+def _arriving(source: Imafs) -> threading.Event:
+    """Records arrive until the event that is returned is set."""
+    end = threading.Event()
+
+    def work() -> None:
+        with ControlClient(source.control) as control:
+            begin, added = time.monotonic(), 0
+            while not end.wait(max(0.0, begin + added / _RATE - time.monotonic())):
+                control.generate(_PIECE, name=PREFIX)
+                added += _PIECE
+
+    threading.Thread(target=work, daemon=True).start()
+    return end
+
+
+def _drain(report: Report, source: Imafs, place: Path, count: int, stack: ExitStack) -> None:
+    """Records that are there already, stored with two syncs per batch, and deleted."""
+    keeper = Keeper(place, source, place.with_suffix(".store"))
+    stack.callback(keeper.close)
+    begin = time.perf_counter()
+    with ControlClient(source.control) as control:
+        control.generate(count, name=PREFIX)
+        added = time.perf_counter() - begin
+    words = ("-m", "imafs", "keep", "flush", "--store", str(keeper.store))
+    subprocess.run([sys.executable, "-P", *words], check=True)
+    took = time.perf_counter() - begin
+    if keeper.records() != count + 1:
+        raise BenchError(f"{keeper.records()} records are shown, {count} were added")
+    text = f"{count / took:9,.0f}/s of {short(count)}, added within {added:.1f} s"
+    figures = {"seconds": took, "adding_s": added, "records": count}
+    report.add(Line("drain", text, count / took, figures=figures))
