@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """Fixtures of this room: see tests/mount/fixtures.py."""
 
+from tests.keeper.process import keepers
 from tests.mount.fixtures import daemon, start
 
-__all__ = ["daemon", "start"]
+__all__ = ["daemon", "keepers", "start"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -246,15 +247,20 @@ class Keylime:
         self._started.append(service)
         return service
 
-    def start_agent(self) -> None:
+    def start_agent(self, lists: Path | None = None) -> None:
         """The agent, which has registered itself; its list is open for as long as it runs.
 
+        ``lists``: a directory over the emulator's own IMA directory, as a keeper's view.
         One that was stopped in the middle of a quote has left its objects and sessions in the
         TPM, where a kernel's /dev/tpmrm0 flushes them when their owner goes.
         """
         for kind in ("--transient-object", "--loaded-session", "--saved-session"):
             run([*self._prefix, "tpm2_flushcontext", kind], env=self._environment)
-        mounted = 'mount --rbind "$0" /sys/kernel/security && exec "$@"'
+        mounted = 'mount --rbind "$0" /sys/kernel/security && '
+        if lists is not None:
+            over = "/sys/kernel/security/integrity/ima"
+            mounted += f"mount --bind {shlex.quote(str(lists))} {over} && "
+        mounted += 'exec "$@"'
         self.agent = self._service(
             "agent", "unshare", "--mount", "sh", "-c", mounted, str(self.daemon.mountpoint)
         )

@@ -13,6 +13,7 @@ import pytest
 from tests.clients.deployment import Keylime
 from tests.clients.environments import client
 from tests.clients.network import Loopback
+from tests.keeper.process import Keepers
 from tests.mount.daemon import Daemon
 from tests.mount.fixtures import Starter
 from tests.support import require, run
@@ -93,6 +94,32 @@ def test_another_agent_trims(keylime: Keylime, name: str, requests: list[bytes])
     assert status["last_event_id"] == "ima.pcr_mismatch"
     assert status["attestation_count"] == 0
     assert "IMA measurement list does not match TPM PCR" in keylime.verifier.log()
+
+
+@pytest.mark.nightly
+def test_attestation_goes_on_while_a_keeper_empties_the_list(
+    keylime: Keylime, keepers: Keepers
+) -> None:
+    """Keylime's agent holds the keeper's view for life. The kernel's list is emptied all the time:
+    without the view that is EBUSY, or ``ima.pcr_mismatch``.
+    """
+    daemon = keylime.daemon
+    keeper = keepers(daemon, records=5, source=daemon.path("integrity/ima"))
+    keylime.start_agent(lists=keeper.view)
+    keylime.provision("add")
+    records = 100
+    count = keylime.attested(records)["attestation_count"]
+    for number in range(10):
+        deleted = keeper.status()["batches_deleted"]
+        daemon.call("violation", name=f"/violated/{number}")
+        daemon.generate(30)
+        records += 31
+        status = keylime.attested(records)
+        assert status["attestation_count"] > count
+        count = status["attestation_count"]
+        assert keeper.status()["batches_deleted"] > deleted  # type: ignore[operator]
+        assert daemon.group("records")["current"] == 0
+        assert status["last_event_id"] is None
 
 
 def test_policy_from_the_list(keylime: Keylime, tmp_path: Path) -> None:
