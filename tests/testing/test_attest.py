@@ -10,6 +10,7 @@ import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from imafs.attest.signatures import read_key
 from imafs.errors import FileError, ImafsError, MismatchError, TpmError
 from imafs.scenarios import library
 from imafs.testing import Ima
+from imafs.tpm import quoting
 from imafs.tpm.quoting import KINDS
 from tests.support import ROOT, require
 
@@ -28,50 +30,51 @@ pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 ROUNDS = 50
 
 
-def test_fifty_rounds_while_records_are_added(ima: Ima, tmp_path: Path) -> None:
-    """Quotes fall between records that are being added; all rounds' records are the whole list."""
-    under_way, over = threading.Event(), threading.Event()
+def test_fifty_rounds_while_records_are_added(
+    ima: Ima, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records come before, while and after each quote; all rounds' records are the whole list."""
+    go = threading.Semaphore(0)
     failures: list[ImafsError] = []
 
     def add() -> None:
-        """Records for as long as a round is under way: one is added behind every quote."""
-        part = 0
         try:
-            while under_way.wait(60) and not over.is_set():
-                ima.call("generate", count=5, name=f"/burst/{part}/")
-                if part % 20 == 0:
-                    ima.violation(f"/log/{part}")
-                part += 1
+            for number in range(ROUNDS):
+                assert go.acquire(timeout=60)
+                for part in range(4):
+                    ima.call("generate", count=10, name=f"/burst/{number}/{part}/")
+                ima.violation(f"/log/{number}")
         except ImafsError as error:
             failures.append(error)
 
+    def quote_and_add(*words: Any) -> object:
+        answer = quote(*words)
+        ima.call("generate", count=3, name=f"/after/{len(got)}/")
+        return answer
+
+    quote = quoting.quote
+    monkeypatch.setattr(quoting, "quote", quote_and_add)
     adding = threading.Thread(target=add)
     adding.start()
-    index = between = 0
-    got = []
-    try:
-        for number in range(ROUNDS):
-            nonce = b"round %d" % number
-            under_way.set()
-            bundle = ima.attest(nonce, since=index)
-            under_way.clear()
-            found = ima.check(bundle, nonce, state=tmp_path / "state", new=not number)
-            assert (found.kind, found.first) == (Kind.OK, index), found.said
-            assert bundle.manifest is not None
-            between += bundle.manifest.excess > 0
-            index += found.records
-            got.append(bundle.records)
-    finally:
-        over.set()
-        under_way.set()
-        adding.join(60)
+    index = 0
+    got: list[bytes] = []
+    for number in range(ROUNDS):
+        nonce = b"round %d" % number
+        go.release()
+        bundle = ima.attest(nonce, since=index)
+        found = ima.check(bundle, nonce, state=tmp_path / "state", new=not number)
+        assert (found.kind, found.first) == (Kind.OK, index), found.said
+        assert bundle.manifest is not None
+        assert bundle.manifest.excess >= 3
+        index += found.records
+        got.append(bundle.records)
+    adding.join(60)
     assert failures == []
     state = states.load(tmp_path / "state")
     assert state is not None
     assert (state.index, state.sequence) == (index, ROUNDS)
     whole = ima.read_list()
     assert whole.startswith(b"".join(got))
-    assert between, "no quote fell into a burst"
     ima.wait()
     found = ima.check(ima.attest(b"all"), b"all", state=tmp_path / "state")
     assert found.kind is Kind.OK
