@@ -85,6 +85,8 @@ async def shown(
         async with session.mounted(
             view, showing.made, end, fsname=mounts.KEPT, leave=ground is not None
         ):
+            if ground is not None:
+                await trio.to_thread.run_sync(covers.set_apart, showing.made)
             await _show_policy(showing, view)
             if ground is not None:
                 lay = partial(covers.lay, showing.made, ground.path)

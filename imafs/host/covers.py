@@ -147,6 +147,17 @@ def lay(made: str, path: str) -> Mount:
     return cover
 
 
+def set_apart(made: str) -> None:
+    """What is unmounted on ``made`` stays in its clones: of a shared mount they are peers.
+
+    Raises :class:`MountError`.
+    """
+    try:
+        linux.mount("none", made, flags=linux.MS_PRIVATE)
+    except OSError as error:
+        raise MountError(f"--cover: {made}: cannot be made private: {error.strerror}") from None
+
+
 def take_away(made: str) -> None:
     """Unmounts the view on ``made``, if there is one. Raises :class:`MountError`."""
     mount = _view(made)

@@ -171,8 +171,14 @@ def test_reader_of_the_kernels_list_is_waited_for_before_it_is_covered(
 
 
 def test_policy_of_the_kernel_is_in_the_view(start: Starter, keepers: Keepers) -> None:
-    """A bind: it is loaded by the kernel that it belongs to, also after a restart."""
-    kernel = start("--banks", "sha1")
+    """A bind: it is loaded by the kernel that it belongs to, also after a restart.
+
+    Where mounts are shared, as under systemd, it does not go with the place it was made in.
+    """
+    place = start.place()
+    run(["mount", "--bind", place.base, place.base])
+    run(["mount", "--make-shared", place.base])
+    kernel = start("--banks", "sha1", place=place)
     keeper = covering(keepers, kernel)
     for restarted in (False, True):
         if restarted:
