@@ -84,7 +84,8 @@ class Joining(Keeping):
         await self._look_at_policy()
         self._modes = await self._in_kernel(partial(self._source.modes, look.banks))
         count = await self._in_kernel(self._source.count)
-        part = count > WHOLE and self._flush is not True
+        # Whether a list may be covered is to be known before anything of it is deleted.
+        part = count > WHOLE and self._flush is not True and self._may_delete.is_set()
         kernel, tpm = await self._read(look, part)
         known = self._known
         return replace(kernel, known=known, flush=self._flush, part=part), tpm

@@ -190,3 +190,15 @@ def test_policy_of_the_kernel_is_in_the_view(start: Starter, keepers: Keepers) -
         assert mount.emulated
         policy.write_bytes(b"dont_measure fsmagic=0x9fa0\n")
         assert b"dont_measure" in policy.read_bytes()
+
+
+def test_long_first_list_is_covered(start: Starter, keepers: Keepers) -> None:
+    """It is looked at whole before anything is deleted, and drained in pieces behind that."""
+    kernel = start("--banks", "sha1")
+    for _ in range(5):
+        kernel.generate(4_200)
+    keeper = covering(keepers, kernel)
+    assert keeper.read(COUNT) == b"21001\n"
+    keeper.flush()
+    wait_for(lambda: kernel.group("records")["current"] == 0, WAIT, "the kernel's list is empty")
+    assert keeper.read(COUNT) == b"21001\n"
