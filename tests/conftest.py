@@ -41,6 +41,11 @@ PARTING_SECONDS = 5.0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nightly", action="store_true", help="run the tests marked nightly as well")
+    parser.addoption(
+        "--oracle",
+        metavar="DIR",
+        help="a directory with kernels to ask: boot them and record the answers anew",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

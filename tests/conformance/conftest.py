@@ -12,14 +12,6 @@ from tests.mount.fixtures import start as start
 from tests.support import require
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--oracle",
-        metavar="DIR",
-        help="a directory with ask-kernel: boot its kernel and record the answers anew",
-    )
-
-
 @pytest.fixture(scope="session")
 def oracle(request: pytest.FixtureRequest) -> Oracle:
     """The kernel to ask; skips when ``--oracle`` is not given."""

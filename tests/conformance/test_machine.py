@@ -4,25 +4,14 @@ tools that open ``/dev/tpmrm0`` by themselves. Full emulation: minutes."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import sysconfig
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, may_take, require, run
+from tests import machine as machines
 
 pytestmark = [pytest.mark.nightly, pytest.mark.root]
-
-#: What imafs imports, by the names in site-packages.
-_NEEDED = (
-    *("trio", "pyfuse3", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna"),
-    *("tpm2_pytss", "cffi", "_cffi_backend", "pycparser", "cryptography", "packaging"),
-)
-_SECONDS = 1800
-_IMAGE = Path("~/.cache/imafs-tests/machine.img").expanduser()
 
 _AGENT = """
     unset TPM2TOOLS_TCTI TCTI TPM_INTERFACE_TYPE TPM_SERVER_TYPE TPM_COMMAND_PORT TSS2_FAPICONF
@@ -40,42 +29,15 @@ _AGENT = """
 """
 
 
-def _machine(request: pytest.FixtureRequest) -> Path:
-    directory = request.config.getoption("--oracle")
-    if directory is None:
-        pytest.skip("no --oracle DIR: there is no machine whose kernel has a vTPM proxy")
-    require("qemu-system-x86_64", "swtpm", "debootstrap", "mke2fs")
-    may_take(_SECONDS)
-    machine = Path(directory, "machine")
-    if not _IMAGE.exists():
-        _IMAGE.parent.mkdir(parents=True, exist_ok=True)
-        run([machine / "make-root", _IMAGE], deadline=_SECONDS)
-    return machine
-
-
-def _share(share: Path) -> None:
-    """imafs, what it imports and swtpm, for the machine's own Python 3.11."""
-    packages = Path(sysconfig.get_path("platlib"))
-    for entry in packages.iterdir():
-        if entry.name.partition(".")[0].partition("-")[0] in _NEEDED:
-            copy = shutil.copytree if entry.is_dir() else shutil.copy
-            copy(entry, share / "site" / entry.name)
-    shutil.copytree(ROOT / "imafs", share / "site/imafs")
-    swtpm = shutil.which("swtpm")
-    assert swtpm is not None
-    libraries = re.findall(r"=> (/\S+)", run(["ldd", swtpm]).stdout)
-    for file in (swtpm, *(path for path in libraries if "/libc.so" not in path)):
-        shutil.copy(file, share / "swtpm" / os.path.basename(file))
-
-
 def test_tools_that_know_the_kernels_device_alone(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """The machine has a TPM of its own at /dev/tpm0: in the session it is the emulator's."""
-    machine = _machine(request)
+    machine = machines.found(request)
     for name in ("site", "swtpm"):
         (tmp_path / name).mkdir()
-    _share(tmp_path)
+    machines.share_packages(tmp_path / "site")
+    machines.share_swtpm(tmp_path / "swtpm")
     (tmp_path / "agent.sh").write_text(_AGENT)
     (tmp_path / "run.sh").write_text("""
         export PYTHONPATH=/host/site PYTHONDONTWRITEBYTECODE=1
@@ -90,9 +52,7 @@ def test_tools_that_know_the_kernels_device_alone(
         while [ -e /dev/tpm1 ]; do :; done
         ls /dev/tpm*
     """)
-    command = [machine / "ask-machine", _IMAGE, tmp_path]
-    # As long as the test may take: a busy machine emulates slowly.
-    out = run(command, deadline=_SECONDS, env={"ASK_TIMEOUT": str(_SECONDS)}).stdout
+    out = machines.ask(machine, tmp_path)
     lines = out.splitlines()
     assert [line for line in lines if line.startswith("/dev/")] == 2 * ["/dev/tpm0", "/dev/tpmrm0"]
     # Five objects in a TPM that has room for three: the resource manager's work.
