@@ -295,3 +295,6 @@ class Collector(Joining):
         self._known = max(0, (self._known or 0) - number)
         await self._confirm()
         self._ready()
+        if self._in_part and await self._in_kernel(self._source.count) <= WHOLE:
+            # The join of a long list had seen no end that the PCRs could confirm.
+            raise Again("most of a long list is stored: the rest is looked at whole")

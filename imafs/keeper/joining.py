@@ -86,6 +86,7 @@ class Joining(Keeping):
         count = await self._in_kernel(self._source.count)
         # Whether a list may be covered is to be known before anything of it is deleted.
         part = count > WHOLE and self._flush is not True and self._may_delete.is_set()
+        self._in_part = part
         kernel, tpm = await self._read(look, part)
         known = self._known
         return replace(kernel, known=known, flush=self._flush, part=part), tpm

@@ -106,6 +106,7 @@ class Keeping:
         self._modes: dict[str, Mode] = {}
         self._flush: bool | None = None
         self._known: int | None = None  # leading records of the kernel's list that are stored
+        self._in_part = False  # a join saw the head of the kernel's list alone
         self._gone = 0  # records that a join has deleted so far
         #: Why nothing can be stored; None again with the next commit.
         self._full: str | None = None

@@ -148,6 +148,20 @@ def test_list_that_others_trimmed_is_refused(start: Starter, keepers: Keepers) -
     assert int(served.read(COUNT)) == 12
 
 
+def test_long_first_list_is_drained_in_pieces_and_shown(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    for _ in range(6):
+        kernel.generate(4_200)
+    whole = kernel.read(BINARY)
+    keeper = keepers(kernel, allow="joining")
+    wait_for(lambda: keeper.status()["view"] == "served", WAIT, "all of it is confirmed")
+    keeper.flush()
+    assert keeper.read(BINARY) == whole
+    assert kernel.group("records")["current"] == 0
+    frames = sum(file.read_text().count('"how":"N"') for file in keeper.store.rglob("journal"))
+    assert frames >= 3
+
+
 def test_reboot_begins_a_new_life(start: Starter, keepers: Keepers) -> None:
     kernel = start("--banks", "sha1")
     keeper = keepers(kernel)
