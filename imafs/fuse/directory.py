@@ -48,11 +48,14 @@ E = TypeVar("E", bound=Entry)
 class Handle:
     """An open file without methods of its own: reads and writes are EINVAL.
 
-    ``waits``: :meth:`prepare` does something. Whoever writes is a thread id.
+    Whoever writes is a thread id.
     """
 
     __slots__ = ()
-    waits = False
+
+    def waits(self, position: int) -> bool:
+        """Whether :meth:`prepare` does something for a read there; else it may be left out."""
+        return False
 
     def asked(self, data: bytes) -> Operation | None:
         """The operation that a write of ``data`` asks for, None: it is no request."""
@@ -108,15 +111,17 @@ class ContentHandle(Handle):
     """
 
     __slots__ = ("_content", "_text")
-    waits = True
 
     def __init__(self, content: Content) -> None:
         self._content = content
         self._text: bytes | None = None
 
+    def waits(self, position: int) -> bool:
+        return position == 0 or self._text is None
+
     async def prepare(self, position: int) -> None:
         """Makes the content anew where a read begins."""
-        if position == 0 or self._text is None:
+        if self.waits(position):
             self._text = None
             self._text = await self._content()
 

@@ -63,6 +63,10 @@ class OpenFile:
         """See :meth:`Handle.prepare`."""
         await self.handle.prepare(self._position.at_read(offset))
 
+    def waits(self, offset: int) -> bool:
+        """See :meth:`Handle.waits`."""
+        return self.handle.waits(self._position.at_read(offset))
+
     def read(self, offset: int, size: int, fill: bool) -> Bytes:
         """A read that FUSE sends for ``offset``."""
         real = self._position.at_read(offset)
@@ -122,7 +126,7 @@ class DirectoryOperations(Refusals):
         """A read that needs neither waiting nor anybody's attention."""
         file = self._files.get(fh)
         directory = self._directory
-        if file is None or file.handle.waits or directory.gate is not None:
+        if file is None or directory.gate is not None or file.waits(offset):
             return None
         if file.generation is not directory.generation:
             return errno.ENODEV

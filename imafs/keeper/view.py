@@ -52,7 +52,6 @@ class ListHandle(Handle):
     """
 
     __slots__ = ("_catalogue", "_collector", "_end", "_ended", "_looked", "_seq", "_view")
-    waits = True
 
     def __init__(self, collector: Collector, catalogue: Catalogue, view: View) -> None:
         self._collector = collector
@@ -64,10 +63,13 @@ class ListHandle(Handle):
         self._looked: float | None = None
         self._ended = False
 
+    def waits(self, position: int) -> bool:
+        return self._ended or not 0 < position < self._end
+
     async def prepare(self, position: int) -> None:
         """Raises :class:`Refused` (EIO) where the list is not to be had."""
         self._ended = False
-        if 0 < position < self._end:
+        if not self.waits(position):
             return
         now = trio.current_time()
         if position and self._looked is not None and now - self._looked < PASS:

@@ -246,8 +246,10 @@ async def test_content_that_takes_time() -> None:
     ops = DirectoryOperations(shelf)
     fh = await opened(ops, "deep/er/register", os.O_RDONLY)
     assert ops.read_now(fh, 0, 4) is None
+    assert ops.read_now(fh, 4, 9) is None, "nothing is made yet"
     assert await ops.read(fh, 0, 4) == b"0123"
-    assert await ops.read(fh, 4, 9) == b"456789"
+    assert ops.read_now(fh, 0, 4) is None
+    assert ops.read_now(fh, 4, 9) == b"456789"
     assert shelf.calls.count(("content",)) == 1
     await ops.read(fh, 0, 4)
     assert shelf.calls.count(("content",)) == 2
