@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from imafs.tpm.quoting import within
 SYSFS = "/sys/class/tpm/tpm0"
 #: Seconds that a TPM gets for all its PCRs; a chip needs about one.
 DEADLINE = 10.0
+#: How TCTIs begin (tpm2-tss).
+_TCTI = re.compile(r"(device|swtpm|mssim|tabrmd|cmd|pcap|libtpms|libtss2-tcti-\S+)(:|$)")
 #: What to say where a list does not lead to such PCRs.
 ADOPTED = (
     "The emulator has adopted a value that no record explains (--adopt): no list leads to its PCRs"
@@ -73,6 +76,8 @@ def reader(args: argparse.Namespace, path: str) -> Callable[[], Reading]:
         piped = Reading(pcrfile.parse(_piped(), source="standard input", pcr=pcr))
         return lambda: piped
     if args.pcrs is not None:
+        if _TCTI.match(args.pcrs) and not Path(args.pcrs).exists():
+            raise UsageError(f"--pcrs {args.pcrs}: that is a TPM, not a file: give --tcti")
         return lambda: Reading(pcrfile.read(args.pcrs, pcr))
     if args.tcti is not None:
         return lambda: Reading(_of_tpm(args.tcti))

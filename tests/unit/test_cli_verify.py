@@ -143,6 +143,12 @@ def test_an_empty_list(case: Case, capsys: Output) -> None:
     assert "match after record 0" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("tcti", ["device:/dev/tpmrm0", "swtpm:path=/run/x", "tabrmd"])
+def test_a_tpm_is_no_file_of_pcrs(case: Case, capsys: Output, tcti: str) -> None:
+    assert main(["verify", "--pcrs", tcti, str(case.list)]) == 2
+    assert f"--pcrs {tcti}: that is a TPM, not a file: give --tcti" in capsys.readouterr().err
+
+
 def test_pcrs_that_are_zero(case: Case, capsys: Output) -> None:
     """Of another TPM, or a reset one: that any list has nothing in common with."""
     case.after([])
