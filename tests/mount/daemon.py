@@ -57,7 +57,7 @@ def alive(pid: int) -> bool:
 
 
 #: Shell, for a mount namespace of a test's own: no other emulator of this machine is seen.
-ALONE = "findmnt --raw --noheadings --types fuse.imafs --output TARGET | xargs -r umount -l"
+ALONE = "findmnt --raw --noheadings --types fuse.imafs --output TARGET | tac | xargs -r umount -l"
 
 #: The same, but for those below $KEEP.
 ALONE_BUT = ALONE.replace("|", '| sed "\\|^$KEEP/|d" |', 1)
