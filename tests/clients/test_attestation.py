@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.clients.environments import ibm_tss
-from tests.mount.daemon import ASCII, BINARY, Daemon, replay
+from tests.mount.daemon import ASCII, BINARY, Daemon
 from tests.mount.fixtures import Starter
+from tests.property.reference import replay
 from tests.support import require, run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]

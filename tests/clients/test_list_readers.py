@@ -18,8 +18,9 @@ from imafs.formats import binary
 from tests.clients.environments import client
 from tests.conformance import recordings
 from tests.conformance.test_recorded_lists import OPTIONS
-from tests.mount.daemon import ASCII, IMAFS, Daemon, replay
+from tests.mount.daemon import ASCII, IMAFS, Daemon
 from tests.mount.fixtures import Starter
+from tests.property.reference import replay
 from tests.support import ROOT, run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]

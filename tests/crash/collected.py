@@ -9,31 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tests.crash.racer import BANKS, SIZES
+from tests.property import kernellist
+from tests.property.reference import extended
 
 
 def records(data: bytes, bank: str) -> Iterator[tuple[bytes, bytes]]:
-    """(name, template data) of each record of a binary list; template data b"" for a violation.
-
-    Every template digest is compared with the hash of its data, the end with the end.
-    """
-    size = SIZES[bank]
-    at = 0
-    while at < len(data):
-        digest = data[at + 4 : at + 4 + size]
-        at += 4 + size
-        (length,) = struct.unpack_from("<I", data, at)
-        assert data[at + 4 : at + 4 + length] in (b"ima-ng", b"ima-buf")
-        at += 4 + length
-        (length,) = struct.unpack_from("<I", data, at)
-        content = data[at + 4 : at + 4 + length]
-        assert len(content) == length, "the list ends inside a record"
-        at += 4 + length
-        violation = not any(digest)
-        assert violation or digest == hashlib.new(bank, content).digest()
-        (first,) = struct.unpack_from("<I", content)
-        (length,) = struct.unpack_from("<I", content, 4 + first)
-        name = content[4 + first + 4 :][:length].rstrip(b"\0")
-        yield name, b"" if violation else content
+    """(name, template data) of each record of a binary list; template data b"" for a violation."""
+    for row in kernellist.rows(data, bank):
+        assert row.template in (b"ima-ng", b"ima-buf")
+        yield row.fields[1].rstrip(b"\0"), b"" if row.violation else row.hashed
 
 
 Piece = list[tuple[bytes, bytes]]
@@ -72,13 +56,9 @@ def joined(parts: Iterable[Piece], expected: Sequence[bytes]) -> Piece:
 
 
 def replayed(whole: Iterable[tuple[bytes, bytes]], bank: str) -> bytes:
-    """The PCR of ``bank`` after these records, from zero; a violation extends ones."""
-    value = bytes(SIZES[bank])
-    ones = b"\xff" * SIZES[bank]
-    for _, content in whole:
-        digest = hashlib.new(bank, content).digest() if content else ones
-        value = hashlib.new(bank, value + digest).digest()
-    return value
+    """The PCR of ``bank`` after these records, from zero."""
+    zeros = bytes(SIZES[bank])
+    return extended((hashlib.new(bank, c).digest() if c else zeros for _, c in whole), bank)
 
 
 def made(number: int) -> bytes:

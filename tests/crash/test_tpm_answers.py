@@ -13,8 +13,9 @@ import pytest
 from imafs.formats.algorithms import SHA256
 from imafs.tpm.swtpm import SwtpmDevice
 from tests.crash.faulty import FAILURE, HIERARCHY, FaultyTpm, faulty_tpm
-from tests.mount.daemon import ASCII, BINARY, Daemon, imafs, replay
+from tests.mount.daemon import ASCII, BINARY, Daemon, imafs
 from tests.mount.fixtures import Starter
+from tests.property.reference import replay
 from tests.support import wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import subprocess
@@ -265,16 +264,3 @@ def close_dead(descriptor: int) -> None:
     """close() flushes, and the flush of a dead mount is ENOTCONN; the descriptor is closed."""
     with contextlib.suppress(OSError):
         os.close(descriptor)
-
-
-def replay(ascii_list: bytes, bank: str, index: int = 10) -> bytes:
-    """PCR ``index`` of ``bank`` after the lines of that bank's ASCII list, from zero."""
-    value = bytes(hashlib.new(bank).digest_size)
-    for line in ascii_list.splitlines():
-        pcr, digest = line.split()[:2]
-        if int(pcr) == index:
-            # A violation shows zeros and extends ones.
-            extended = bytes.fromhex(digest.decode())
-            extended = extended if any(extended) else b"\xff" * len(extended)
-            value = hashlib.new(bank, value + extended).digest()
-    return value

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import ASCII, Daemon, replay
+from tests.mount.daemon import ASCII, Daemon
 from tests.mount.fixtures import Starter
+from tests.property.reference import replay
 from tests.support import run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]

@@ -14,8 +14,9 @@ import pytest
 from imafs.errors import Refused
 from imafs.formats.templates import TEMPLATES
 from imafs.host import mounts
-from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon, replay
+from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon
 from tests.mount.fixtures import Starter
+from tests.property.reference import replay
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 

@@ -13,8 +13,9 @@ import pytest
 from imafs.errors import FormatError, Refused
 from imafs.formats.list_file import parse
 from tests.conformance.recordings import DATA
-from tests.mount.daemon import ASCII, BINARY, Daemon, layers, replay
+from tests.mount.daemon import ASCII, BINARY, Daemon, layers
 from tests.mount.fixtures import Starter
+from tests.property.reference import replay
 from tests.support import unpack
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]

@@ -16,8 +16,9 @@ import pytest
 
 from imafs.errors import Refused
 from tests.conformance import recordings
-from tests.mount.daemon import ASCII, COUNT, Daemon, imafs, replay
+from tests.mount.daemon import ASCII, COUNT, Daemon, imafs
 from tests.mount.fixtures import Starter
+from tests.property.reference import replay
 from tests.support import run, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]

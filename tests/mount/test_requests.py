@@ -39,43 +39,6 @@ def test_order_of_refusals(daemon: Daemon) -> None:
     assert daemon.write(STAGED, b"A\n") == "ENOENT"
 
 
-@pytest.mark.parametrize(
-    ("data", "original", "staged"),
-    [
-        (b"A\n", "EINVAL", "ok"),
-        (b"D\n", "EINVAL", "ENOENT"),
-        (b"A", "EINVAL", "EINVAL"),
-        (b"5", "EINVAL", "EINVAL"),
-        (b"\n", "EINVAL", "EINVAL"),
-        (b"A\n\n", "EINVAL", "EINVAL"),
-        (b"a\n", "EINVAL", "EINVAL"),
-        (b"A\0\n", "EINVAL", "EINVAL"),
-        (b"5\n", "ok", "EINVAL"),
-        (b"+5\n", "ok", "EINVAL"),
-        (b"005\n", "ok", "EINVAL"),
-        (b"5\n\n", "ok", "EINVAL"),
-        (b"5\0xyz\n", "ok", "EINVAL"),
-        (b"-5\n", "EINVAL", "EINVAL"),
-        (b" 5\n", "EINVAL", "EINVAL"),
-        (b"0x5\n", "EINVAL", "EINVAL"),
-        (b"0\n", "EINVAL", "EINVAL"),
-        (b"18446744073709551615\n", "ENOENT", "EINVAL"),
-        (b"18446744073709551616\n", "ERANGE", "EINVAL"),
-        (b"00000000000000000005\n", "ok", "EINVAL"),
-        (b"000000000000000000005\n", "EINVAL", "EINVAL"),
-    ],
-)
-def test_request_table(daemon: Daemon, data: bytes, original: str, staged: str) -> None:
-    daemon.generate(9)
-    for name in (f"{BINARY}_sha384", ASCII):
-        before = daemon.count()
-        assert daemon.write(name, data) == original
-        assert daemon.count() == before - (5 if original == "ok" else 0)
-        if original == "ok":
-            daemon.generate(5)
-    assert daemon.write(STAGED, data) == staged
-
-
 def test_an_errno_that_fuse_cannot_carry_is_einval(start: Starter) -> None:
     """An answer of more than 511 would leave the writer waiting, out of reach of SIGKILL."""
     daemon = start("--profile", "trim-v3", "--tpm", "none")

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from imafs.testing.mounted import Home
-from tests.mount.daemon import ASCII, BINARY, Daemon, imafs, layers, replay
+from tests.mount.daemon import ASCII, BINARY, Daemon, imafs, layers
 from tests.mount.fixtures import Starter
+from tests.property.reference import replay
 from tests.support import run, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]

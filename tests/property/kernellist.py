@@ -48,58 +48,84 @@ class Read:
     proven: bool
 
 
+@dataclass
+class Row:
+    """A sound record. ``hashed`` is what its digest is taken over, a violation's too."""
+
+    pcr: int
+    digest: bytes
+    template: bytes
+    formats: list[str]
+    fields: list[bytes]
+    hashed: bytes
+    violation: bool
+
+    @property
+    def line(self) -> bytes:
+        """The line of the ASCII list."""
+        shown = b"".join(
+            b" " + (_shown(form, part) if part else b"")
+            for form, part in zip(self.formats, self.fields, strict=True)
+        )
+        return b"%2d %s %s%s\n" % (self.pcr, self.digest.hex().encode(), self.template, shown)
+
+
 def read(data: bytes, bank: str) -> Read:
     """The list as the kernel's ASCII list has it."""
     lines: list[bytes] = []
     proven = False
     try:
-        for line, violation in _records(data, bank):
-            lines.append(line)
-            proven = proven or not violation
+        for row in rows(data, bank):
+            lines.append(row.line)
+            proven = proven or not row.violation
     except BrokenError:
         return Read(lines, len(lines), proven)
     return Read(lines, None, proven)
 
 
-def _records(data: bytes, bank: str) -> Iterator[tuple[bytes, bool]]:
+def rows(data: bytes, bank: str) -> Iterator[Row]:
+    """The records, each digest compared with what it is taken over. Raises :class:`BrokenError`."""
     width = WIDTHS[bank]
-    rest = data
+    rest = Rest(data)
     while rest:
-        pcr, rest = _u32(rest)
-        digest, rest = _take(rest, width)
-        length, rest = _u32(rest)
+        pcr = rest.u32()
+        digest = rest.take(width)
+        length = rest.u32()
         if not 1 <= length <= 255:
             raise BrokenError
-        name, rest = _take(rest, length)
+        name = rest.take(length)
         violation = digest == bytes(width)
         if name == b"ima":
-            body, fields, hashed, rest = _ima(rest, digest, bank)
+            fields, hashed = _ima(rest, digest, bank)
             formats = ["hex", "string"]
         else:
-            length, rest = _u32(rest)
-            body, rest = _take(rest, length)
-            formats, fields = _fields(name, body)
-            hashed = body
+            hashed = rest.take(rest.u32())
+            formats, fields = _fields(name, hashed)
         if pcr > 63:
             raise BrokenError
         if not violation and not _is_digest(hashed, digest, bank):
             raise BrokenError
-        shown = b"".join(
-            b" " + (_shown(f, part) if part else b"")
-            for f, part in zip(formats, fields, strict=True)
-        )
-        yield b"%2d %s %s%s\n" % (pcr, digest.hex().encode(), name, shown), violation
+        yield Row(pcr, digest, name, formats, fields, hashed, violation)
 
 
-def _take(data: bytes, size: int) -> tuple[bytes, bytes]:
-    if size > len(data):
-        raise BrokenError
-    return data[:size], data[size:]
+class Rest:
+    """What of some bytes is not read yet; true while there is any."""
 
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.at = 0
 
-def _u32(data: bytes) -> tuple[int, bytes]:
-    raw, rest = _take(data, 4)
-    return struct.unpack("<I", raw)[0], rest
+    def __bool__(self) -> bool:
+        return self.at < len(self._data)
+
+    def take(self, size: int) -> bytes:
+        if size > len(self._data) - self.at:
+            raise BrokenError
+        self.at += size
+        return self._data[self.at - size : self.at]
+
+    def u32(self) -> int:
+        return int(struct.unpack("<I", self.take(4))[0])
 
 
 def _is_digest(hashed: bytes, digest: bytes, bank: str) -> bool:
@@ -108,25 +134,28 @@ def _is_digest(hashed: bytes, digest: bytes, bank: str) -> bool:
     return bank != "sha1" and hashlib.sha1(hashed).digest().ljust(len(digest), b"\0") == digest
 
 
-def _ima(rest: bytes, digest: bytes, bank: str) -> tuple[bytes, list[bytes], bytes, bytes]:
+def _ima(rest: Rest, digest: bytes, bank: str) -> tuple[list[bytes], bytes]:
     """No length says whether the digest has 20 bytes or, of ima_hash=md5, 16."""
-    found = []
+    begin = rest.at
+    found: list[tuple[list[bytes], bytes, int]] = []
     for size in (20, 16):
+        rest.at = begin
         try:
-            content, behind = _take(rest, size)
-            length, behind = _u32(behind)
+            content = rest.take(size)
+            length = rest.u32()
             if length > 255:
                 continue
-            name, behind = _take(behind, length)
+            name = rest.take(length)
         except BrokenError:
             continue
         hashed = content + name.ljust(256, b"\0")
+        found.append(([content, name], hashed, rest.at))
         if hashlib.new(bank, hashed).digest() == digest:
-            return b"", [content, name], hashed, behind
-        found.append((b"", [content, name], hashed, behind))
+            return [content, name], hashed
     if not found:
         raise BrokenError
-    return found[0]
+    fields, hashed, rest.at = found[0]
+    return fields, hashed
 
 
 def _fields(name: bytes, body: bytes) -> tuple[list[str], list[bytes]]:
@@ -144,12 +173,10 @@ def _fields(name: bytes, body: bytes) -> tuple[list[str], list[bytes]]:
 def _chain(body: bytes, count: int | None) -> list[bytes]:
     """``count`` lengths with their data, to the end; None: any number, or one without length."""
     fields: list[bytes] = []
-    rest = body
+    rest = Rest(body)
     try:
         while rest if count is None else len(fields) < count:
-            length, rest = _u32(rest)
-            part, rest = _take(rest, length)
-            fields.append(part)
+            fields.append(rest.take(rest.u32()))
     except BrokenError:
         if count is None:
             return [body]

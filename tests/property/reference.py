@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 #: ``builtin_templates`` of ima_template.c.
@@ -121,6 +121,21 @@ def ascii_list(records: Sequence[Rec], algorithm: str, *, padded: bool = False) 
 def extend(old: bytes, digest: bytes, algorithm: str) -> bytes:
     """TPM2_PCR_Extend (TCG TPM 2.0 Part 1, 17.2)."""
     return hashlib.new(algorithm, old + digest).digest()
+
+
+def extended(digests: Iterable[bytes], algorithm: str) -> bytes:
+    """A PCR from zero after the template digests of these records; a violation's are zeros."""
+    value = bytes(WIDTHS[algorithm])
+    for digest in digests:
+        value = extend(value, digest if any(digest) else b"\xff" * len(digest), algorithm)
+    return value
+
+
+def replay(ascii_list: bytes, algorithm: str, index: int = 10) -> bytes:
+    """PCR ``index`` of a bank after the lines of that bank's ASCII list, from zero."""
+    words = (line.split(maxsplit=2) for line in ascii_list.splitlines())
+    digests = (bytes.fromhex(digest.decode()) for pcr, digest, _ in words if int(pcr) == index)
+    return extended(digests, algorithm)
 
 
 def ng(pcr: int, name: bytes, content: bytes = b"", algorithm: str = "sha256") -> Rec:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.mount.daemon import replay
+from tests.property.reference import replay
 from tests.run.containers import Container, Pod, Service, services
 from tests.support import require, wait_for
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.daemon import Daemon, alive, replay
+from tests.mount.daemon import Daemon, alive
+from tests.property.reference import replay
 from tests.run.runs import (
     CLASS,
     IMA,
