@@ -76,7 +76,7 @@ def test_the_example_of_a_profile_works() -> None:
     ):
         assert parse(words, data, 7) == request
         assert words.spell(request) == data
-    for wrong in (b"A 0\n", b"A \n", b"B\n", b"D 1\n", b"A -1\n"):
+    for wrong in (b"A 0\n", b"A \n", b"B\n", b"D 1\n", b"A -1\n", b"A", b"A 5", b"A 5\n\n"):
         with pytest.raises(Refused):
             parse(words, wrong, 0)
     assert profile.rules.checks[Operation.STAGE][-1].condition is Condition.TOO_MANY
