@@ -55,7 +55,7 @@ class _Pages:
             self._intact(index_name(self.path), self.index)
 
     def data(self) -> memoryview:
-        self.check()
+        """The bytes; whoever reads them has called :meth:`check` just before."""
         if self._data is None:
             self._data = self._map(self.path, self.size)
         return self._data
@@ -381,6 +381,7 @@ class Catalogue:
 
     def records(self) -> RecordList:
         """What is stored, for a join."""
-        return RecordList(
-            [Part(chunk.data, chunk.offsets) for chunk in self._chunks[: self._stored_chunks]]
-        )
+        stored = self._chunks[: self._stored_chunks]
+        for chunk in stored:
+            chunk.pages.check()
+        return RecordList([Part(chunk.data, chunk.offsets) for chunk in stored])
