@@ -24,7 +24,7 @@ from imafs.control.server import serve
 from imafs.emulator.audit_log import Audit, open_log
 from imafs.emulator.config import EmulatorConfig
 from imafs.emulator.directory import ImaDirectory
-from imafs.emulator.emulator import Emulator
+from imafs.emulator.emulator import Changes, Emulator
 from imafs.emulator.sysfs import extras
 from imafs.errors import ControlError, ImafsError, TpmError, UsageError
 from imafs.formats.algorithms import HashAlgorithm
@@ -214,7 +214,8 @@ async def _main(
     background: Background,
 ) -> None:
     mountpoint, control = str(about["mountpoint"]), Path(str(about["control"]))
-    emulator = Emulator(plan.config, device, audit, measure_file.read_policy)
+    changes = Changes()
+    emulator = Emulator(plan.config, device, audit, measure_file.read_policy, changes)
     # The signals are taken before anything exists that they would leave behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         early.check()
@@ -240,6 +241,7 @@ async def _main(
             ) as mount:
                 watcher = Watcher(
                     emulator,
+                    changes,
                     leave=mountpoint,
                     excused=_own_processes(device),
                     deadline=plan.watch_deadline,

@@ -60,10 +60,30 @@ class Receipt:
 ReadPolicy = Callable[["Emulator", bytes], Awaitable[bytes]]
 
 
+class Changes:
+    """Tells of another boot and of another active policy, within the call that makes it so.
+
+    It is made before the emulator, which tells, and its users, which hear and need the emulator.
+    """
+
+    def __init__(self) -> None:
+        self._hear: list[Callable[[], None]] = []
+
+    def hear(self, call: Callable[[], None]) -> None:
+        """``call`` is called from now on; it does not await."""
+        self._hear.append(call)
+
+    def tell(self) -> None:
+        """Calls everybody, in the order in which they asked for it."""
+        for call in self._hear:
+            call()
+
+
 class Emulator:
     """Composes the kernel that runs and the TPM; see :meth:`start` and :meth:`run`.
 
-    ``read_policy`` reads the policy files that are written as a path.
+    ``read_policy`` reads the policy files that are written as a path; ``changes`` is told of
+    another boot and of another active policy.
     """
 
     def __init__(
@@ -72,6 +92,7 @@ class Emulator:
         device: Device,
         audit: Audit | None = None,
         read_policy: ReadPolicy | None = None,
+        changes: Changes | None = None,
     ) -> None:
         self._first_profile = config.profile
         banks = tuple(
@@ -84,8 +105,7 @@ class Emulator:
         self.read_policy = read_policy or _no_policy_files
         #: The kernel that runs. A kexec or a reboot puts another one here, and nothing else.
         self.kernel = Kernel(config, self.layout, self.audit, self.append, self._collect)
-        #: Called after another boot and after another policy has become active.
-        self.observers: list[Callable[[], None]] = []
+        self.changes = changes or Changes()
         self._collector = Collector(lambda: self.queue)
         self._resets, self._reset_wanted = trio.open_memory_channel[tuple[trio.Event, trio.Event]](
             0
@@ -160,7 +180,7 @@ class Emulator:
         self._extender.queue = kernel.queue
         self.kernel = kernel
         self._collect()
-        self.changed()
+        self.changes.tell()
 
     async def reset(self, profile: Profile | None = None) -> None:
         """List and TPM as after a boot; the mount stays. Only while :meth:`run` runs.
@@ -187,7 +207,7 @@ class Emulator:
             self._collect()
             if kernel.config.boot_aggregate:
                 kernel.measure_boot(values)
-            self.changed()
+            self.changes.tell()
         finally:
             resume.set()
 
@@ -206,11 +226,6 @@ class Emulator:
         """
         work = self.channel.call(lambda: self.device.read_pcrs([pcr]), deadline=PCR_WAIT)
         return (await work)[bank][pcr]
-
-    def changed(self) -> None:
-        """Tells the observers that the boot or the policy is another one."""
-        for observer in self.observers:
-            observer()
 
     # Measuring
 

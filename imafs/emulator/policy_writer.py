@@ -120,7 +120,7 @@ class PolicyWriter:
             if not known.endswith(WRITTEN):
                 kernel.policy_source = f"{known}, {WRITTEN}" if appended else WRITTEN
             # The rules hold already, whatever comes of their record.
-            emulator.changed()
+            emulator.changes.tell()
             kernel.measure_policy()
 
 

@@ -661,7 +661,7 @@ async def test_critical_data_that_cannot_be_built_holds_nothing_up() -> None:
     async with machine(FakeDevice(), config) as (emulator, life):
         before = len(emulator.queue.current)
         told: list[int] = []
-        emulator.observers.append(lambda: told.append(1))
+        emulator.changes.hear(lambda: told.append(1))
         grammar = next(e.request.grammar for e in emulator.kernel.entries if e.request)
         assert grammar is not None
         assert emulator.kernel.write(grammar, b"02", 0) == 2

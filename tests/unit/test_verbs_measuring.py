@@ -60,7 +60,7 @@ async def test_all_files_of_a_request_wait_together(
 
 
 def verbs_of(emulator: Emulator) -> Verbs:
-    watcher = Watcher(emulator, leave="/m", excused=[])
+    watcher = Watcher(emulator, emulator.changes, leave="/m", excused=[])
     return Verbs(emulator, watcher, lambda: None, {"mountpoint": "/m"}, {})
 
 

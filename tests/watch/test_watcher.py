@@ -107,7 +107,7 @@ async def _watching(*paths: str) -> AsyncIterator[tuple[Emulator, watcher.Watche
     """``paths`` are watched by the first listener."""
     emulator = Emulator(EmulatorConfig(), FakeDevice())
     await emulator.start()
-    watching = watcher.Watcher(emulator, leave="/nowhere", excused=())
+    watching = watcher.Watcher(emulator, emulator.changes, leave="/nowhere", excused=())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(emulator.run)
         nursery.start_soon(watching.run)

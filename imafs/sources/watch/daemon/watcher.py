@@ -17,7 +17,7 @@ from operator import is_
 
 import trio
 
-from imafs.emulator.emulator import Emulator
+from imafs.emulator.emulator import Changes, Emulator
 from imafs.errors import NotThereError, Refused
 from imafs.host.ratelimit import Ratelimit
 from imafs.kernel.policy import builtin
@@ -58,6 +58,7 @@ class Watcher:
     def __init__(
         self,
         emulator: Emulator,
+        changes: Changes,
         *,
         leave: str,
         excused: Sequence[tuple[int, int]],
@@ -91,7 +92,7 @@ class Watcher:
         self._before = messages.Counters()
         self._recorder = Recorder(emulator, deadline)
         self._seldom = Ratelimit(log)
-        emulator.observers.append(self._changed)
+        changes.hear(self._changed)
 
     # What people ask for
 
