@@ -58,6 +58,7 @@ def run(plan: Plan) -> int:
     faulthandler.register(signal.SIGUSR1, file=stream)
     store_path = os.path.abspath(plan.store)
     directory = os.path.abspath(plan.source)
+    gid = _group(plan.settings.group)
     ground = _ground(directory) if plan.cover else None
     mountpoint = None if plan.mount is None else keep_view.prepared(plan.mount)
     of = machine.machine(directory, ground)
@@ -76,7 +77,7 @@ def run(plan: Plan) -> int:
     try:
         if ground is not None:
             mountpoint = keep_view.place_in(store_path)
-        showing = None if mountpoint is None else Showing(mountpoint, of, ground)
+        showing = None if mountpoint is None else Showing(mountpoint, of, gid, ground)
         programs.leave_working_directory()
         trio.run(_main, plan, source, store, settings, showing)
     except BaseExceptionGroup as group:
@@ -137,10 +138,7 @@ async def _main(
                 await collector.looked()
                 async with AsyncExitStack() as stack:
                     if showing is not None:
-                        gid = _group(plan.settings.group)
-                        await stack.enter_async_context(
-                            keep_view.shown(showing, collector, gid, end)
-                        )
+                        await stack.enter_async_context(keep_view.shown(showing, collector, end))
                         end.in_use()
                     _announce(plan, store, showing)
                     await _report(collector)

@@ -37,10 +37,12 @@ _WAIT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Showing:
-    """``made``: where the view is mounted, resolved. ``ground``: what it is to cover."""
+    """``made``: where the view is mounted, resolved. ``gid``: the group of its files, root's for
+    None. ``ground``: what it is to cover."""
 
     made: str
     of: Machine
+    gid: int | None
     ground: Ground | None = None
 
     @property
@@ -71,12 +73,10 @@ def place_in(store: str) -> str:
 
 
 @asynccontextmanager
-async def shown(
-    showing: Showing, collector: Collector, gid: int | None, end: session.End
-) -> AsyncIterator[None]:
+async def shown(showing: Showing, collector: Collector, end: session.End) -> AsyncIterator[None]:
     """The view is there inside. A cover stays behind, whatever ends the keeper: the files below
     would be taken for the whole list. Raises :class:`MountError`, :class:`GapError`."""
-    view = WholeDirectory(collector, gid)
+    view = WholeDirectory(collector, showing.gid)
     ground = showing.ground
     if ground is not None:
         await _until_coverable(ground, collector)

@@ -81,10 +81,12 @@ def test_files_are_of_the_group_that_is_set(start: Starter, keepers: Keepers) ->
     assert {(keeper.view / name).stat().st_gid for name in names} == {gid}
     config.write_text('[view]\ngroup = "nobody-at-all"\n')
     keeper.stop()
+    store = kernel.place.base / "never-made"
     words: list[str | os.PathLike[str]] = ["keep", "--mount", keeper.view]
-    words += ["--source", kernel.dir, "--store", keeper.store]
+    words += ["--source", kernel.dir, "--store", store]
     result = imafs(*words, "--config", config, check=False)
     assert (result.returncode, "no such group" in result.stderr) == (2, True)
+    assert not store.exists()
 
 
 def test_held_descriptor_reads_on_over_deletions(start: Starter, keepers: Keepers) -> None:
