@@ -136,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
     except FileError as error:
         if keeper is not None and error.errno == errno.EIO:
             keeper.tell_if_refused()
+        find_keeper.tell_if_kept(args.directory, error)
         raise
     _write(args.output, made.encode(), 0o644)
     _tell(args, made)

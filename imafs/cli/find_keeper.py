@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from imafs.errors import ControlError, GapError, Refused
+from imafs.errors import ControlError, FileError, GapError, Refused
 
 if TYPE_CHECKING:
     from imafs.attest.gather import Kept
+    from imafs.host.mounts import Mount
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +72,56 @@ def of_place(path: str) -> Keeper | None:
     from imafs.host import mounts
 
     real = mounts.resolve(path)
-    views = [mount for mount in mounts.mounts() if mount.kept]
-    for view in sorted(views, key=lambda mount: len(mount.path), reverse=True):
+    for view in _views():
         if real == view.path or real.startswith(view.path + os.sep):
-            from imafs.control import paths
-            from imafs.keeper.status import SOCKET
-
-            # Only root and the keeper's own user can ask it, and nobody else's is believed.
-            ours = view.owner in (0, os.geteuid())
-            pid = mounts.holder(view) if ours else None
-            sockets = [] if pid is None else paths.of_process(pid)
-            stores = [str(socket.parent) for socket in sockets if socket.name == SOCKET]
-            if not stores:
+            keeper = _of_view(view)
+            if keeper is None:
                 raise ControlError(f"{path}: its keeper is dead, or another user's")
-            return Keeper(stores[0])
+            return keeper
     return None
+
+
+def tell_if_kept(path: str, error: OSError | FileError) -> None:
+    """Raises :class:`Refused` where ``error`` is EBUSY because a keeper has the lists of ``path``,
+    a directory or a file of one: their whole is in its view."""
+    if error.errno != errno.EBUSY:
+        return
+    from imafs.host import mounts
+
+    real = mounts.resolve(path)
+    for view in _views():
+        keeper = _of_view(view)
+        if keeper is None:
+            continue
+        try:
+            source = mounts.resolve(keeper.source())
+        except ControlError:
+            continue  # it has ended, or is not ours to ask: the error stays as it is
+        if source in (real, os.path.dirname(real)):
+            raise Refused(
+                errno.EBUSY,
+                f"{path}: {os.strerror(errno.EBUSY)}: a keeper has it open and deletes from it; "
+                f"the whole list is in {view.path}",
+            )
+
+
+def _views() -> list[Mount]:
+    """The views of keepers, the innermost first."""
+    from imafs.host import mounts
+
+    views = [mount for mount in mounts.mounts() if mount.kept]
+    return sorted(views, key=lambda mount: len(mount.path), reverse=True)
+
+
+def _of_view(view: Mount) -> Keeper | None:
+    """Its keeper, None for a dead one, and for one that this user cannot ask."""
+    from imafs.control import paths
+    from imafs.host import mounts
+    from imafs.keeper.status import SOCKET
+
+    # Only root and the keeper's own user can ask it, and nobody else's is believed.
+    ours = view.owner in (0, os.geteuid())
+    pid = mounts.holder(view) if ours else None
+    sockets = [] if pid is None else paths.of_process(pid)
+    stores = [str(socket.parent) for socket in sockets if socket.name == SOCKET]
+    return Keeper(stores[0]) if stores else None

@@ -24,7 +24,8 @@ _NULL = os.makedev(1, 3)
 def read_bytes(path: str) -> bytes:
     """A file whole, ``-`` for standard input: a pipe too, if somebody writes into it.
 
-    Raises :class:`FileError`, or :class:`ControlError` for one of a dead emulator.
+    Raises :class:`FileError`, :class:`ControlError` for one of a dead emulator, and
+    :class:`Refused` for one that a keeper has.
     """
     try:
         if path == "-":
@@ -36,9 +37,10 @@ def read_bytes(path: str) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as error:
-        from imafs.cli import find_daemon
+        from imafs.cli import find_daemon, find_keeper
 
         find_daemon.tell_if_dead(path, error)
+        find_keeper.tell_if_kept(path, error)
         raise FileError(path, error) from None
 
 
@@ -84,7 +86,7 @@ def read_list(path: str, moment: str | None = None) -> bytes:
 
     Raises as :func:`read_bytes`, and :class:`FormatError` for a broken archive.
     """
-    from imafs.cli import find_daemon
+    from imafs.cli import find_daemon, find_keeper
     from imafs.sources.recording import lists_of, lists_of_bytes
 
     if path == "-" or not _is_kept(path):
@@ -95,6 +97,7 @@ def read_list(path: str, moment: str | None = None) -> bytes:
         return staged + current  # which copies nothing where one is empty
     except OSError as error:
         find_daemon.tell_if_dead(path, error)
+        find_keeper.tell_if_kept(path, error)
         raise FileError(error.filename or path, error) from None
 
 

@@ -53,9 +53,10 @@ def run(args: argparse.Namespace) -> int:
             args.dir, source.pcrs, padded=args.padded_banks, check=not args.no_check
         )
     except FileError as error:
-        from imafs.cli import find_daemon
+        from imafs.cli import find_daemon, find_keeper
 
         find_daemon.tell_if_dead(args.dir, error)
+        find_keeper.tell_if_kept(args.dir, error)
         raise
     except MismatchError as error:
         if source.adopted:
