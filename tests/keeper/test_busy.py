@@ -21,7 +21,14 @@ def test_every_reader_is_told_of_the_view(start: Starter, keepers: Keepers, tmp_
     link = tmp_path / "link"
     link.symlink_to(kernel.dir)
     keeper = keepers(kernel)
-    ak = ["--create-ak", tmp_path / "ak", "--nonce", "5eed", "-o", tmp_path / "bundle"]
+    ak: list[str | os.PathLike[str]] = [
+        "--create-ak",
+        tmp_path / "ak",
+        "--nonce",
+        "5eed",
+        "-o",
+        tmp_path / "bundle",
+    ]
     words: list[list[str | os.PathLike[str]]] = [
         ["list", kernel.dir],
         ["list", kernel.dir / BINARY],
