@@ -20,11 +20,10 @@ from imafs.attest.lanes import HASHES
 from imafs.attest.reference import Files, judge
 from imafs.attest.state import REMEMBERED, State
 from imafs.attest.verify import FIRMWARE, LOCALITIES, Choice, Value, Verdict, verify_parts
-from imafs.attest.walking import Part, blocks, record
+from imafs.attest.walking import Part, blocks, proven, proven_name, record
 from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, HashAlgorithm, list_bank
 from imafs.formats.binary import Reader
-from imafs.formats.list_file import name_of
 from imafs.lists.replay import PcrValues
 from imafs.text import shown
 
@@ -62,6 +61,8 @@ class _Case:
         if found.manifest is not None:
             self._part = Part(found.records, found.manifest.order)
         self._begun: PcrValues = {}
+        self._quoted: PcrValues = {}
+        self._log: firmware.Log | None = None
         self.so_far = Judgement(Kind.MALFORMED, "", first=self._first)
 
     def judgement(self) -> Judgement:
@@ -198,7 +199,7 @@ class _Case:
         )
 
     def _begins_with_boot(self) -> bool:
-        return name_of(record([self._part], OWN.digest_size, 0).record) == BOOT
+        return proven_name(record([self._part], OWN.digest_size, 0).record) == BOOT
 
     def _goes_on(self, verdict: Verdict) -> None:
         """Raises where the whole list is not a continuation of what was verified."""
@@ -273,27 +274,35 @@ class _Case:
 
     def _booted(self, values: PcrValues) -> None:
         """Raises where boot_aggregate is not what the PCRs of the firmware give."""
-        log = None
+        self._quoted = values
         if self._bundle.firmware is not None:
             try:
-                log = firmware.read(self._bundle.firmware)
+                self._log = firmware.read(self._bundle.firmware)
             except FormatError as error:
                 raise error.at(bundles.FIRMWARE) from None
         if self._first or not self._part.data or not self._begins_with_boot():
             return
-        parsed = record([self._part], OWN.digest_size, 0)
-        aggregate = _aggregate(parsed.record.template.split(parsed.record.data)[0])
-        if aggregate is None:
-            return
-        quoted = firmware.boot_aggregate(*aggregate, values)
-        logged = firmware.Boot.UNKNOWN
-        if log is not None:
-            logged = firmware.boot_aggregate(*aggregate, log.pcrs, complete=True)
+        first = record([self._part], OWN.digest_size, 0).record
+        quoted, logged = self._aggregates(proven(first)[0])
         found = quoted if quoted is not firmware.Boot.UNKNOWN else logged
         self.so_far = replace(self.so_far, boot=found)
         for kind, what in ((quoted, "the quoted PCRs 0 to 9"), (logged, "the firmware's log")):
             if kind is firmware.Boot.DIFFERS:
                 raise Found(Kind.BOOT, f"boot_aggregate is not the hash over {what}")
+
+    def _aggregates(self, field: bytes) -> tuple[firmware.Boot, firmware.Boot]:
+        """What the quoted PCRs and the firmware's log say of a boot_aggregate."""
+        quoted = logged = firmware.Boot.UNKNOWN
+        if (aggregate := _aggregate(field)) is not None:
+            quoted = firmware.boot_aggregate(*aggregate, self._quoted)
+            if self._log is not None:
+                logged = firmware.boot_aggregate(*aggregate, self._log.pcrs, complete=True)
+        return quoted, logged
+
+    def _is_boot(self, field: bytes) -> bool:
+        """Whether it is shown that this is the digest of a boot_aggregate: no file has zeros."""
+        shown_ones = (firmware.Boot.MATCHES, firmware.Boot.BYPASS)
+        return any(found in shown_ones for found in self._aggregates(field))
 
     # The verdict
 
@@ -306,7 +315,8 @@ class _Case:
         later = self._later_boots(part)
         files = None
         if self._demand.reference is not None:
-            files = judge(self._demand.reference, [part], OWN)
+            begins = self._first == 0
+            files = judge(self._demand.reference, [part], OWN, self._is_boot, begins=begins)
         kind, words = self._kind(rebooted, later, verdict, files)
         so_far = replace(
             self.so_far,

@@ -15,7 +15,7 @@ from typing import Any
 
 from imafs.attest.lanes import HASHES, Lane, extended
 from imafs.attest.verify import Choice, Value, Verdict, first_common
-from imafs.attest.walking import Part
+from imafs.attest.walking import Part, proven_name
 from imafs.formats.algorithms import SHA1, Bank
 from imafs.formats.binary import Parsed, Reader
 from imafs.formats.list_file import name_of
@@ -74,7 +74,9 @@ def boots(parts: Sequence[Part], width: int) -> list[int]:
     """Numbers of the records that are a boot_aggregate."""
     if not any(BOOT in part.data for part in parts):
         return []
-    return [n for n, parsed in enumerate(records(parts, width)) if name_of(parsed.record) == BOOT]
+    return [
+        n for n, parsed in enumerate(records(parts, width)) if proven_name(parsed.record) == BOOT
+    ]
 
 
 def remark(parts: Sequence[Part], own: Bank, verdict: Verdict) -> Explanation | None:

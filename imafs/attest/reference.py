@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from imafs.attest.explain import BOOT, records
-from imafs.attest.walking import Part
+from imafs.attest.lanes import HASHES
+from imafs.attest.walking import Part, proven, proven_name
 from imafs.errors import FormatError
 from imafs.formats import list_file
 from imafs.formats.algorithms import ALGORITHMS, Bank
-from imafs.formats.binary import Parsed
+from imafs.formats.binary import Record
 
 _LINE = re.compile(
     rb"\\?(?:(?P<name>[A-Za-z0-9][\w-]*):)?(?P<digest>(?:[0-9A-Fa-f]{2}){16,64})"
     rb"[ \t]+\*?(?P<path>.+)"
 )
+_PATH_MAX = 4096
 _SIZES = frozenset(a.digest_size for a in ALGORITHMS)
 #: Paths of each kind that a verdict names.
 NAMED = 1000
@@ -39,7 +41,12 @@ class Reference:
     excludes: tuple[re.Pattern[str], ...] = ()
 
     def excluded(self, path: bytes) -> bool:
-        """Whether a pattern matches from the path's beginning on, as Keylime takes them."""
+        """Whether a pattern matches from the path's beginning on, as Keylime takes them.
+
+        Nothing that is longer than a path (PATH_MAX): a pattern could go on over it for ever.
+        """
+        if len(path) >= _PATH_MAX:
+            return False
         text = path.decode("utf-8", "surrogateescape")
         return any(pattern.match(text) for pattern in self.excludes)
 
@@ -147,7 +154,7 @@ def _golden(data: bytes, source: str) -> Reference:
         for item in list_file.parse(data).items():
             if isinstance(item, list_file.Fault):
                 raise item.error()
-            measured = _measured(item)
+            measured = _measured(item.record)
             if measured is not None and any(measured[1]):
                 found.setdefault(measured[0], set()).add(measured[1])
     except FormatError as error:
@@ -157,43 +164,67 @@ def _golden(data: bytes, source: str) -> Reference:
     return Reference(_frozen(found))
 
 
-def _measured(parsed: Parsed) -> tuple[bytes, bytes] | None:
-    """Path and digest of a record of a file; None of another one."""
-    record = parsed.record
-    try:
-        parts = record.template.split(record.data)
-    except FormatError:
-        return None
-    if len(parts) < 2:
-        return None
-    name = parts[1].split(b"\0", 1)[0]
-    if record.template.has("buf") and not name.startswith(b"/"):
-        return None
-    if record.template.is_ima:
-        return name, parts[0]
+def _measured(record: Record) -> tuple[bytes, bytes] | None:
+    """Path and digest of a record of a file; None of one that is proven to be of a buffer.
+
+    What is neither is of a file without a path, which no reference knows.
+    """
+    fields = proven(record)
+    if len(fields) < 2:
+        return b"", b""
+    name = fields[1].split(b"\0", 1)[0]
     # "sha256:", NUL, digest; d-ngv2 puts "ima:" or "verity:" in front.
-    colon, _, digest = parts[0].partition(b":\0")
-    return (name, digest) if digest or colon else None
+    prefix, colon, digest = fields[0].partition(b":\0")
+    if not colon:
+        return name, fields[0]
+    # A file may have no slash in its name either: in a mount that was detached.
+    if len(fields) > 2 and not name.startswith(b"/"):
+        algorithm = HASHES.get(prefix.rpartition(b":")[2].decode("latin-1"))
+        if algorithm is not None and any(algorithm.digest(f) == digest for f in fields[2:]):
+            return None
+    return name, digest
 
 
-def judge(reference: Reference, parts: Sequence[Part], own: Bank) -> Files:
-    """Every record of a list that is known to be sound."""
+def judge(
+    reference: Reference,
+    parts: Sequence[Part],
+    own: Bank,
+    is_boot: Callable[[bytes], bool] = lambda digest: False,
+    *,
+    begins: bool = True,
+) -> Files:
+    """Every record of a list that is known to be sound.
+
+    A file may be called boot_aggregate as well. The record of that name is one where it
+    ``begins`` a list, where its digest is that of the one there, or ``is_boot`` explains it.
+    """
     files = Files()
-    for parsed in records(parts, own.digest_size):
-        _one(reference, files, parsed)
+    first: bytes | None = None
+    for number, parsed in enumerate(records(parts, own.digest_size)):
+        boot = proven_name(parsed.record) == BOOT and BOOT not in reference.digests
+        if boot and not parsed.record.violation:
+            digest = proven(parsed.record)[0]
+            if begins and number == 0:
+                first = digest
+            boot = digest == first or is_boot(digest)
+        if boot:
+            files.other += 1
+        else:
+            _one(reference, files, parsed.record)
     return files
 
 
-def _one(reference: Reference, files: Files, parsed: Parsed) -> None:
-    measured = _measured(parsed)
-    if measured is None or (measured[0] == BOOT and BOOT not in reference.digests):
+def _one(reference: Reference, files: Files, record: Record) -> None:
+    if record.violation:
+        files.violations += 1
+        return
+    measured = _measured(record)
+    if measured is None:
         files.other += 1
         return
     path, digest = measured
     known = reference.digests.get(as_listed(path))
-    if parsed.record.violation:
-        files.violations += 1
-    elif known is not None and digest in known:
+    if known is not None and digest in known:
         files.known += 1
     elif reference.excluded(path):
         files.excluded += 1

@@ -20,6 +20,7 @@ from itertools import islice
 from imafs.errors import FormatError
 from imafs.formats.algorithms import Bank
 from imafs.formats.binary import PCR_LIMIT, Parsed, Reader, Record, digest_matches
+from imafs.formats.fields import NAME_MAX, chain
 from imafs.formats.templates import TEMPLATES, Order, Template
 
 #: Records of a block: few enough for a processor's cache, more than what a block itself costs.
@@ -148,6 +149,28 @@ def record(parts: Iterable[Part], width: int, number: int) -> Parsed:
             number -= 1
         before += len(part.data)
     raise IndexError(number)
+
+
+def proven(record: Record) -> list[bytes]:
+    """The fields of a record as its digest alone has them; one, of what is not made of fields.
+
+    The name of a template is in no digest: who holds a list may call it another one, such as
+    one whose fields nobody knows, or ``ima``, whose bytes another template's may have as well.
+    """
+    hashed = record.template.hash_input(record.data)
+    fields = chain(hashed, record.template.order)
+    if fields is not None:
+        return fields
+    for size in (20, 16):
+        if len(hashed) == size + NAME_MAX + 1:
+            return [hashed[:size], hashed[size:]]
+    return [hashed]
+
+
+def proven_name(record: Record) -> bytes | None:
+    """The name among :func:`proven` fields; None where there is none."""
+    fields = proven(record)
+    return fields[1].split(b"\0", 1)[0] if len(fields) > 1 else None
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from dataclasses import replace
 
 import pytest
@@ -21,11 +22,12 @@ from tests.property.reference import Rec, ascii_list, binary_list, ng, violation
 OWN = list_bank(SHA1)
 EMPTY = hashlib.sha256(b"").hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()
+DIGEST_OF_BUFFER = b"sha256:\0" + hashlib.sha256(b"7.2").digest()
 RECORDS = [
     ng(10, b"boot_aggregate", b"boot"),
     *(ng(10, b"/a"), ng(10, b"/b", b"other"), ng(10, b"/unknown"), ng(10, b"/tmp/x")),
     violation(10, b"/log"),
-    Rec(10, "ima-buf", (b"sha256:\0" + b"1" * 32, b"kernel_version\0", b"7.2")),
+    Rec(10, "ima-buf", (DIGEST_OF_BUFFER, b"kernel_version\0", b"7.2")),
 ]
 POLICY = {
     "meta": {"version": 1},
@@ -105,6 +107,101 @@ def test_a_template_that_was_renamed_hides_nothing() -> None:
     for label in ("ima-sig", "ima-buf", "d-ng|n-ng|buf", "whatever"):
         files = judged(reference, [Rec(10, label, parts)])
         assert list(files.unknown) == [b"/evil"], label
+
+
+EVIL = b"sha256:\0" + b"1" * 32
+HASHED = b"sha256:\0" + hashlib.sha256(b"\x03sig").digest()
+
+
+@pytest.mark.parametrize(
+    ("label", "parts"),
+    [
+        # As a kernel has the name of a file in a mount that was detached: without a slash.
+        ("ima-buf", (EVIL, b"evil\0", b"\x03sig")),
+        ("d-ng|buf", (EVIL, b"evil\0")),
+        ("d-ng|n-ng|buf", (EVIL, b"evil\0", b"")),
+        ("whatever", (EVIL, b"evil\0", b"\x03sig")),
+        ("ima-buf", (b"rot13:\0" + b"1" * 32, b"evil\0", b"\x03sig")),
+    ],
+)
+def test_a_file_without_a_path_is_no_buffer(label: str, parts: tuple[bytes, ...]) -> None:
+    """A kernel's buffer is in its record, and hashes to the record's digest."""
+    reference = read(json.dumps(POLICY).encode(), "policy")
+    files = judged(reference, [*RECORDS[:1], Rec(10, label, parts)])
+    assert (list(files.unknown), files.other) == ([b"evil"], 1)
+    buffer = Rec(10, "whatever", (HASHED, b"keys\0", b"\x03sig"))
+    assert judged(reference, [buffer]).other == 1
+
+
+def test_a_record_of_template_ima_is_read_as_it_is_hashed() -> None:
+    """Its bytes may be called those of a template that nobody knows."""
+    reference = read(f"{'11' * 20} /known\n".encode(), "lines")
+    for digest, name, known in ((b"\x11", b"/known", 1), (b"\x12", b"/evil", 0)):
+        plain = Rec(10, "ima", (digest * 20, name))
+        data = plain.hashed
+        front = struct.pack("<I20sI", 10, plain.digest("sha1"), 8) + b"whatever"
+        record = front + struct.pack("<I", len(data)) + data
+        files = judge(reference, [Part(record)], OWN)
+        assert (files.known, list(files.unknown)) == (known, [] if known else [b"/evil"])
+
+
+def test_a_file_that_is_called_boot_aggregate() -> None:
+    """It began no kernel: its digest is that of no boot_aggregate."""
+    known = read(json.dumps(POLICY).encode(), "policy")
+    machine = PaperTpm()
+    demand = machine.demand(reference=known)
+    machine.measure(ng(10, b"boot_aggregate"))  # kexec: the PCRs of the firmware go on
+    found = check(machine.bundle(), demand)
+    assert (found.kind, found.boots) == (Kind.OK, 1)
+    machine.measure(ng(10, b"boot_aggregate", b"evil"))
+    found = check(machine.bundle(), demand)
+    assert found.kind is Kind.FILES
+    assert found.files is not None
+    assert list(found.files.unknown) == [b"boot_aggregate"]
+
+
+def test_a_boot_aggregate_that_the_firmware_explains_is_no_file() -> None:
+    """Its hash is another kernel's: the first record does not tell, the quoted PCRs do."""
+    known = read(json.dumps(POLICY).encode(), "policy")
+    machine = PaperTpm()
+    later = hashlib.sha1(bytes(20 * 8)).digest()
+    machine.measure(Rec(10, "ima-ng", (b"sha1:\0" + later, b"boot_aggregate\0")))
+    demand = machine.demand(reference=known)
+    assert check(machine.bundle(), demand).kind is Kind.FILES
+    quoted = check(machine.bundle(selection=machine.selection(*range(11))), demand)
+    assert quoted.files is None or quoted.files.clean
+
+
+def test_no_template_name_hides_a_boot() -> None:
+    """Whether a boot_aggregate is what the firmware gives is asked of the hashed bytes."""
+    machine = PaperTpm()
+    machine.boot_only()
+    machine.measure(ng(10, b"boot_aggregate", b"other firmware"))
+    bundle = machine.bundle(selection=machine.selection(*range(11)))
+    demand = machine.demand()
+    assert check(bundle, demand).kind is Kind.BOOT
+    for label in (b"hidden", b"n-ng|d"):  # as long as ima-ng
+        hidden = bundle.records.replace(b"ima-ng", label)
+        assert check(replace(bundle, records=hidden), demand).kind is Kind.BOOT
+
+
+def test_no_template_name_hides_a_kexec() -> None:
+    machine = PaperTpm()
+    first = check(machine.bundle(), machine.demand())
+    machine.measure(ng(10, b"boot_aggregate"))
+    bundle = machine.bundle(b"\1", first=1)
+    hidden = replace(bundle, records=bundle.records.replace(b"ima-ng", b"hidden"))
+    for one in (bundle, hidden):
+        assert check(one, machine.demand(nonce=b"\1"), first.state).kind is Kind.KEXEC
+
+
+def test_no_pattern_is_tried_on_what_is_longer_than_a_path() -> None:
+    """PATH_MAX: over a megabyte a pattern with two stars goes on for hours."""
+    policy = {"digests": {}, "excludes": ["/.*a.*b.*c$", "/tmp/"]}
+    reference = read(json.dumps(policy).encode(), "policy")
+    longest = b"/tmp/" + b"a" * 4090
+    files = judged(reference, [ng(10, longest), ng(10, b"/tmp/" + b"ab" * (1 << 19))])
+    assert (files.excluded, len(files.unknown)) == (1, 1)
 
 
 def test_the_verdict_of_files() -> None:
