@@ -33,7 +33,8 @@ DEFAULT_CAPABILITIES = (
     *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
 )
 _PATH = "/imafs-bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_START = 30.0
+#: Seconds; a start takes one, but the machine may be busy.
+_START = 60.0
 
 
 def services() -> dict[str, Service]:
@@ -73,6 +74,10 @@ class Container:
     def output(self) -> str:
         """stdout and stderr so far."""
         return self._log.read_text(errors="replace")
+
+    def says(self, text: str) -> None:
+        """Waits for ``text`` in its output: runc copies that to the log, in its own time."""
+        wait_for(lambda: text in self.output(), _START, f"{self.name} says: {text}")
 
     def wait(self) -> int:
         """Its exit code."""

@@ -59,7 +59,7 @@ def start_agent(pod: Pod, **changes: object) -> Container:
         k: v for k, v in {**services()["agent"], **changes}.items() if v is not None
     }
     agent = pod.start("agent", service)
-    wait_for(agent.output, 30, "the agent runs")
+    wait_for(agent.output, 60, "the agent runs")
     return agent
 
 
@@ -106,8 +106,8 @@ def test_the_agent_of_compose(pod: Pod) -> None:
     require("tpm2_pcrread")
     start_emulator(pod)
     agent = start_agent(pod)
-    wait_for(lambda: "10: 0x" in agent.output(), 30, f"it has printed a PCR: {agent.output()}")
-    assert "boot_aggregate" in agent.output()
+    agent.says("10: 0x")
+    agent.says("boot_aggregate")
 
 
 def test_an_agent_before_the_emulator(pod: Pod) -> None:
@@ -127,7 +127,7 @@ def test_a_writer_needs_it(pod: Pod, key: str) -> None:
     assert "Operation not permitted" in said
     assert "staged" not in said.splitlines()
     if key == "pid":
-        assert "outside the daemon's pid namespace" in emulator.output()
+        emulator.says("outside the daemon's pid namespace")
 
 
 def test_the_tpm_needs_the_network(pod: Pod) -> None:
@@ -169,7 +169,7 @@ def test_an_emulator_needs_it(pod: Pod, key: str, text: str) -> None:
     del service[key]
     emulator = pod.start("emulator", service)
     assert emulator.wait() == 5
-    assert text in emulator.output()
+    emulator.says(text)
     assert "Traceback" not in emulator.output()
 
 
