@@ -17,6 +17,7 @@ from imafs.formats.binary import Record, encode
 from imafs.formats.templates import TEMPLATES
 from imafs.keeper.archive import SEGMENT_RECORDS, Batch
 from imafs.keeper.facts import Anchor, LifeFacts, Mode
+from imafs.keeper.status import ask
 from imafs.keeper.store import BankFile, open_store
 from imafs.verbs.client import ControlClient
 from scripts.benchlib.plan import short
@@ -82,6 +83,11 @@ def run(records: int, largest: int, rounds: int, report: Report, place: Path) ->
         stack.callback(client.close)
         report.section("storing what arrives")
         _drain(report, source, place / "drain", records // 10, stack)
+    with ExitStack() as stack:
+        source = Imafs("--banks", "sha1,sha256", boot_aggregate=True)
+        stack.callback(source.close)
+        report.section("a list that no keeper has seen yet")
+        _first(report, source, place / "first", records // 10, stack)
     for count in dict.fromkeys((records, largest)):
         with ExitStack() as stack:
             source = Imafs("--banks", "sha1,sha256", boot_aggregate=True)
@@ -222,3 +228,25 @@ def _drain(report: Report, source: Imafs, place: Path, count: int, stack: ExitSt
     text = f"{count / took:9,.0f}/s of {short(count)}, added within {added:.1f} s"
     figures = {"seconds": took, "adding_s": added, "records": count}
     report.add(Line("drain", text, count / took, figures=figures))
+
+
+def _first(report: Report, source: Imafs, place: Path, count: int, stack: ExitStack) -> None:
+    """From the keeper's start until all of it is stored and shown, next to one read of it."""
+    with ControlClient(source.control) as control:
+        control.generate(count, name=PREFIX)
+    begin = time.perf_counter()
+    size = len(Path(source.file(_FILE)).read_bytes())
+    read = time.perf_counter() - begin
+    begin = time.perf_counter()
+    keeper = Keeper(place, source, place.with_suffix(".store"))
+    stack.callback(keeper.close)
+    while ask(str(keeper.store), "status")["view"] != "served":
+        time.sleep(0.01)
+    ask(str(keeper.store), "flush")
+    took = time.perf_counter() - begin
+    if keeper.records() != count + 1:
+        raise BenchError(f"{keeper.records()} records are shown, {count} were there")
+    text = f"{took:6.2f} s for {short(count)}, its view after {keeper.seconds:.2f} s; "
+    text += f"one read of {size >> 20} MiB {read:.2f} s"
+    figures = {"seconds": took, "ready_s": keeper.seconds, "read_s": read, "records": count}
+    report.add(Line("first list", text, took, figures=figures))
