@@ -36,7 +36,7 @@ NEEDS = {
 SESSION_VARIABLE = "IMAFS_TEST_SESSION"
 
 #: How long processes and mounts may take to go at the end, seconds.
-PARTING_SECONDS = 5.0
+PARTING_SECONDS = 30.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

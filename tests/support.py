@@ -11,7 +11,9 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -124,7 +126,7 @@ async def wait_for_async(
 def run(
     command: Sequence[str | os.PathLike[str]],
     *,
-    deadline: float = 30,
+    deadline: float = 60,
     check: bool = True,
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
@@ -172,6 +174,34 @@ def kill_group(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None
     """
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def stop(*pids: int) -> None:
+    """SIGSTOP, and back when every thread stands still: kill(2) returns before."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        wait_for(partial(_stands, pid), 60, f"process {pid} stands still")
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """Inside they stand still; at the end those go on which still live."""
+    try:
+        stop(*pids)
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _stands(pid: int) -> bool:
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread has ended meanwhile
+            if stat.read_text().rsplit(")", 1)[1].split()[0] not in "TtXZ":
+                return False
+    return True
 
 
 def unpack(archive: Path, directory: Path) -> None:

@@ -21,7 +21,7 @@ from tests.mount.daemon import IMAFS, STOP, Daemon, imafs, read_to_end
 from tests.support import ROOT, DeadlineError, ExpectedLogs, kill_group, run
 
 #: Seconds until a keeper has had its first look and its view answers.
-START = 30.0
+START = 60.0
 _COMPLAINT = re.compile(r"WARNING|ERROR|Traceback|Exception|Error\b")
 
 

@@ -21,7 +21,7 @@ from tests.mount.daemon import Daemon, imafs
 from tests.mount.fixtures import Starter
 from tests.support import require, run, wait_for
 
-WAIT = 30.0
+WAIT = 60.0
 
 
 @dataclass

@@ -22,7 +22,7 @@ from tests.mount.fixtures import Starter
 from tests.support import ExpectedLogs, wait_for_async
 
 pytestmark = [pytest.mark.mount, pytest.mark.swtpm]
-WAIT = 30.0
+WAIT = 60.0
 
 
 class Kept:

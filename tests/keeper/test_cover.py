@@ -15,9 +15,10 @@ from tests.keeper.process import Keeper, Keepers
 from tests.mount.daemon import BINARY, COUNT, Daemon, imafs, layers
 from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
+from tests.watch.disk import unmount
 
 pytestmark = [pytest.mark.mount, pytest.mark.swtpm, pytest.mark.root]
-WAIT = 30.0
+WAIT = 60.0
 
 
 def covering(keepers: Keepers, kernel: Daemon, *options: str, of: Keeper | None = None) -> Keeper:
@@ -45,7 +46,7 @@ def test_whole_list_is_at_the_kernels_own_path(
     assert set(os.listdir(directory)) == {name for name in shown if not name.endswith("_staged")}
     kernel.generate(20)
     keeper.flush()
-    assert kernel.group("records")["current"] == 0
+    wait_for(lambda: kernel.group("records")["current"] == 0, WAIT, "the kernel's list is empty")
     assert keeper.read(COUNT) == b"21\n"
     kernel.generate(3)
     assert keeper.read(COUNT) == b"24\n"
@@ -109,7 +110,7 @@ def test_cover_that_is_hidden_is_an_alarm(start: Starter, keepers: Keepers) -> N
     keeper.logs.allow("uncovered")
     run(["mount", "-t", "tmpfs", "none", kernel.dir])
     wait_for(lambda: "uncovered" in str(keeper.status()["alarms"]), WAIT, "the keeper notices")
-    run(["umount", kernel.dir])
+    unmount(kernel.dir)
     wait_for(lambda: not keeper.status()["alarms"], WAIT, "the keeper sees that it is well")
 
 

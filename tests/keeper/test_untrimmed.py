@@ -15,7 +15,7 @@ from tests.mount.fixtures import Starter
 from tests.support import require, run, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.swtpm]
-WAIT = 30.0
+WAIT = 60.0
 BANKS = ("sha1", "sha256")
 MOMENTS = 10
 

@@ -32,10 +32,18 @@ COUNT = "runtime_measurements_count"
 VIOLATIONS = "violations"
 
 
+def patched(*statements: str) -> tuple[str, ...]:
+    """A prefix: the command ``imafs`` behind it runs with other constants, for which nobody has
+    the patience."""
+    run_it = 'sys.exit(main(sys.argv[sys.argv.index("imafs") + 1 :]))'  # behind: python -P -m imafs
+    code = ["import sys", *statements, "from imafs.cli.main import main", run_it]
+    return (sys.executable, "-c", "\n".join(code))
+
+
 def imafs(
     *arguments: str | os.PathLike[str],
     check: bool = True,
-    deadline: float = 30,
+    deadline: float = 60,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs ``imafs`` with ``arguments`` to its end."""
@@ -127,7 +135,7 @@ class Daemon(Mounted):
                 *(("scenario_end", {}), ("fault_clear", {}), ("tpm", {"work": True})),
                 *(("resume", {}), ("reset", {}), ("wait", {"extended": True})),
             ):
-                client.call(op, options, deadline=30)
+                client.call(op, options, deadline=60)
         log, logs = self.log(), self.logs
         self._told += len(log)
         self.logs = ExpectedLogs()

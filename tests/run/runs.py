@@ -99,10 +99,14 @@ def imafs_run(
         deadline=deadline,
     )
     if not ports:
-        # Another session of this machine may be first.
-        said = done.stderr.splitlines(keepends=True)
-        done.stderr = "".join(line for line in said if not line.startswith(ELSEWHERE))
+        done.stderr = without_ports(done.stderr)
     return done
+
+
+def without_ports(said: str) -> str:
+    """Without the line about a TPM elsewhere: another session of this machine may be first."""
+    lines = said.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(ELSEWHERE))
 
 
 def path_with_imafs() -> dict[str, str]:
@@ -121,6 +125,13 @@ def family(pid: int) -> set[int]:
     for child in children(pid):
         found |= family(child)
     return found
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""  # gone meanwhile
 
 
 class Traces:
@@ -191,15 +202,13 @@ class Run:
         return self.process.wait(seconds)
 
     def stderr(self) -> str:
-        """All of it; waits for its end."""
+        """All of it, as :func:`imafs_run` gives it; waits for its end."""
         assert self.process.stderr is not None
-        return self.process.stderr.read().decode()
+        return without_ports(self.process.stderr.read().decode())
 
     def named(self, name: str) -> int:
         """Process id of the only process of the session with this comm."""
-        found = [
-            pid for pid in family(self.pid) if Path(f"/proc/{pid}/comm").read_text().strip() == name
-        ]
+        found = [pid for pid in family(self.pid) if _comm(pid) == name]
         assert len(found) == 1, found
         return found[0]
 

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.run.runs import StartRun, Traces, family
+from tests.support import stop, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -54,8 +55,6 @@ def test_a_signal_before_the_command(start_run: StartRun, number: signal.Signals
 
 
 def _until_it_measures(pid: int) -> None:
-    from tests.support import wait_for
-
     # imafs run, the namespace's first process, the daemon and its swtpm
     wait_for(lambda: len(family(pid)) >= 4, 60, "the daemon has its swtpm")
 
@@ -97,7 +96,7 @@ def test_a_stopped_daemon_is_not_waited_for_ever(start_run: StartRun) -> None:
     swtpm = one.named("swtpm")
     for pid in processes - {one.pid, swtpm}:
         if swtpm in family(pid):
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
     one.type("")
     assert one.wait() == 2
     traces.assert_none(processes)

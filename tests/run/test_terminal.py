@@ -53,7 +53,7 @@ class Terminal:
         )
         os.close(slave)
 
-    def expect(self, pattern: str, seconds: float = 30) -> str:
+    def expect(self, pattern: str, seconds: float = 60) -> str:
         """Waits for text; what came before it and it."""
         end = time.monotonic() + seconds
         while not (match := re.search(pattern, self._text)):
@@ -81,10 +81,10 @@ class Terminal:
         """Hangs up, as a closed window does."""
         os.close(self._master)
         try:
-            self.process.wait(20)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(20)
+            self.process.wait(60)
             raise
 
 

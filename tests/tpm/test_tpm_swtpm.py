@@ -120,7 +120,7 @@ def test_others_read_while_we_extend(own: Opener) -> None:
         seen = [reader() for _ in range(5) for reader in (tpm2, ibm)]
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(60)
     assert not thread.is_alive()
     assert batches > 0
     assert len(set(seen)) > 1, "nobody extended meanwhile"
@@ -156,7 +156,7 @@ def test_many_opened_at_once_never_share_a_port(own: Opener) -> None:
 def test_close_leaves_no_process_no_zombie_and_no_directory(own: Opener) -> None:
     device = own("sha256")
     pid, log = device.process.pid, device.process.log
-    assert state_of(pid) in {"S", "R"}
+    assert state_of(pid) in {"S", "R", "D"}
     descriptors = len(os.listdir("/proc/self/fd"))
     device.close()
     assert state_of(pid) == ""

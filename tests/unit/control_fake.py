@@ -17,7 +17,7 @@ from imafs.control.server import Handler, ProgressCallback, serve
 from imafs.verbs.table import TABLE
 
 T = TypeVar("T")
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 
 
 def handler(

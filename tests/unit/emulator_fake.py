@@ -18,7 +18,7 @@ from imafs.tpm import ExtendError, ExtendRefused, PcrValues
 from tests.property.reference import WIDTHS, Rec, extend, u32
 
 #: How long a test waits for what must happen, seconds.
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 def zeros(*names: str) -> PcrValues:

@@ -91,7 +91,7 @@ def test_killed_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
         wait_for(lambda: f" {tmp_path}/" in _mounts(), 60, "something is mounted")
         process.send_signal(number)
         status = process.wait(60)
-        wait_for(lambda: f" {tmp_path}/" not in _mounts(), 30, "all is unmounted")
+        wait_for(lambda: f" {tmp_path}/" not in _mounts(), 60, "all is unmounted")
     finally:
         kill_group(process)
     assert status == (-number if number == signal.SIGKILL else 128 + number)

@@ -512,7 +512,7 @@ def test_streams_that_are_closed(file: Path, closed: str) -> None:
     words = [sys.executable, "-P", "-m", "imafs", "list"]
     for path, expected in ((file, 0), (file.parent / "missing", 2)):
         command = ["sh", "-c", f'exec "$@" {closed}', "sh", *words, str(path)]
-        done = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=30)
+        done = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60)
         assert done.returncode == expected
         assert done.stdout in (b"", ascii_list(RECS, "sha256"))
         assert b"Traceback" not in done.stderr
@@ -527,7 +527,7 @@ def test_a_full_disk_below_the_output(file: Path) -> None:
                 stdout=full,
                 stderr=subprocess.PIPE,
                 cwd=ROOT,
-                timeout=30,
+                timeout=60,
             )
         said = b"imafs: standard output: No space left on device\n"
         assert (done.returncode, done.stderr) == (1, said)

@@ -25,7 +25,7 @@ from imafs.control.server import ProgressCallback
 from tests.support import ROOT, kill_group, wait_for
 from tests.unit.control_fake import handler, in_thread, serving
 
-DEADLINE = 15.0
+DEADLINE = 60.0
 STATUS: dict[str, object] = {"version": "1", "mountpoint": "/mnt", "profile": "mainline"}
 
 

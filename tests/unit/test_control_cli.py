@@ -491,7 +491,7 @@ def test_closed_stdout_is_quiet() -> None:
             env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
             stdout=writing,
             stderr=subprocess.PIPE,
-            timeout=30,
+            timeout=60,
             check=False,
         )
     finally:

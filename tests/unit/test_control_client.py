@@ -224,7 +224,7 @@ def listener(path: Path, *answers: bytes) -> Iterator[None]:
                     connection.sendall(answer)
 
     with socket.socket(socket.AF_UNIX) as server:
-        server.settimeout(10)
+        server.settimeout(60)
         server.bind(str(path))
         server.listen()
         thread = threading.Thread(target=play)
@@ -232,7 +232,7 @@ def listener(path: Path, *answers: bytes) -> Iterator[None]:
         try:
             yield
         finally:
-            thread.join(20)
+            thread.join(60)
 
 
 @pytest.mark.parametrize(

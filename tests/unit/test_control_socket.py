@@ -167,7 +167,7 @@ async def test_only_our_own_socket_is_removed(path: Path) -> None:
 
 async def refused(path: Path, text: str) -> None:
     """No server starts on ``path``."""
-    with trio.fail_after(5), pytest.raises(ControlError, match=text):
+    with trio.fail_after(60), pytest.raises(ControlError, match=text):
         await serve(path, table_of(HANDLERS), HANDLERS)
 
 

@@ -30,7 +30,7 @@ from imafs.verbs.measuring import Measuring
 from tests.property.builders import record
 from tests.property.reference import Rec, ng, u32, violation
 from tests.support import ExpectedLogs
-from tests.unit.emulator_fake import FakeDevice, booted, entry, running, until, zeros
+from tests.unit.emulator_fake import DEADLINE, FakeDevice, booted, entry, running, until, zeros
 
 NAMES = ("sha1", "sha256")
 BARE = EmulatorConfig(boot_aggregate=False)
@@ -246,7 +246,7 @@ async def test_resets_at_the_same_time_are_made_one_after_the_other(
     monkeypatch.setattr("imafs.emulator.emulator.RESET_WAIT", 1e9)
     device = FakeDevice()
     async with booted(device) as emulator:
-        with trio.fail_after(3):
+        with trio.fail_after(DEADLINE):
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
                     nursery.start_soon(emulator.reset)

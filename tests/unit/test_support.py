@@ -118,8 +118,8 @@ def _session(directory: Path, body: str, *arguments: str, require_all: str = "")
     shutil.copy(ROOT / "pyproject.toml", directory)
     conftest = tests / "conftest.py"
     text = conftest.read_text()
-    assert "PARTING_SECONDS = 5.0" in text
-    conftest.write_text(text.replace("PARTING_SECONDS = 5.0", "PARTING_SECONDS = 0.2"))
+    assert "PARTING_SECONDS = 30.0" in text
+    conftest.write_text(text.replace("PARTING_SECONDS = 30.0", "PARTING_SECONDS = 0.2"))
     (tests / "test_planted.py").write_text(HEAD + body)
     done = run(
         [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", *arguments],

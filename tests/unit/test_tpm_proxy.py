@@ -48,7 +48,7 @@ class Echo:
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """The kernel's end: instead of /dev/vtpmx, whose ioctl gives this end away."""
     kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    kernel.settimeout(20)
+    kernel.settimeout(60)
     monkeypatch.setattr(proxy, "VTPMX", "/dev/null")
     packed = struct.pack("=IIIII", 1, 7, ours.detach(), 10, 224)
     asked: list[tuple[int, bytes]] = []
@@ -124,7 +124,7 @@ def test_a_device_that_the_driver_gives_up_is_made_again(monkeypatch: pytest.Mon
     link = Echo()
     device = DeviceProxy(link)
     assert device.path == "/dev/tpm3"
-    driver.ends[2].settimeout(20)
+    driver.ends[2].settimeout(60)
     driver.ends[2].send(COMMAND)
     assert driver.ends[2].recv(4096) == b"answer to " + COMMAND
     assert not link.dropped
