@@ -13,6 +13,7 @@ from itertools import islice
 from imafs.formats.algorithms import SHA1
 from imafs.keeper import reach
 from imafs.keeper.facts import (
+    Clock,
     Frame,
     KernelFacts,
     Mode,
@@ -37,6 +38,15 @@ class Choice:
     tail: int = 100_000
     #: ``on_gap = "serve"``.
     serve_gaps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Where a restored machine left the stored past: behind ``index`` records, of which the first
+    ``anchors`` anchors tell."""
+
+    index: int
+    anchors: int
 
 
 class Evidence:
@@ -99,27 +109,35 @@ class Evidence:
         life = self.store.life
         return life is not None and (life.whole or bool(self.store.anchors))
 
-    def _floor(self) -> tuple[int, PcrValues]:
-        """Where replays begin: at the last anchor, or with the life."""
-        anchors = self.store.anchors
-        return (anchors[-1].index, anchors[-1].pcrs) if anchors else (0, {})
+    def _floor(self, anchors: int | None = None) -> tuple[int, PcrValues]:
+        """Where replays begin: at the last anchor (of the first so many), or with the life."""
+        known = self.store.anchors[:anchors]
+        return (known[-1].index, known[-1].pcrs) if known else (0, {})
 
-    def _points(self) -> Iterator[tuple[int, PcrValues]]:
-        """Known values at indexes, newest first, back to the last anchor."""
-        least, start = self._floor()
+    def _points(self, anchors: int | None = None) -> Iterator[tuple[int, PcrValues]]:
+        """Known values at indexes, newest first, back to the last anchor (of the first so many),
+        and no further than to the one behind it."""
+        least, start = self._floor(anchors)
+        most = self._most(anchors)
         points = [(frame.first + frame.count, frame.pcrs) for frame in self.store.frames]
         points += [(seal.index, seal.pcrs) for seal in self.store.seals]
-        points = [(index, pcrs) for index, pcrs in points if index > least and pcrs]
+        points = [(index, pcrs) for index, pcrs in points if least < index <= most and pcrs]
         yield from sorted(points, key=lambda point: -point[0])
         yield least, start
+
+    def _most(self, anchors: int | None) -> int:
+        """Index up to which values that go on from that anchor are known."""
+        known = self.store.anchors
+        later = anchors is not None and anchors < len(known)
+        return known[anchors].index if later else self.store.end  # type: ignore[index]
 
     def start(self, chain: Chain) -> reach.State | None:
         """The chain's values behind the last stored record; None: they cannot be known."""
         return chain.zero if self.store.life is None else self.state(chain, self.store.end)
 
-    def state(self, chain: Chain, end: int) -> reach.State | None:
+    def state(self, chain: Chain, end: int, anchors: int | None = None) -> reach.State | None:
         """The chain's values behind ``end`` stored records."""
-        for index, values in self._points():
+        for index, values in self._points(anchors):
             state = chain.zero if not index and not values else chain.state(values)
             if state is not None and index <= end:
                 return self._over(chain, state, index, end)
@@ -315,32 +333,63 @@ class Evidence:
 
     def clock_went_back(self) -> bool:
         """A restored TPM has an earlier clock; without that, extends of stored records failed."""
-        last = next((f.clock for f in reversed(self.store.frames) if f.clock is not None), None)
-        now = self.tpm.clock
-        if last is None or now is None:
-            return False
-        return (now.reset, now.clock) < (last.reset, last.clock)
+        clocks = [frame.clock for frame in self.store.frames[-1:]]
+        clocks += [anchor.clock for anchor in self.store.anchors[-1:]]
+        return any(self._is_before(clock) for clock in clocks)
 
-    def rolled_back(self) -> int | None:
-        """The index i for which S[:i] ++ K leads to the PCRs."""
+    def _is_before(self, then: Clock | None) -> bool:
+        """Whether the TPM's clock now is one that it had before ``then``."""
+        now = self.tpm.clock
+        if now is None or then is None:
+            return False
+        return (now.reset, now.restart, now.clock) < (then.reset, then.restart, then.clock)
+
+    def is_of_before(self, place: int) -> bool:
+        """Whether K[place:] leads on from the last anchor only because the PCR was zero there.
+
+        From zero on any list leads to its own PCR. K is one of an earlier time, to which the
+        machine was restored, where the TPM's clock is before the anchor's, or where K[place:] has a
+        boot_aggregate though this kernel's was stored before the anchor.
+        """
+        index, values = self._floor()
+        chain, anchors = self.chains[0], self.store.anchors
+        if not anchors or chain.state(values) != chain.zero:
+            return False
+        own = [f for f in self.store.frames if f.boot == self.kernel.boot]
+        known = self.same_boot and any(f.count and f.first + f.count <= index for f in own)
+        came = known and any(at >= place for at in self.kernels)
+        return came or self._is_before(anchors[-1].clock)
+
+    def rolled_back(self) -> Fork | None:
+        """The index i for which S[:i] ++ K leads to the PCRs; newest anchors first."""
+        for anchors in range(len(self.store.anchors), -1, -1):
+            found = self._rolled_back(anchors)
+            if found is not None:
+                return Fork(found, anchors)
+        return None
+
+    def _rolled_back(self, anchors: int) -> int | None:
+        """The same between one anchor and the next, or the end of S."""
         chain, stored = self.chains[0], self.store.records
         if stored is None:
             return None
         head = self.k.record(0) if self.total else None
-        least, upper = self.store.end - self.choice.tail, None
+        least, upper = self.store.end - self.choice.tail, self._most(anchors)
+        if anchors < len(self.store.anchors):
+            upper += 1  # behind so many records the chain of the next anchor began
         found = None
-        for index, values in self._points():
+        for index, values in self._points(anchors):
             state = chain.zero if not index and not values else chain.state(values)
-            upper = self.store.end if upper is None else upper
             if state is None or upper < least:
                 break
             for at in range(index, upper):
                 right = (at or 0 in self.kernels) and self.budget.take(self.total + 1)
                 if right and chain.fits(state):
-                    if head is not None and stored.record(at) == head:
+                    if head is not None and at < self.store.end and stored.record(at) == head:
                         return at
                     found = at if found is None else found
-                state = self._over(chain, state, at, at + 1)
+                if at + 1 < upper:
+                    state = self._over(chain, state, at, at + 1)
             upper = index
         return found
 

@@ -310,11 +310,21 @@ class OpenLife:
 
 @dataclass(frozen=True, slots=True)
 class ForkLife:
-    """Begin a new life with the first ``index`` records of this one; keep this one too."""
+    """Begin a new life with the first ``index`` records of this one and its first ``anchors``;
+    keep this one too."""
 
     index: int
     boot: str
     clock: Clock | None
+    anchors: int = 0
+
+    def takes(self, mark: Anchor | Gap, store: StoreFacts) -> bool:
+        """Whether a mark of this life is one of the new life as well. Of what comes behind the
+        fork there is none: the PCRs lead on from there without it."""
+        kept = store.anchors[: self.anchors]
+        if isinstance(mark, Anchor):
+            return mark in kept
+        return mark.index < self.index or any(anchor.index >= mark.index for anchor in kept)
 
 
 @dataclass(frozen=True, slots=True)

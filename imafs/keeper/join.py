@@ -87,17 +87,24 @@ class _Steps:
         begun = self.judge.begun() and not answer.opens
         if not begun and not answer.verified and not self.judge.without_pcrs:
             return "it is not confirmed yet that the list is whole from its beginning on"
-        if self.store.gaps and not answer.opens:
-            index = self.store.gaps[0].index
-            return self._unless_served(f"records may be missing behind {index}")
+        for gap in () if answer.opens else self.store.gaps:
+            fork = self._fork(answer)
+            if fork is None or fork.takes(gap, self.store):
+                return self._unless_served(f"records may be missing behind {gap.index}")
         return None
+
+    def _fork(self, answer: Answer) -> ForkLife | None:
+        fork = answer.forks
+        if fork is None:
+            return None
+        return ForkLife(fork.index, self.kernel.boot, self.tpm.clock, fork.anchors)
 
     def _life(self, answer: Answer) -> Iterator[Action]:
         clock, boot = self.tpm.clock, self.kernel.boot
         if answer.opens:
             yield OpenLife(boot, clock, answer.verified)
-        elif answer.forks is not None:
-            yield ForkLife(answer.forks, boot, clock)
+        elif (fork := self._fork(answer)) is not None:
+            yield fork
         elif not self.judge.same_boot:
             yield RecordBoot(boot, self.kernel.modes)
         if answer.gap is not None:
@@ -129,13 +136,13 @@ class _Steps:
 
     def _stores(self, answer: Answer) -> Iterator[Action]:
         skip = answer.skip or 0
-        end = self.store.end if answer.forks is None else answer.forks
+        end = self.store.end if answer.forks is None else answer.forks.index
         if answer.opens:
             end = 0
         pending = None if answer.opens or answer.forks is not None else self.store.pending
-        # Without PCRs a gap may be one because nobody knows whether the batch was deleted.
-        unknown = answer.gap is not None and self.judge.without_pcrs
-        if pending is not None and not skip and not unknown:
+        # Behind a gap nobody will ever know whether it was deleted, and nothing asks for it: all
+        # of K is stored. It must not stay unconfirmed while the next batch is staged.
+        if pending is not None and not skip:
             yield MarkDone(pending.n)
             pending = None
         stored = False

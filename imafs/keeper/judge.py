@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from imafs.keeper import reach
-from imafs.keeper.evidence import Evidence
+from imafs.keeper.evidence import Evidence, Fork
 from imafs.keeper.facts import (
     BEGAN_ANEW,
     BEHIND_A_GAP,
@@ -40,7 +40,7 @@ class Answer:
     alarms: tuple[Alarm, ...] = ()
     #: Begin a new life, or fork this one behind so many records.
     opens: bool = False
-    forks: int | None = None
+    forks: Fork | None = None
     #: Index behind which records may be missing.
     gap: int | None = None
     #: Why replays cannot go on from before: an anchor is taken at the end of K.
@@ -104,6 +104,8 @@ class Judge(Evidence):
         # Two boots may make the same records: then only the TPM's counter tells them apart.
         zero = [] if self.same_boot else self.from_zero()
         begins = bool(zero) and (self.another_life() or not self.store.end)
+        if found is not None and self.is_of_before(found):
+            found = None
         if found is not None and not begins:
             places = self.beside(found)
             if len(places) > 1:
@@ -171,6 +173,10 @@ class Judge(Evidence):
         carried = [] if pending is None else list(self._carried(pending))
         came = pending is not None and self.batch_is_here
         begins = 0 in self.kernels and not came and not carried
+        if self.store.gaps:
+            # What was pending at a gap may have come along through a kexec: a first kernel's
+            # list alone is for certain not stored.
+            begins = begins and len(self.kernels) == 1
         if not self.same_boot and self.another_life() and begins:
             return Answer(Found.NEW_LIFE, 0, opens=True, alarms=(self._unverified(),))
         if pending is None:
@@ -254,13 +260,15 @@ class Judge(Evidence):
         text = f"PCR {chain.pcrs[0]}, which does not decide, is not what the list gives"
         return Alarm(Kind.OTHER_PCR, text)
 
-    def _forked(self, fork: int) -> Answer:
+    def _forked(self, fork: Fork) -> Answer:
+        index = fork.index
         if not self.clock_went_back():
-            why = f"the PCRs are without the records behind {fork}: their extends failed, or not"
+            why = f"the PCRs are without the records behind {index}: their extends failed, or not"
             return self._gap(why, new=False)
-        text = f"the PCRs are those behind record {fork} and not of what followed"
+        text = f"the PCRs are those behind record {index} and not of what followed"
         alarm = Alarm(Kind.ROLLED_BACK, text)
-        parts = self.parts(0, [self.state(c, fork) or c.zero for c in self.chains])
+        starts = [self.state(c, index, fork.anchors) or c.zero for c in self.chains]
+        parts = self.parts(0, starts)
         return Answer(*(Found.ROLLED_BACK, 0, "", True, (alarm,)), forks=fork, parts=parts)
 
     def _diverged(self, place: int, why: str) -> Answer:

@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 
 import trio
 
-from imafs.errors import DegradedError, ImafsError, Refused, UsageError
+from imafs.errors import DegradedError, ImafsError, Refused, TpmError, UsageError
 from imafs.keeper import facts
 from imafs.keeper.archive import Archive, Batch, Stored
 from imafs.keeper.catalogue import Catalogue
@@ -30,7 +30,13 @@ T = TypeVar("T")
 #: Seconds for one call into the kernel, the TPM, the disk.
 KERNEL_DEADLINE = 60.0
 TPM_DEADLINE = 20.0
+#: Of the TPM's clock, which only names what happened.
+CLOCK_DEADLINE = 2.0
 DISK_DEADLINE = 60.0
+
+
+#: Records of a frame of a life that is forked.
+_FORKED = 1 << 16
 
 
 class State(enum.StrEnum):
@@ -231,16 +237,26 @@ class Keeping:
         old, catalogue = self.life, self.catalogue
         assert old is not None
         assert catalogue is not None
-        records = catalogue.records()
+        records, ledger = catalogue.records(), old.archive.ledger
+        before = facts.StoreFacts(anchors=ledger.anchors, gaps=ledger.gaps)
+        every: list[facts.Gap | facts.Anchor] = [*ledger.gaps, *ledger.anchors]
+        marks = [mark for mark in every if action.takes(mark, before)]
         forked = replace(
             old.facts, boot=action.boot, clock=action.clock, forked=(old.facts.number, action.index)
         )
         await self._begin(forked)
-        step = 1 << 16
-        for first in range(0, action.index, step):
-            last = min(first + step, action.index)
-            data = records.joined(first, last)
-            await self._commit(self._batch(data, last - first, facts.How.JOIN))
+        # Until its last record is confirmed it counts for nothing (:meth:`Store.newest`).
+        edges = {mark.index for mark in marks} | {era.first for era in ledger.eras}
+        edges |= set(range(0, action.index, _FORKED))
+        at = 0
+        for last in sorted(edge for edge in edges | {action.index} if edge <= action.index):
+            if last > at:
+                modes = next((e.modes for e in reversed(ledger.eras) if e.first <= at), None)
+                data = records.joined(at, last)
+                await self._commit(self._batch(data, last - at, facts.How.JOIN, modes))
+                at = last
+            for mark in [mark for mark in marks if mark.index == at]:
+                await self._mark(mark)
         await self._confirm(sync=True)
 
     async def _mark(self, mark: facts.Anchor | facts.Gap) -> None:
@@ -275,6 +291,8 @@ class Keeping:
         archive = self._archive()
         if (room := await self._room(len(batch.data))) is not None:
             raise DegradedError(room)
+        if batch.clock is None:
+            batch = replace(batch, clock=await self._clock())
         self._hook("commit")
         stored = await self._on_disk(partial(archive.commit, batch))
         self._hook("committed")
@@ -282,6 +300,13 @@ class Keeping:
         if self.catalogue is not None:
             self.catalogue.store(stored)
         return stored
+
+    async def _clock(self) -> facts.Clock | None:
+        """Of the TPM. None where it tells none, or not in time: the records matter more."""
+        try:
+            return await self._tpm.call(self._source.clock, CLOCK_DEADLINE)
+        except (Refused, TpmError):
+            return None
 
     async def _confirm(self, *, sync: bool = False) -> None:
         await self._on_disk(partial(self._archive().confirm, sync=sync))

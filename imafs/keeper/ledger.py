@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from imafs.errors import StoreBrokenError
@@ -30,6 +30,11 @@ class Ledger:
         self.end = 0
         self.pcrs: PcrValues = {}
         self._open: list[Frame | Anchor | Gap | int] = []  # since the last seal, in order
+
+    @property
+    def open(self) -> Sequence[Frame | Anchor | Gap | int]:
+        """The lines that no seal stands for, in order."""
+        return self._open
 
     @property
     def confirmed(self) -> bool:
@@ -125,6 +130,7 @@ class Ledger:
         match mark:
             case Anchor():
                 self.anchors.append(mark)
+                self.pcrs = mark.pcrs  # what follows goes on from these
             case Gap():
                 self.gaps.append(mark)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from imafs.errors import FormatError, NotThereError, StoreBrokenError
 from imafs.keeper import journal
 from imafs.keeper.book import JOURNAL
-from imafs.keeper.facts import PcrValues
+from imafs.keeper.facts import Anchor, Frame, PcrValues
 from imafs.keeper.files import Disk, failed
 from imafs.keeper.ledger import Ledger
 from imafs.keeper.records import RecordList, listed, replayed
@@ -37,6 +37,8 @@ class Piece:
     size: int
     sha256: bytes
     pcrs: PcrValues
+    #: From which of its records on a replay begins anew, and with what.
+    anchors: tuple[Anchor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,19 @@ class Reading:
             yield Piece(
                 *(seal.segment, seal.first, seal.count, seal.segment, 0, seal.size),
                 *(seal.sha256, seal.pcrs),
+                tuple(mark for mark in seal.marks if isinstance(mark, Anchor)),
             )
-        for frame in self.ledger.frames:
-            yield Piece(
-                *(f"frame {frame.n}", frame.first, frame.count, frame.seg, frame.off, frame.len),
-                *(frame.sha256, frame.pcrs),
-            )
+        anchors: tuple[Anchor, ...] = ()
+        for item in self.ledger.open:
+            if isinstance(item, Anchor):
+                anchors = (item,)
+            elif isinstance(item, Frame):
+                yield Piece(
+                    *(f"frame {item.n}", item.first, item.count, item.seg, item.off, item.len),
+                    *(item.sha256, item.pcrs),
+                    anchors,
+                )
+                anchors = ()
 
     def bytes_of(self, piece: Piece) -> bytes:
         """Raises :class:`StoreBrokenError` where they are not those that were stored."""
@@ -139,7 +148,7 @@ class Reading:
             if len(records) != piece.count:
                 complaints.append(f"{self.life}, {piece.name}: {len(records)} records, not those")
             if piece.pcrs and known:
-                values = self._replayed(values, records, piece.first)
+                values = self._replayed(values, records, piece)
                 wrong = [bank for bank, own in piece.pcrs.items() if own != values.get(bank, own)]
                 if wrong:
                     banks = ", ".join(wrong)
@@ -151,13 +160,12 @@ class Reading:
             self.life, ledger.end, ledger.number + 1, len(ledger.gaps), tuple(complaints)
         )
 
-    def _replayed(self, values: PcrValues, records: RecordList, first: int) -> PcrValues:
-        """From the last anchor inside, and with the modes of the kernels of these records."""
+    def _replayed(self, values: PcrValues, records: RecordList, piece: Piece) -> PcrValues:
+        """From its last anchor on, and with the modes of the kernels of these records."""
+        at = first = piece.first
         end = first + len(records)
-        at = first
-        for anchor in self.ledger.anchors:
-            if first <= anchor.index < end:
-                values, at = anchor.pcrs, anchor.index
+        for anchor in piece.anchors:
+            values, at = anchor.pcrs, anchor.index
         eras = [era for era in self.ledger.eras if era.first < end]
         for number, era in enumerate(eras):
             last = eras[number + 1].first if number + 1 < len(eras) else end

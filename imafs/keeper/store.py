@@ -124,7 +124,10 @@ class Store:
         """The newest life, recovered; None: there is none yet."""
         for name in reversed(self.lives()):
             if self._is_whole(name):
-                return self.open(name)
+                life = self.open(name)
+                if not _is_half_forked(life):
+                    return life
+                life.archive.close()
         return None
 
     def _is_whole(self, name: str) -> bool:
@@ -205,6 +208,14 @@ def open_store(path: str) -> Store:
         store.close()
         raise
     return store
+
+
+def _is_half_forked(life: Life) -> bool:
+    """Whether a crash came while a life was made of another one, which has all its records."""
+    if life.facts.forked is None:
+        return False
+    index, ledger = life.facts.forked[1], life.archive.ledger
+    return ledger.end < index or (ledger.end == index and not ledger.confirmed)
 
 
 def _number(name: str) -> int:

@@ -30,6 +30,8 @@ from tests.support import ROOT, DeadlineError
 STEPS = ("stage", "staged", "commit", "committed", "delete", "deleted", "confirmed")
 #: The steps of the store: it ends before the nth of such an operation on its files.
 DISK = ("make_directory", "create", "write", "sync", "sync_directory", "rename", "truncate")
+#: Those that come once in a start, if at all.
+SELDOM = ("make_directory", "truncate")
 WAIT = 60.0
 
 

@@ -346,8 +346,9 @@ class Disk:
         banks = dict(kernel.modes)
         self.lives.append(Life(facts.LifeFacts(number, kernel.boot, banks, "little", clock, whole)))
 
-    def fork(self, index: int, kernel: Kernel, clock: facts.Clock | None) -> None:
-        old = self.lives[-1]
+    def fork(self, action: facts.ForkLife, kernel: Kernel) -> None:
+        index, clock = action.index, action.clock
+        old, store = self.lives[-1], self.read()
         kept = [f for f in old.frames if f.first + f.count <= index]
         life = facts.LifeFacts(
             len(self.lives),
@@ -360,9 +361,9 @@ class Disk:
         )
         new = Life(life, old.records[:index])
         # What is forked within a frame is written as frames of the new life.
-        new.anchors = [a for a in old.anchors if a.index <= index]
+        new.anchors = [a for a in old.anchors if action.takes(a, store)]
         new.anchored = [0] * len(new.anchors)
-        new.gaps = [g for g in old.gaps if g.index <= index]
+        new.gaps = [g for g in old.gaps if action.takes(g, store)]
         at = 0
         for frame in [*kept, *[f for f in old.frames if f.first < index < f.first + f.count]]:
             end = min(index, frame.first + frame.count)
@@ -625,21 +626,17 @@ class Keeper:
                     if k
                     if kernel.reset_at <= rec.serial < k[0].serial and rec.pcr == DECIDING
                 ]
-                since = [rec for rec in kernel.truth if rec.serial >= kernel.reset_at]
-                alike = [r.extended for r in since if r.pcr == DECIDING] == [
-                    r.extended for r in k if r.pcr == DECIDING
-                ]
-                if whole and kernel.reset_at >= 0 and alike:
+                if whole and self.is_since_reset(k):
                     # So does K of records from before the reset, where a cut carry left them in
                     # the place of others that are equal byte by byte.
-                    kernel.truth = since
-                    kernel.disturbed = False
+                    pass
                 elif whole and 0 <= kernel.reset_at <= k[0].serial and not between:
                     # A life begins with a reset of the PCRs: this is one, and a kexec followed.
                     kernel.truth = [rec for rec in kernel.truth if rec.serial >= k[0].serial]
                     kernel.disturbed = False
-            case facts.ForkLife(index, _, clock):
-                disk.fork(index, kernel, clock)
+            case facts.ForkLife():
+                disk.fork(action, kernel)
+                self.is_since_reset([*disk.lives[-1].records, *k])
             case facts.RecordBoot():
                 disk.commit(kernel, (), (), How.JOIN, self.clock(), kernel.modes)
             case facts.RecordGap(gap):
@@ -672,6 +669,19 @@ class Keeper:
             case facts.WaitForKernel():
                 if self.plan is not None and self.plan.found is facts.Found.SUSPENDED:
                     self.known = None
+
+    def is_since_reset(self, shown: Sequence[Rec]) -> bool:
+        """Whether what a life shows is all since the PCRs began anew: then it is the truth."""
+        kernel = self.kernel
+        since = [rec for rec in kernel.truth if rec.serial >= kernel.reset_at]
+        alike = [r.extended for r in since if r.pcr == DECIDING] == [
+            r.extended for r in shown if r.pcr == DECIDING
+        ]
+        if kernel.reset_at < 0 or not alike:
+            return False
+        kernel.truth = since
+        kernel.disturbed = False
+        return True
 
     def delete(self, recs: Sequence[Rec], request: Callable[[], int]) -> None:
         """D or N. ENOMEM of D means deleted, too."""

@@ -246,14 +246,22 @@ def test_a_batch_goes_as_one() -> None:
     assert [a for a in found.actions if isinstance(a, facts.DeleteFirst)] == [facts.DeleteFirst(4)]
 
 
-def test_without_a_tpm_a_gap_does_not_say_that_the_batch_was_deleted() -> None:
-    """A crash behind it would make a new life of what is a part of the old one."""
+def test_without_a_tpm_a_gap_settles_what_was_pending() -> None:
+    """Nothing is staged over a batch that is unconfirmed. A crash and a kexec behind it do not make
+    a new life of what may be a part of the old one; a reboot does."""
     k = split(B, "V", "V", B, "d")
     stored = split(B, "V", "V", "V")
     before = store(stored, stored)
     found = plan(before, kernel(k, boot="two"), facts.TpmFacts(None, None))
     assert found.found is Found.GAP
-    assert "MarkDone" not in done(found)
+    assert "MarkDone" in done(found)
+    settled = replace(before, gaps=[facts.Gap(4, "a gap")], done=0)
+    for boot, records in (("two", k), ("three", [*k, *split(B)])):
+        again = plan(settled, kernel(records, boot=boot), facts.TpmFacts(None, None))
+        assert (again.found, again.skip) == (Found.SAME_LIFE, 0)
+        assert again.refuse is not None
+    reboot = plan(settled, kernel(split(B, "d"), boot="three"), facts.TpmFacts(None, None))
+    assert (reboot.found, reboot.refuse) == (Found.NEW_LIFE, None)
 
 
 def test_without_a_tpm_a_head_that_was_stored_before_the_batch_is_compared_too() -> None:

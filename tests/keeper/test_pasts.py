@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""The real collector and a real store, on a machine whose PCRs go other ways than its list.
+
+The walks of tests/property ask what is decided. Here it is carried out: what is written of an
+anchor, a gap and a fork has to say the same to the keeper that starts next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trio
+
+from imafs.keeper import reading
+from imafs.keeper.collector import Collector, Settings, State
+from imafs.keeper.source import Source
+from imafs.keeper.store import open_store
+from imafs.lists.banks import View
+from tests.keeper import made
+from tests.keeper.paper import PaperKernel
+from tests.support import ExpectedLogs, wait_for_async
+
+WAIT = 30.0
+
+
+class Crash(Exception):
+    """The keeper ends here."""
+
+
+def nothing(step: str) -> None:
+    """No step is of interest."""
+
+
+class Machine:
+    """A kernel on paper, and a store on a disk."""
+
+    def __init__(self, place: Path, *, clock: bool = True) -> None:
+        self.kernel = PaperKernel(clock=clock)
+        self.store = place / "store"
+        self.alarms: set[str] = set()
+
+    @contextlib.asynccontextmanager
+    async def keeper(self, hook: Callable[[str], None] = nothing) -> AsyncIterator[Collector]:
+        store = open_store(str(self.store))
+        settings = Settings(records=1000, age=3600.0, keep_free=0.0)
+        collector = Collector(cast(Source, self.kernel), store, settings, hook)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(collector.run)
+
+                async def joined() -> bool:
+                    return collector.state is State.IDLE and collector.joined
+
+                await wait_for_async(joined, WAIT, "the keeper has joined")
+                yield collector
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await collector.close()
+            store.close()
+            self.alarms = set(collector.alarms)
+
+    async def kept(self) -> str | None:
+        """A keeper starts and ends; why its view is refused. What it serves is the truth."""
+        async with self.keeper() as collector:
+            if collector.refusal is None:
+                await collector.fresh()
+                await collector.flush()
+            if collector.refusal is None:
+                assert shown(collector) == b"".join(self.kernel.truth)
+            return collector.refusal
+
+    async def killed(self, step: str, number: int) -> None:
+        """A keeper that ends at the nth of such a step, if it comes there."""
+        left = itertools.count(1)
+
+        def hook(name: str) -> None:
+            if name == step and next(left) == number:
+                raise Crash
+
+        with contextlib.suppress(BaseExceptionGroup):
+            async with self.keeper(hook) as collector:
+                if collector.refusal is None:
+                    await collector.flush()
+
+    def complaints(self) -> list[str]:
+        """What ``keep verify`` says of the newest life."""
+        name = reading.lives(str(self.store))[-1]
+        return list(reading.Reading(str(self.store), name).verify().complaints)
+
+    @property
+    def lives(self) -> int:
+        return len(reading.lives(str(self.store)))
+
+
+def shown(collector: Collector) -> bytes:
+    """The view's SHA-1 binary list."""
+    assert collector.catalogue is not None
+    return b"".join(pieces(collector))
+
+
+def pieces(collector: Collector) -> Iterator[bytes]:
+    at, catalogue = 0, collector.catalogue
+    assert catalogue is not None
+    while (found := catalogue.run(View(False, 0), at)) is not None:
+        run, first = found
+        yield bytes(run.data[run.offsets[first] : run.offsets[-1]])
+        at += len(run.offsets) - 1 - first
+
+
+@pytest.fixture
+def machine(tmp_path: Path, expected_logs: ExpectedLogs) -> Machine:
+    expected_logs.allow("keeper")
+    return Machine(tmp_path)
+
+
+async def test_records_behind_an_anchor_lead_on_from_its_pcrs(machine: Machine) -> None:
+    """Somebody extended the PCR: an alarm once, and not at each start behind it."""
+    kernel = machine.kernel
+    async with machine.keeper() as collector:
+        kernel.add("/a")
+        await collector.flush()
+        kernel.extend()
+        await collector._joined()  # as behind any trouble
+        assert "pcr_diverged" in collector.alarms
+        kernel.add("/b")
+        await collector.flush()
+    kernel.add("/c")
+    for _ in range(2):
+        assert await machine.kept() is None
+        assert machine.alarms == set()
+    assert machine.complaints() == []
+
+
+async def test_segment_that_ends_at_an_anchor_is_verified(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imafs.keeper.archive.SEGMENT_RECORDS", 3)
+    kernel = machine.kernel
+    for number in range(12):
+        kernel.add(f"/{number}")
+        async with machine.keeper() as collector:
+            await collector.flush()
+            if number % 2:
+                kernel.extend()
+                await collector._joined()
+        assert machine.complaints() == []
+    assert await machine.kept() is None
+
+
+async def test_restored_machine_goes_on_in_a_fork(machine: Machine) -> None:
+    kernel = machine.kernel
+    kernel.add("/a")
+    assert await machine.kept() is None
+    kernel.add("/b")
+    snapshot = kernel.snapshot()
+    for name in ("/c", "/d"):
+        kernel.add(name)
+        assert await machine.kept() is None
+    kernel.restore(snapshot)
+    kernel.add("/e")
+    assert await machine.kept() is None
+    assert machine.alarms == {"rolled_back"}
+    assert machine.lives == 2
+    assert await machine.kept() is None
+    assert machine.alarms == set()
+    assert machine.complaints() == []
+
+
+@pytest.mark.parametrize("step", ["commit", "committed", "confirmed"])
+@pytest.mark.parametrize("number", range(1, 5))
+async def test_crash_in_a_fork_leaves_the_old_life(
+    machine: Machine, step: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imafs.keeper.keeping._FORKED", 2)
+    kernel = machine.kernel
+    for name in ("/a", "/b", "/c"):
+        kernel.add(name)
+        assert await machine.kept() is None
+    snapshot = kernel.snapshot()
+    kernel.add("/d")
+    assert await machine.kept() is None
+    kernel.restore(snapshot)
+    kernel.add("/e")
+    await machine.killed(step, number)
+    assert await machine.kept() is None
+    assert machine.complaints() == []
+
+
+async def test_fork_behind_an_anchor_has_it_too(machine: Machine) -> None:
+    kernel = machine.kernel
+    await machine.kept()
+    async with machine.keeper() as collector:
+        kernel.extend()
+        await collector._joined()
+        kernel.add("/a")
+        await collector.flush()
+        snapshot = kernel.snapshot()
+        kernel.add("/b")
+        await collector.flush()
+    kernel.restore(snapshot)
+    kernel.add("/c")
+    for _ in range(2):
+        assert await machine.kept() is None
+    assert machine.lives == 2
+    assert machine.complaints() == []
+
+
+async def test_fork_in_front_of_an_anchor_has_it_not(machine: Machine) -> None:
+    kernel = machine.kernel
+    kernel.add("/a")
+    await machine.kept()
+    snapshot = kernel.snapshot()
+    async with machine.keeper() as collector:
+        kernel.extend()
+        await collector._joined()
+        kernel.add("/b")
+        await collector.flush()
+    kernel.restore(snapshot)
+    kernel.add("/c")
+    for _ in range(2):
+        assert await machine.kept() is None
+    assert machine.lives == 2
+    assert machine.complaints() == []
+
+
+async def test_fork_of_a_life_with_a_gap_is_refused(machine: Machine) -> None:
+    kernel = machine.kernel
+    await machine.kept()
+    kernel.add("/a")
+    kernel.trim()
+    kernel.add("/b")
+    assert await machine.kept() is not None
+    snapshot = kernel.snapshot()
+    kernel.add("/c")
+    await machine.killed("", 0)
+    kernel.restore(snapshot)
+    kernel.add("/d")
+    for _ in range(2):
+        assert await machine.kept() is not None
+
+
+async def test_machine_that_goes_back_behind_a_hibernation(machine: Machine) -> None:
+    """From zero on any list leads to its PCR: what is stored is not in front of this one."""
+    kernel = machine.kernel
+    kernel.add("/a")
+    snapshot = kernel.snapshot()
+    kernel.add("/b")
+    async with machine.keeper() as collector:
+        await collector.flush()
+        kernel.hibernate()
+        await collector._joined()
+    kernel.restore(snapshot)
+    for _ in range(2):
+        assert await machine.kept() is None
+        kernel.add("/c")
+    assert machine.complaints() == []
+
+
+async def test_without_the_tpms_clock_that_is_a_gap(
+    tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    """Sysfs tells none."""
+    expected_logs.allow("keeper")
+    machine = Machine(tmp_path, clock=False)
+    kernel = machine.kernel
+    kernel.add("/a")
+    snapshot = kernel.snapshot()
+    kernel.add("/b")
+    async with machine.keeper() as collector:
+        await collector.flush()
+        kernel.hibernate()
+        await collector._joined()
+    kernel.restore(snapshot)
+    assert await machine.kept() is not None
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_random_pasts(machine: Machine, seed: int) -> None:
+    await play(machine, seed)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(1_000, 1_400))
+async def test_many_random_pasts(machine: Machine, seed: int) -> None:
+    await play(machine, seed)
+
+
+async def play(machine: Machine, seed: int) -> None:
+    """Nothing is lost here: the view is the truth throughout, but where a machine was restored."""
+    kernel, rng = machine.kernel, random.Random(seed)
+    counts: Counter[str] = Counter()
+    names = (f"/{number}" for number in itertools.count())
+    snapshot, restored = kernel.snapshot(), False
+
+    def some() -> None:
+        for _ in range(rng.randrange(4)):
+            if rng.random() < 0.1:
+                kernel.take(made.violation(next(names)))
+            else:
+                kernel.add(next(names))
+
+    for _ in range(25):
+        some()
+        event = rng.choice(("add", "add", "kexec", "extend", "fail", "sleep", "kill", "back"))
+        counts[event] += 1
+        if event == "kexec":
+            kernel.kexec()
+        elif event in ("extend", "fail", "sleep"):
+            async with machine.keeper() as collector:
+                await collector.flush()
+                if event == "extend":
+                    kernel.extend()
+                elif event == "sleep":
+                    kernel.hibernate()
+                else:
+                    kernel.add(next(names), fails=True)
+                await collector._joined()
+        elif event == "kill":
+            step = rng.choice(("stage", "staged", "commit", "committed", "delete", "deleted"))
+            await machine.killed(step, rng.randrange(1, 3))
+        elif event == "back" and rng.random() < 0.5:
+            snapshot = kernel.snapshot()
+        elif event == "back" and seed % 2:
+            kernel.restore(snapshot)
+            restored = True
+        some()
+        refusal = await machine.kept()
+        assert refusal is None or restored, (refusal, counts)
+        assert machine.complaints() == []
+        if refusal is not None:
+            kernel.power_on()
+            snapshot, restored = kernel.snapshot(), False
