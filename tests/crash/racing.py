@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.mount.daemon import BINARY, Daemon
 from tests.support import ROOT, kill_group, wait_for
 
 #: Seconds beyond its own time that a racer may take: more is a hang.
-PATIENCE = 30.0
+PATIENCE = 60.0
 _PREFIX = "/race/"
 
 
@@ -56,7 +56,7 @@ def race(
     files = [base / f"racer-{number}" for number in range(racers)]
     processes = [_racer(daemon.dir, seed * 1000 + n, seconds, files[n]) for n in range(racers)]
     try:
-        added = [b"boot_aggregate", *_add(daemon, seconds, prefix, measuring)]
+        added = [b"boot_aggregate", *_add(daemon, seconds, processes, prefix, measuring)]
         for number, process in enumerate(processes):
             out, err = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, f"racer {number}, seed {seed}: {err}"
@@ -86,14 +86,21 @@ def _racer(directory: Path, seed: int, seconds: float, file: Path) -> subprocess
     )
 
 
-def _add(daemon: Daemon, seconds: float, prefix: str, measuring: bool) -> list[bytes]:
-    """Names of the records that were added, in order; a violation now and then."""
+def _add(
+    daemon: Daemon,
+    seconds: float,
+    racers: Sequence[subprocess.Popen[str]],
+    prefix: str,
+    measuring: bool,
+) -> list[bytes]:
+    """Names of the records that were added while anybody races, in order; a violation now and
+    then."""
     names: list[bytes] = []
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds + PATIENCE
     turn = 0
     file = daemon.place.base / "measured"
     with ControlClient(daemon.control) as client:
-        while time.monotonic() < end:
+        while any(racer.poll() is None for racer in racers) and time.monotonic() < end:
             count = 1000
             client.call("generate", {"count": count, "name": prefix}, deadline=PATIENCE)
             first = turn * count

@@ -20,11 +20,18 @@ from imafs.errors import Refused
 from imafs.host import bounded_thread
 from imafs.verbs.client import ControlClient
 from tests.crash.hanging import hanging
-from tests.mount.daemon import Daemon, imafs
+from tests.mount.daemon import Daemon, imafs, patched
 from tests.mount.fixtures import Starter
 from tests.support import run, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.mount]
+
+#: Seconds; the daemon's own are more than a test's patience.
+SILENCE, WAIT = 5, 3
+IMPATIENT = patched(
+    "from imafs.host import bounded_thread as threads",
+    f"threads.SILENCE, threads.WAIT = {SILENCE}, {WAIT}",
+)
 
 #: More than there are threads of any kind.
 MANY = bounded_thread.MOST + 5
@@ -60,7 +67,7 @@ def test_measure_requests_hold_up_neither_others_nor_the_end(
 ) -> None:
     watched = tmp_path / "watched"
     watched.mkdir()
-    daemon = start("--tpm", "none", "--watch", str(watched))
+    daemon = start("--tpm", "none", "--watch", str(watched), prefix=IMPATIENT)
     daemon.logs.allow("has ended")
     with ExitStack() as stack, ControlClient(daemon.control) as client:
         dead = stack.enter_context(hanging(tmp_path / "dead"))
@@ -87,10 +94,11 @@ def test_measure_requests_hold_up_neither_others_nor_the_end(
 
 def test_a_policy_path_is_eagain(start: Starter, dead: Path) -> None:
     """Its writer is in the kernel, uninterruptible, until it has this answer."""
-    daemon = start("--tpm", "none", "--profile", "mainline", "--policy", "tcb")
+    options = ("--tpm", "none", "--profile", "mainline", "--policy", "tcb")
+    daemon = start(*options, prefix=IMPATIENT)
     words = str(daemon.dir / "policy"), os.fsencode(dead)
     program = "import os; os.write(os.open({!r}, os.O_WRONLY), {!r})".format(*words)
-    done = run([sys.executable, "-c", program], check=False, deadline=bounded_thread.SILENCE + 15)
+    done = run([sys.executable, "-c", program], check=False, deadline=SILENCE + 60)
     assert "BlockingIOError" in done.stderr
     assert "EAGAIN" in daemon.log()
     assert "does not answer" in daemon.log()
@@ -99,7 +107,8 @@ def test_a_policy_path_is_eagain(start: Starter, dead: Path) -> None:
 def test_a_request_is_told_and_its_thread_is_free_with_its_file_system(
     start: Starter, tmp_path: Path
 ) -> None:
-    daemon = start("--tpm", "none")
+    assert (bounded_thread.SILENCE, bounded_thread.WAIT) > (SILENCE, WAIT)
+    daemon = start("--tpm", "none", prefix=IMPATIENT)
     with ControlClient(daemon.control) as client:
         with hanging(tmp_path / "dead") as file, ExitStack() as stack:
             # All at once: each is told after the same silence.
@@ -113,7 +122,7 @@ def test_a_request_is_told_and_its_thread_is_free_with_its_file_system(
                 )
             ]
             for connection in asked:
-                connection.settimeout(bounded_thread.SILENCE + 20)
+                connection.settimeout(SILENCE + 60)
                 answer = json.loads(connection.makefile("rb").readline())
                 assert answer["errno"] == "EAGAIN"
                 assert "does not answer" in answer["error"]

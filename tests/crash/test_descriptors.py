@@ -34,7 +34,7 @@ def descriptors() -> Iterator[None]:
 
 def connect(daemon: Daemon, stack: ExitStack) -> None:
     connection = stack.enter_context(socket.socket(socket.AF_UNIX))
-    connection.settimeout(20)
+    connection.settimeout(60)
     connection.connect(str(daemon.control))
 
 

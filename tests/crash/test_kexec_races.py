@@ -22,7 +22,7 @@ from tests.crash.collected import Piece, replayed
 from tests.crash.racer import BANKS
 from tests.mount.daemon import ASCII, BINARY, Daemon, alive, read_to_end
 from tests.mount.fixtures import Starter
-from tests.support import run, wait_for
+from tests.support import run, stopped, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -300,7 +300,7 @@ def test_a_reader_in_the_middle_of_a_list_gets_an_error(daemon: Daemon, tmp_path
         assert reader.stdout.read(1) == b"1"
         daemon.call("kexec_execute")
         fifo.write_text("on\n")
-        _, error = reader.communicate(timeout=20)
+        _, error = reader.communicate(timeout=60)
     finally:
         reader.kill()
         reader.communicate()
@@ -375,9 +375,7 @@ def test_kexec_with_a_hung_tpm(daemon: Daemon) -> None:
     daemon.logs.expect("boot_aggregate is made of zeros")
     daemon.logs.allow("extending failed")
     daemon.generate(20)
-    swtpm = daemon.swtpm()
-    os.kill(swtpm, signal.SIGSTOP)
-    try:
+    with stopped(daemon.swtpm()):
         daemon.call("generate", count=700)
         answer = daemon.call("kexec_execute")
         assert answer["lost"] == 0
@@ -386,8 +384,6 @@ def test_kexec_with_a_hung_tpm(daemon: Daemon) -> None:
         assert agent.counts == {"cycles": 1}
         daemon.call("kexec_execute")
         assert daemon.group("records")["pending"] == 700 + 6
-    finally:
-        os.kill(swtpm, signal.SIGCONT)
     wait_for(lambda: daemon.group("records")["pending"] == 0, 60, "all is extended after all")
     assert daemon.group("failures")["mismatch"] is None
     whole(daemon, agent.all(), generated(0, 720), kexecs=2)

@@ -16,7 +16,7 @@ from imafs.testing.mounted import children
 from tests.crash.collected import made
 from tests.mount.daemon import BINARY, Daemon, close_dead, layers
 from tests.mount.fixtures import Starter
-from tests.support import wait_for
+from tests.support import stop, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -106,7 +106,7 @@ def test_signals_during_the_unmount_with_open_files(daemon: Daemon) -> None:
     daemon.generate(100)
     files = [os.open(daemon.path(BINARY), os.O_RDONLY) for _ in range(5)]
     swtpm = daemon.swtpm()
-    os.kill(swtpm, signal.SIGSTOP)  # makes the end take two seconds
+    stop(swtpm)  # makes the end take two seconds
     daemon.call("generate", count=10)
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT):

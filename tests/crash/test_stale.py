@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import tempfile
 from functools import partial
@@ -22,7 +21,7 @@ from imafs.host import mounts
 from tests.crash.test_faults import as_user
 from tests.mount.daemon import ALONE_BUT, Daemon, alive, layers
 from tests.mount.fixtures import Starter
-from tests.support import ROOT, run, wait_for
+from tests.support import ROOT, run, stopped, wait_for
 
 __all__ = ["as_user"]
 
@@ -89,11 +88,8 @@ def test_everything_of_the_dead_and_nothing_of_the_living(start: Starter, tmp_pa
     (runtime / "refused.log").touch()  # of a start that came to nothing, as earlier versions left
     _dead(daemons[0])
     _dead(daemons[1])
-    os.kill(daemons[2].pid, signal.SIGSTOP)  # slow, not dead
-    try:
+    with stopped(daemons[2].pid):  # slow, not dead
         first, second, left = _stale(runtime, temporary)
-    finally:
-        os.kill(daemons[2].process.pid, signal.SIGCONT)
     assert {f"imafs: unmounted {place.dir}" for place in places[:2]} <= set(first)
     removed = {line.removeprefix("imafs: removed ") for line in first if " removed " in line}
     expected = {f"/run/imafs/{n}.{kind}" for n in (0, 1) for kind in ("sock", "log")}

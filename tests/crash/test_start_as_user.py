@@ -44,7 +44,7 @@ def _session(prefix: tuple[str, ...], base: Path, path: str) -> tuple[int, str]:
             seen.append(line)
             if line.startswith("Ctrl-C"):
                 os.killpg(child.pid, signal.SIGINT)
-        return child.wait(30), "".join(seen)
+        return child.wait(60), "".join(seen)
     finally:
         if child.stdout is not None:
             child.stdout.close()

@@ -10,7 +10,7 @@ from typing import NoReturn
 from imafs.sources.watch.child.forward import Relay
 from tests.support import wait_for
 
-SECONDS = 20
+SECONDS = 60
 
 
 class World:

@@ -15,7 +15,7 @@ from imafs.sources.watch.child.hashing import PER_DEVICE, THREADS, Pool, Steps, 
 from imafs.sources.watch.child.task import Account
 from tests.support import wait_for
 
-SECONDS = 20
+SECONDS = 60
 #: Threads in one file system: one less than make it left alone may be stuck in it while all
 #: that hash go in too.
 MOST_IN_ONE = THREADS + PER_DEVICE - 1

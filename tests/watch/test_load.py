@@ -70,7 +70,7 @@ def test_four_processes(
     disk: Disk, start: Starter, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(disk, number)
-    emulator = start("--watch", str(disk.root / "in"))
+    emulator = start("--watch", str(disk.root / "in"), "--watch-deadline", "60")
     with openers(disk) as running:
         rounds = [json.loads(process.communicate(timeout=240)[0]) for process in running]
     assert [process.returncode for process in running] == [0] * PROCESSES
@@ -92,7 +92,7 @@ def test_one_process(disk: Disk, start: Starter, capsys: pytest.CaptureFixture[s
     fill(disk, 500)
     emulator = start("--watch", str(disk.root / "in"))
     out = subprocess.run(
-        opening(disk, 0), cwd=ROOT, capture_output=True, timeout=60, check=True
+        opening(disk, 0), cwd=ROOT, capture_output=True, timeout=240, check=True
     ).stdout
     first, cached = json.loads(out.splitlines()[1])
     assert status(emulator)["measured"] == 500
@@ -100,19 +100,20 @@ def test_one_process(disk: Disk, start: Starter, capsys: pytest.CaptureFixture[s
         print(f"\n1 process: first open {percentiles(first)}; cached {percentiles(cached)}")
 
 
-@Sizes
+@pytest.mark.parametrize("number", [6000, pytest.param(20_000, marks=pytest.mark.nightly)], ids=str)
 def test_killed_in_the_middle(disk: Disk, start: Starter, number: int) -> None:
     """Daemon and listener at once, by SIGKILL: every process goes on to its end."""
     fill(disk, number)
     emulator = start("--watch", str(disk.root / "in"))
     listener = status(emulator)["listener"]
     with openers(disk) as running:
-        emulator.call("wait", records=number // 10, timeout=60)
+        # Nearly all is still to come: they are in the middle, however late this is noticed.
+        emulator.call("wait", records=100, timeout=60)
         assert all(process.poll() is None for process in running)
         os.kill(listener, signal.SIGKILL)
         emulator.kill()
         for process in running:
-            process.communicate(timeout=20)
+            process.communicate(timeout=240)
     assert [process.returncode for process in running] == [0] * PROCESSES
 
 
@@ -129,7 +130,7 @@ def test_listener_killed_again_and_again(disk: Disk, start: Starter) -> None:
                 os.kill(listener, signal.SIGKILL)
                 kills += 1
         for process in running:
-            process.communicate(timeout=60)
+            process.communicate(timeout=240)
     assert kills
     listed = names(emulator)
     assert len(listed) == len(set(listed))
