@@ -156,11 +156,11 @@ class Collector(Joining):
         if self._known is None or self.catalogue is None or self.refusal is not None:
             return  # without a join nobody knows what is new: readers wait for one, or get EIO
         try:
-            data = await self._in_kernel(self._read_all)
-        except Refused as error:
-            log.warning("a reader gets EIO: %s", error)
+            data = self._behind(await self._in_kernel(self._read_all))
+            self.catalogue.show(data)
+        except (Refused, FormatError) as error:
+            self.told.say("readers", logging.WARNING, "a reader gets EIO: %s", error)
             return
-        self.catalogue.show(self._behind(data))
         self._looked(asked)
 
     def _read_all(self) -> bytes:

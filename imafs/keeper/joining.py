@@ -16,7 +16,7 @@ from imafs.keeper.archive import Batch
 from imafs.keeper.facts import KernelFacts, LifeFacts, Plan, StoreFacts, TpmFacts
 from imafs.keeper.keeping import TPM_DEADLINE, Again, Keeping, State
 from imafs.keeper.records import RecordList, listed
-from imafs.keeper.source import MOST, Look
+from imafs.keeper.source import Look
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Joining(Keeping):
 
     async def _read(self, look: Look, part: bool) -> tuple[KernelFacts, TpmFacts]:
         """K, and the PCRs behind a barrier where its end is exact."""
-        most = PIECE if part else MOST
+        most = PIECE if part else None
         kernel = None
         tpm = TpmFacts()
         for _ in range(5):

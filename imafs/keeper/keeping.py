@@ -15,6 +15,7 @@ from typing import NoReturn, TypeVar
 import trio
 
 from imafs.errors import DegradedError, ImafsError, Refused, TpmError, UsageError
+from imafs.host.ratelimit import Ratelimit
 from imafs.keeper import facts
 from imafs.keeper.archive import Archive, Batch, Stored
 from imafs.keeper.catalogue import Catalogue
@@ -123,6 +124,8 @@ class Keeping:
         self._since: float | None = None
         self._may_delete = trio.Event()
         self.held = False  # a deletion waits for that
+        #: For what readers can cause as often as they like.
+        self.told = Ratelimit(log)
         if not hold:
             self._may_delete.set()
 

@@ -7,6 +7,7 @@ Pure. See :class:`imafs.keeper.facts.Records`.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -125,7 +126,7 @@ def digest_of(bank: str, mode: Mode) -> _Extended:
 
 def listed(data: bytes) -> RecordList:
     """The records of one list. Raises :class:`FormatError` where it is not whole records."""
-    offsets = [0]
+    offsets = array("Q", (0,))
     for *_, end in Reader(data, _WIDTH, opaque=True).walk():
         offsets.append(end)
     return RecordList([Part(data, offsets)])

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol, TypeVar
 
 from imafs.errors import FileError, FormatError, NotThereError, Refused, TpmError, UsageError
@@ -33,9 +34,14 @@ _COUNT = "runtime_measurements_count"
 _VIOLATIONS = "violations"
 _PIECE = 1 << 20
 _SMALL = 4096
+#: Bytes of a policy, and files of an IMA directory, at most: one that is served by a program may
+#: go on for ever.
+_POLICY = 1 << 20
+_FILES = 4096
+_NUMBER = re.compile(rb"[0-9]{1,19}\s*")
 #: FUSE_SUPER_MAGIC as a policy has it.
 _FUSE_MAGIC = "0x65735546"
-#: Bytes of a list that is read at once: more would be read for minutes, and fill the memory.
+#: Bytes of a list at most: more would be read for minutes, and fill the memory.
 MOST = 256 << 20
 #: What a kernel is told that has nothing of this.
 NEEDED = "Linux 7.2 or newer is needed to delete records"
@@ -186,9 +192,14 @@ class Source:
         """Which files there are. Raises :class:`FileError`, :class:`UsageError`."""
         directory = self._place.directory
         try:
-            names = os.listdir(self._place.reached())
+            with os.scandir(self._place.reached()) as entries:
+                names = [entry.name for entry in islice(entries, _FILES + 1)]
         except OSError as error:
             raise FileError(directory, error, option="--source") from None
+        if len(names) > _FILES:
+            raise NotThereError(
+                f"--source {directory}: is no IMA directory: it has more than {_FILES} files"
+            )
         if _LINK in names and _BINARY not in names:
             raise NotThereError(f"--source {directory}: is of a kernel before 6.10; {NEEDED}")
         if _BINARY not in names or _COUNT not in names:
@@ -219,11 +230,12 @@ class Source:
     def _number(self, name: str) -> int:
         path = f"{self._place.directory}/{name}"
         try:
-            return int(_small(self._place.reached(name)))
+            text = _small(self._place.reached(name))
         except OSError as error:
             raise FileError(path, error) from None
-        except ValueError:
-            raise Refused(errno.EIO, f"{path}: is no number") from None
+        if not _NUMBER.fullmatch(text):
+            raise Refused(errno.EIO, f"{path}: is no number")
+        return int(text)
 
     def pcrs(self, banks: Iterable[str], numbers: Iterable[int]) -> PcrValues | None:
         """See :class:`Pcrs`."""
@@ -326,13 +338,11 @@ class Source:
         """The staged list: whole records. Raises :class:`Refused`."""
         if not self._staging:
             return b""
-        data = self._read(self._own(), MOST)
-        if len(data) >= MOST:
-            raise Refused(errno.EFBIG, f"the staged list has more than {MOST >> 20} MiB")
-        return data
+        return self._read(self._own(), None)
 
-    def current(self, most: int = MOST) -> bytes:
-        """The current list: whole records, of at most about so many bytes."""
+    def current(self, most: int | None = None) -> bytes:
+        """The current list: whole records. ``most``: the first of them, of about so many bytes,
+        and one at least where there are any. Raises :class:`Refused`."""
         return self._on_list(lambda descriptor: self._read(descriptor, most))
 
     def modes(self, banks: Iterable[BankFile]) -> dict[str, Mode]:
@@ -385,18 +395,25 @@ class Source:
         finally:
             _close(descriptor)
 
-    def _read(self, descriptor: int, most: int) -> bytes:
-        pieces, size = [], 0
+    def _read(self, descriptor: int, most: int | None) -> bytes:
+        """As :meth:`current`. What is cut is never taken for all: nor, where the first record is
+        longer than ``most``, for nothing."""
+        data = bytearray()
+        limit = MOST if most is None else most
         try:
             os.lseek(descriptor, 0, os.SEEK_SET)
-            while size < most and (piece := os.read(descriptor, _PIECE)):
-                pieces.append(piece)
-                size += len(piece)
+            while True:
+                while len(data) < limit and (piece := os.read(descriptor, _PIECE)):
+                    data += piece
+                if len(data) < limit:
+                    return bytes(data)  # a list that ends within a record is no list: none is cut
+                if most is not None and (found := whole(bytes(data))):
+                    return found
+                if limit >= MOST:
+                    raise Refused(errno.EFBIG, f"a list has more than {MOST >> 20} MiB")
+                limit = min(2 * limit, MOST)
         except OSError as error:
             raise Refused(error.errno or errno.EIO, f"reading a list: {error.strerror}") from None
-        data = b"".join(pieces)
-        # Cut by the limit alone: a list that ends within a record is no list.
-        return whole(data) if size >= most else data
 
 
 def _width(bank: str) -> int:
@@ -445,13 +462,15 @@ def _matches_view(given: dict[str, str]) -> bool:
 
 
 def _whole(path: str) -> bytes:
-    """A file of the kernel's that has no size, up to a limit."""
+    """A file of the kernel's that has no size. Raises OSError; also EFBIG: it is no policy."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        pieces: list[bytes] = []
-        while len(pieces) < _SMALL and (piece := os.read(descriptor, _PIECE)):
-            pieces.append(piece)
-        return b"".join(pieces)
+        data = b""
+        while piece := os.read(descriptor, _SMALL):
+            data += piece
+            if len(data) > _POLICY:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return data
     finally:
         os.close(descriptor)
 

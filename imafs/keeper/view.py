@@ -26,8 +26,6 @@ from imafs.keeper.collector import Collector
 from imafs.lists.banks import View
 from imafs.lists.seqfile import Bytes, SeqFile
 
-log = logging.getLogger(__name__)
-
 #: Seconds that a look at the end of file counts for: a reader who stopped before the end of file
 #: was told, and goes on later, gets another one.
 PASS = 5.0
@@ -95,7 +93,7 @@ async def seen(collector: Collector) -> Catalogue:
     try:
         return await collector.fresh()
     except ImafsError as error:
-        log.warning("a reader of the view gets EIO: %s", error)
+        collector.told.say("looks", logging.WARNING, "a reader of the view gets EIO: %s", error)
         raise Refused(errno.EIO, str(error)) from None
 
 
@@ -156,8 +154,10 @@ class WholeDirectory(Directory[File]):
         catalogue = self._collector.catalogue
         refusal = self._collector.refusal
         if catalogue is None or refusal is not None:
-            log.warning("an open of %s gets EIO: %s", entry.path, refusal)
-            raise Refused(errno.EIO, refusal or "there is no list yet")
+            why = refusal or "there is no list yet"
+            text = "an open of %s gets EIO: %s"
+            self._collector.told.say("opens", logging.WARNING, text, entry.path, why)
+            raise Refused(errno.EIO, why)
         if entry.view is not None:
             return ListHandle(self._collector, catalogue, entry.view)
 

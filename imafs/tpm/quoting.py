@@ -290,8 +290,10 @@ class _Tpm:
             for pcr in range(8 * row.sizeofSelect)
             if row.pcrSelect[pcr // 8] >> pcr % 8 & 1
         ]
+        if len(got) != len(digests):
+            raise TpmError(f"TPM2_PCR_Read: {len(digests)} digests for {len(got)} PCRs")
         values = dict(zip(got, (bytes(digest) for digest in digests), strict=True))
-        if not values:
+        if values.keys().isdisjoint(places):  # also one that answers with others for ever
             bank, pcr = places[0]
             raise TpmError(f"the TPM has no PCR {pcr} in the bank {bank:#x}")
         return int(counter), values

@@ -132,7 +132,7 @@ def _read(link: Link, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], by
                 selection.setdefault(tpm_id, []).append(pcr)
             response = transact(link, commands.build_pcr_read(selection))
             counter, part = commands.parse_pcr_read(response)
-            if not part:
+            if part.keys().isdisjoint(missing):  # also one that answers with others for ever
                 tpm_id, pcr = missing[0]
                 raise TpmError(f"the TPM has no PCR {pcr} in the bank {tpm_id:#x}")
             if first is None:
@@ -253,6 +253,11 @@ class LinkedDevice:
         link = self._current()
         with link.hold():
             values = _read(link, wanted)
+        for bank in self._banks:
+            for pcr in pcrs:
+                size = len(values[bank.tpm_id, pcr])
+                if size != bank.digest_size:
+                    raise TpmError(f"the TPM has {size} bytes in PCR {pcr} of the bank {bank.name}")
         return {bank.name: {pcr: values[bank.tpm_id, pcr] for pcr in pcrs} for bank in self._banks}
 
     def hang(self) -> None:

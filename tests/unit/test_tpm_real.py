@@ -6,12 +6,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from imafs.errors import TpmError, UsageError
 from imafs.formats.algorithms import SHA1, Bank, bank_for, by_name
-from imafs.tpm import ExtendError, ExtendRefused, commands, open_device, real
+from imafs.tpm import ExtendError, ExtendRefused, commands, open_device, quoting, real
 from imafs.tpm.environment import client_environment
 from imafs.tpm.real import Identity, LinkedDevice
 
@@ -181,6 +182,50 @@ def test_a_pcr_that_the_tpm_lacks_is_an_error() -> None:
         device.read_pcrs([3])
     with pytest.raises(ValueError, match="PCR 24"):
         device.read_pcrs([24])
+
+
+def test_a_tpm_that_answers_with_other_pcrs_for_ever_is_an_error() -> None:
+    asked = 0
+
+    def answer(_: bytes) -> bytes:
+        nonlocal asked
+        asked += 1
+        assert asked < 100, "it is asked for ever"
+        return pcr_answer(1, {5: bytes(20)})
+
+    device = ScriptedDevice(answer, SHA1_ONLY)
+    with pytest.raises(TpmError, match="no PCR 3 in the bank 0x4"):
+        device.read_pcrs([3])
+
+
+def test_a_value_of_another_size_is_an_error() -> None:
+    def answer(_: bytes) -> bytes:
+        body = struct.pack(">II", 1, 1) + b"\0\x04\3\x08\0\0" + struct.pack(">IH", 1, 3) + bytes(3)
+        return response(0, body)
+
+    device = ScriptedDevice(answer, SHA1_ONLY)
+    with pytest.raises(TpmError, match="3 bytes in PCR 3 of the bank sha1"):
+        device.read_pcrs([3])
+
+
+@pytest.mark.parametrize(
+    ("selected", "digests", "why"),
+    [(5, 1, "no PCR 3 in the bank 0x4"), (3, 2, "2 digests for 1 PCRs"), (3, 0, "0 digests")],
+)
+def test_a_quote_of_a_tpm_that_answers_anything(selected: int, digests: int, why: str) -> None:
+    """Through tpm2-tss, which checks its structures and not what is in them."""
+    asked = 0
+
+    class Esapi:
+        def pcr_read(self, _: object) -> tuple[int, list[SimpleNamespace], list[bytes]]:
+            nonlocal asked
+            asked += 1
+            assert asked < 100, "it is asked for ever"
+            row = SimpleNamespace(hash=4, sizeofSelect=3, pcrSelect=[1 << selected, 0, 0])
+            return 1, [row], [bytes(20)] * digests
+
+    with pytest.raises(TpmError, match=why):
+        quoting._Tpm(Esapi())._read([(4, [3])])
 
 
 def test_banks_without_a_kernel_hash_take_their_size_from_the_tpm() -> None:
