@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """Fixtures of this room: see tests/mount/fixtures.py."""
 
-from tests.mount.fixtures import daemon, start
+from tests.mount.fixtures import daemon, kept, start
 
-__all__ = ["daemon", "start"]
+__all__ = ["daemon", "kept", "start"]

@@ -13,6 +13,7 @@ import pytest
 
 from imafs.control.wire import MAX_REQUEST
 from tests.mount.daemon import ASCII, BINARY, Daemon
+from tests.mount.fixtures import booted as booted
 from tests.support import run, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
@@ -41,20 +42,20 @@ def readers_go_on(daemon: Daemon) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(20)
+        thread.join(60)
     assert not thread.is_alive(), "a reader hangs"
     assert wrong == []
     script = 'echo A > "$1" && cat "$1" > /dev/null && echo D > "$1"'
-    run(["sh", "-c", script, "sh", str(daemon.path(f"{BINARY}_staged"))], deadline=10)
+    run(["sh", "-c", script, "sh", str(daemon.path(f"{BINARY}_staged"))], deadline=60)
     daemon.generate(3)
     daemon.assert_replays()
     assert "Traceback" not in daemon.log()
 
 
 def connect(daemon: Daemon) -> socket.socket:
-    """A connection on which nothing takes longer than 20 seconds."""
+    """A connection on which nothing takes longer than a minute."""
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(20)
+    sock.settimeout(60)
     sock.connect(str(daemon.control))
     return sock
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from imafs.host import mounts
 from imafs.testing.mounted import Home
 from tests.mount.daemon import ASCII, BINARY, Daemon, alive, close_dead, imafs, layers
 from tests.mount.fixtures import Starter
-from tests.support import run, wait_for
+from tests.support import run, stopped, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -87,7 +86,7 @@ def test_a_restart_on_the_same_directory(start: Starter) -> None:
     assert second.count() == 1
     assert "unmounted 1 dead mount of" in second.log()
     second.assert_replays()
-    assert not alive(swtpm)
+    wait_for(partial(dead, swtpm), 60, "swtpm died with the first one")
     assert second.stop() == 0
     assert layers(second.dir) == 0
     assert not Path(second.control).exists()
@@ -172,13 +171,10 @@ def test_kill_during_load(start: Starter) -> None:
 
 def test_a_stopped_daemon_is_not_taken_for_a_dead_one(start: Starter) -> None:
     first = start("--tpm", "none")
-    os.kill(first.pid, signal.SIGSTOP)
-    try:
+    with stopped(first.pid):
         second = start.launch("--tpm", "none", place=first.place, control=False)
         assert second.wait() == 5
         assert "does not answer" in second.log()
-    finally:
-        os.kill(first.process.pid, signal.SIGCONT)
     assert first.count() == 1
     assert layers(first.dir) == 1
 
@@ -201,7 +197,7 @@ def container(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.stdin.close()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
 
 

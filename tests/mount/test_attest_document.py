@@ -43,7 +43,7 @@ def test_from_zero_to_a_verdict_in_ten_commands(tmp_path: Path) -> None:
         ["unshare", "-m", "bash", "-c", f"PATH={venv}:$PATH bash {script}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         cwd=tmp_path,
         check=False,
     )

@@ -85,6 +85,7 @@ def test_fsync_is_einval(writer: int) -> None:
 def test_o_direct_is_einval_and_takes_no_lock(daemon: Daemon) -> None:
     for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
         assert code(partial(os.open, daemon.path(BINARY), flags | os.O_DIRECT)) == "EINVAL"
+    daemon.path(COUNT).stat()  # a RELEASE would be before it in the queue
     status = daemon.call("status")
     assert (status["readers"], status["writer"]) == ([], None)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.daemon import BINARY, Daemon
+from tests.mount.fixtures import booted as booted
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 

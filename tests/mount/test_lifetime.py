@@ -18,7 +18,7 @@ from imafs.control import paths
 from imafs.host import mounts
 from tests.mount.daemon import ALONE, ASCII, BINARY, Daemon, alive, close_dead, gone, imafs, layers
 from tests.mount.fixtures import Starter
-from tests.support import ROOT, run, wait_for
+from tests.support import ROOT, run, stop, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
@@ -39,7 +39,7 @@ def test_sd_notify_after_the_mount_answers(start: Starter) -> None:
     address = place.base / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service:
         service.bind(str(address))
-        service.settimeout(20)
+        service.settimeout(60)
         daemon = start.launch(place=place, env={"NOTIFY_SOCKET": str(address)})
         lines = service.recv(4096).decode().split("\n")
         assert "READY=1" in lines
@@ -129,14 +129,14 @@ def test_sigterm_under_load(daemon: Daemon) -> None:
     for thread in threads:
         thread.join()
     assert status == 0
-    assert load.wait(20) == 6
+    assert load.wait(60) == 6
     assert wrong == []
     assert layers(daemon.dir) == 0
 
 
 def test_sigterm_while_the_tpm_hangs(daemon: Daemon) -> None:
     swtpm = daemon.swtpm()
-    os.kill(swtpm, signal.SIGSTOP)
+    stop(swtpm)
     daemon.call("generate", count=50)
     assert daemon.stop() == 0
     assert layers(daemon.dir) == 0

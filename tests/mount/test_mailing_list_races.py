@@ -14,6 +14,7 @@ import pytest
 
 from tests.mount.daemon import ASCII, BINARY, Daemon, read_to_end
 from tests.mount.fixtures import Starter
+from tests.mount.fixtures import booted as booted
 from tests.support import wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
@@ -198,7 +199,7 @@ def test_many_agents_with_one_descriptor_each_lose_nothing(daemon: Daemon) -> No
         running = [agents.submit(agent) for _ in range(8)]
         for _ in range(20):
             daemon.call("generate", count=50)
-        wait_for(lambda: daemon.group("records")["deleted"] == 1001, 30, "all are deleted")
+        wait_for(lambda: daemon.group("records")["deleted"] == 1001, 60, "all are deleted")
         done.set()
         for each in running:
             collected += each.result()

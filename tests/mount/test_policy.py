@@ -261,10 +261,10 @@ def test_a_policy_is_audited_in_the_name_of_its_writer(start: Starter, tmp_path:
         """The writer's pid, and pid, uid and comm of the new records that name a task."""
         before = len(log.read_text().splitlines())
         with subprocess.Popen([*command.split(), *map(str, arguments)]) as process:
-            process.wait(20)
+            process.wait(60)
         wait_for(
             lambda: "op=policy_update" in "".join(log.read_text().splitlines()[before:]),
-            *(20, "what became of the policy is audited"),
+            *(60, "what became of the policy is audited"),
         )
         task = r"pid=(\d+) uid=(\d+) auid=\d+ ses=\d+ op=\S+ cause=\S+ comm=(\S+) "
         new = "\n".join(log.read_text().splitlines()[before:])

@@ -36,6 +36,7 @@ def test_elsewhere_is_in_the_readme() -> None:
 @pytest.mark.root
 @pytest.mark.mount
 @pytest.mark.swtpm
+@pytest.mark.long
 def test_the_readme_session(tmp_path: Path) -> None:
     require("root", "/dev/fuse", "fusermount3", "swtpm", "tpm2_pcrread", "unshare")
     commands = [command for command in _commands() if command not in ELSEWHERE]
@@ -52,7 +53,7 @@ def test_the_readme_session(tmp_path: Path) -> None:
         ["unshare", "-m", "bash", "-c", f"PATH={venv}:$PATH bash {script}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         cwd=ROOT,
         check=False,
     )

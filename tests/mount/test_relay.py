@@ -327,13 +327,13 @@ def test_the_daemon_ends_under_a_flood_of_reads(daemon: Daemon) -> None:
     for thread in threads:
         thread.start()
     try:
-        wait_for(lambda: all(read), 30, "all read")
+        wait_for(lambda: all(read), 60, "all read")
         daemon.process.terminate()
         assert daemon.wait() == 0
     finally:
         over.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
 
 

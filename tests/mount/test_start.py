@@ -53,7 +53,7 @@ def test_start_shows_a_session_and_ends_on_ctrl_c(tmp_path: Path, inside: bool) 
         assert os.path.ismount(place)
         # A terminal sends SIGINT to the whole foreground group.
         os.killpg(child.pid, signal.SIGINT)
-        rest, _ = child.communicate(timeout=30)
+        rest, _ = child.communicate(timeout=60)
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)

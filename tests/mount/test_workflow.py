@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.daemon import ASCII, BINARY, Daemon, read_to_end
+from tests.mount.fixtures import booted as booted
 from tests.support import run
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
