@@ -119,7 +119,7 @@ def test_a_memory_limit_under_load(start: Starter) -> None:
     daemon = start("--tpm", "none")
     daemon.logs.allow("")
     pages = int(Path(f"/proc/{daemon.pid}/statm").read_text().split()[0])
-    limit = pages * os.sysconf("SC_PAGESIZE") + (24 << 20)
+    limit = pages * os.sysconf("SC_PAGESIZE") + (12 << 20)
     run(["prlimit", "--pid", str(daemon.pid), f"--as={limit}"])
     command = ("ctl", "--control", str(daemon.control), "generate", "1000000")
     result = imafs(*command, check=False, deadline=280)

@@ -161,6 +161,7 @@ def _swtpms(others: list[Path]) -> list[int]:
     return [pid for row in mine if alive(pid := int(row.split()[0]))]
 
 
+@pytest.mark.long
 def test_kill_of_the_daemon_at_random_moments(start: Starter) -> None:
     kills(start, 5)
 

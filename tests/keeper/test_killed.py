@@ -36,7 +36,7 @@ from tests.mount.fixtures import Starter
 from tests.support import ExpectedLogs, may_take, wait_for_async
 
 pytestmark = [pytest.mark.mount, pytest.mark.swtpm]
-WAIT = 40.0
+WAIT = 60.0
 
 
 class Run:
@@ -239,11 +239,14 @@ async def played(seeds: range, steps: int, start: Starter, place: Path) -> Count
     return counts
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "part", [0, 1, *(pytest.param(part, marks=pytest.mark.nightly) for part in (2, 3))]
+)
 async def test_killed_at_any_step(
     part: int, start: Starter, tmp_path: Path, expected_logs: ExpectedLogs
 ) -> None:
-    """Twenty runs."""
+    """Five runs each."""
     expected_logs.allow("keeper")
     counts = await played(range(part * 5, part * 5 + 5), 30, start, tmp_path)
     assert counts["killed"] > 10

@@ -16,6 +16,7 @@ from tests.support import ROOT, require, run
 @pytest.mark.root
 @pytest.mark.mount
 @pytest.mark.swtpm
+@pytest.mark.long
 def test_the_keepers_session(tmp_path: Path) -> None:
     require("root", "unshare")
     section = (ROOT / "README.md").read_text().partition("## The keeper\n")[2]

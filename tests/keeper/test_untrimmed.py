@@ -55,6 +55,7 @@ def files(directory: Path) -> list[str]:
     return sorted(name for name in names if "staged" not in name)
 
 
+@pytest.mark.long
 def test_view_is_the_untrimmed_list_while_records_arrive(start: Starter, keepers: Keepers) -> None:
     """Byte for byte, all banks and forms: whole records, none that was there missing.
 
@@ -89,6 +90,7 @@ def test_view_is_the_untrimmed_list_while_records_arrive(start: Starter, keepers
     assert keeper.status()["batches_deleted"] > MOMENTS  # type: ignore[operator]
 
 
+@pytest.mark.long
 def test_held_descriptors_read_on_over_a_hundred_deletions(
     start: Starter, keepers: Keepers
 ) -> None:

@@ -48,6 +48,7 @@ def promised() -> dict[str, bool]:
     return lines
 
 
+@pytest.mark.long
 def test_every_line_is_there(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     done = run([BENCH, "--quick", "--records", "2000", "--json", file], deadline=240)

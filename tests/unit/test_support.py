@@ -146,6 +146,14 @@ def test_nightly_runs_when_asked(tmp_path: Path) -> None:
     assert (status, "1 passed" in output) == (0, True), output
 
 
+def test_long_ones_come_first(tmp_path: Path) -> None:
+    """Or a process has one left when the others are done."""
+    body = "def test_short(): pass\n@pytest.mark.long\ndef test_long(): pass\n"
+    status, output = _session(tmp_path, body, "-v")
+    assert status == 0, output
+    assert output.index("::test_long") < output.index("::test_short")
+
+
 @pytest.mark.parametrize("require_all", ["", "1"])
 def test_require_skips_or_fails(require_all: str, tmp_path: Path) -> None:
     body = "from tests.support import require\ndef test_it():\n    require('no-such-command')"
