@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two words to the service manager, where it names no other time.
 _WATCHDOG = 5.0
+#: Seconds between two words during a start, and how long one holds.
+_WORD = 5.0
+_HOLDS = 60.0
 #: The group of agents that use a TPM.
 _GROUP = "tss"
 
@@ -60,7 +63,7 @@ def run(plan: Plan) -> int:
     directory = os.path.abspath(plan.source)
     gid = _group(plan.settings.group)
     ground = _ground(directory) if plan.cover else None
-    mountpoint = None if plan.mount is None else keep_view.prepared(plan.mount)
+    place = None if plan.mount is None else keep_view.prepared(plan.mount)
     of = machine.machine(directory, ground)
     source = Source(machine.place(of, plan.boot_id), machine.pcrs(plan.pcrs, of))
     if not source.look().deletes:
@@ -75,9 +78,7 @@ def run(plan: Plan) -> int:
         volatile=machine.volatile(store_path),
     )
     try:
-        if ground is not None:
-            mountpoint = keep_view.place_in(store_path)
-        showing = None if mountpoint is None else Showing(mountpoint, of, gid, ground)
+        showing = keep_view.showing(place, ground, store_path, of, gid)
         programs.leave_working_directory()
         trio.run(_main, plan, source, store, settings, showing)
     except BaseExceptionGroup as group:
@@ -133,6 +134,7 @@ async def _main(
             async with trio.open_nursery() as nursery:
                 end = session.End(nursery.cancel_scope.cancel)
                 nursery.start_soon(_until_signal, signals, end, told)
+                starting = await nursery.start(_starting, collector)
                 await nursery.start(Server(collector, store.path).run)
                 nursery.start_soon(collector.run)
                 await collector.looked()
@@ -140,6 +142,7 @@ async def _main(
                     if showing is not None:
                         await stack.enter_async_context(keep_view.shown(showing, collector, end))
                         end.in_use()
+                    starting.cancel()
                     _announce(plan, store, showing)
                     await _report(collector)
         finally:
@@ -155,6 +158,20 @@ def _announce(plan: Plan, store: Store, showing: Showing | None) -> None:
         words.append(f"view={shlex.quote(showing.path)}")
     print(" ".join(words), flush=True)
     notify("READY=1")
+
+
+async def _starting(collector: Collector, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    """A start takes as long as it takes: a long list, a reader in the way, a busy machine. It is
+    given up where the service manager hears nothing."""
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        while True:
+            why = f": {collector.why}" if collector.why else ""
+            notify(
+                f"EXTEND_TIMEOUT_USEC={int(_HOLDS * 1e6)}",
+                f"STATUS=starting, {collector.state.value}{why}",
+            )
+            await trio.sleep(_WORD)
 
 
 async def _report(collector: Collector) -> None:

@@ -20,7 +20,6 @@ from imafs.errors import FileError, GapError, MountError
 from imafs.fuse import session
 from imafs.host import covers, mounts
 from imafs.host.covers import Ground
-from imafs.host.sd_notify import notify
 from imafs.keeper.collector import Collector
 from imafs.keeper.machine import Machine
 from imafs.keeper.view import WholeDirectory
@@ -31,37 +30,58 @@ log = logging.getLogger(__name__)
 _MADE = "view"
 #: Seconds between two looks at the table of mounts.
 _LOOK = 1.0
-#: Seconds for a start that waits for somebody, before the service manager hears of it again.
-_WAIT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Showing:
-    """``made``: where the view is mounted, resolved. ``gid``: the group of its files, root's for
-    None. ``ground``: what it is to cover."""
+    """``made``: where libfuse mounts the view, resolved. ``path``: where readers find it; if that
+    is another place it is laid there. ``gid``: the group of its files, root's for None.
+    ``ground``: what it covers there."""
 
     made: str
+    path: str
     of: Machine
     gid: int | None
     ground: Ground | None = None
 
     @property
-    def path(self) -> str:
-        """Where readers find the view."""
-        return self.made if self.ground is None else self.ground.path
+    def laid(self) -> bool:
+        """Whether the view is moved to its place once it answers."""
+        return self.made != self.path
 
 
-def prepared(path: str) -> str:
-    """The mountpoint, free of what an earlier keeper left. Raises :class:`MountError`."""
-    mountpoint = mounts.resolve(path)
+def prepared(place: str) -> str:
+    """The mountpoint. What an earlier keeper left there goes, but for one dead view. Raises
+    :class:`MountError`."""
+    path = mounts.resolve(place)
     mounts.check_fuse()
-    if mounts.clean(mountpoint):
-        log.info("%s: unmounted what an earlier imafs left", mountpoint)
-    mounts.check_mountpoint(mountpoint)
-    return mountpoint
+    return path if covers.can_be_replaced(path) else _freed(path)
 
 
-def place_in(store: str) -> str:
+def showing(
+    path: str | None, ground: Ground | None, store: str, of: Machine, gid: int | None
+) -> Showing | None:
+    """How the view gets to ``path``, which is prepared, or over ``ground``.
+
+    A dead view on ``path`` stays until this one answers: an agent that finds no file takes the
+    kernel for one without a list. Raises :class:`MountError`, :class:`FileError`.
+    """
+    if ground is not None:
+        return Showing(_place_in(store), ground.path, of, gid, ground)
+    if path is None:
+        return None
+    made = _place_in(store) if covers.can_be_replaced(path) else path
+    return Showing(made, path, of, gid)
+
+
+def _freed(path: str) -> str:
+    if mounts.clean(path):
+        log.info("%s: unmounted what an earlier imafs left", path)
+    mounts.check_mountpoint(path)
+    return path
+
+
+def _place_in(store: str) -> str:
     """A mountpoint in the store. Raises :class:`MountError`, :class:`FileError`."""
     path = os.path.join(store, _MADE)
     try:
@@ -69,37 +89,39 @@ def place_in(store: str) -> str:
     except OSError as error:
         if mounts.top(mounts.resolve(path)) is None:  # a dead one says ENOTCONN
             raise FileError(path, error) from None
-    return prepared(path)
+    return _freed(mounts.resolve(path))
 
 
 @asynccontextmanager
 async def shown(showing: Showing, collector: Collector, end: session.End) -> AsyncIterator[None]:
     """The view is there inside. A cover stays behind, whatever ends the keeper: the files below
-    would be taken for the whole list. Raises :class:`MountError`, :class:`GapError`."""
+    would be taken for the whole list; a view elsewhere goes with an end in order. Raises
+    :class:`MountError`, :class:`GapError`."""
     view = WholeDirectory(collector, showing.gid)
     ground = showing.ground
     if ground is not None:
         await _until_coverable(ground, collector)
-    cover = None
+    lain = None
     try:
-        async with session.mounted(
-            view, showing.made, end, fsname=mounts.KEPT, leave=ground is not None
-        ):
-            if ground is not None:
+        async with session.mounted(view, showing.made, end, fsname=mounts.KEPT, leave=showing.laid):
+            if showing.laid:
                 await trio.to_thread.run_sync(covers.set_apart, showing.made)
-            await _show_policy(showing, view)
-            if ground is not None:
-                lay = partial(covers.lay, showing.made, ground.path)
-                cover = await trio.to_thread.run_sync(lay)
-                log.info("%s is covered by the view", ground.path)
+            await _show_policy(showing, view, showing.made)
+            if showing.laid:
+                lay = partial(covers.lay, showing.made, showing.path, bare=ground is None)
+                lain = await trio.to_thread.run_sync(lay)
+                log.info("the view lies on %s", showing.path)
             collector.let_delete()
             async with trio.open_nursery() as nursery:
+                cover = None if ground is None else lain
                 nursery.start_soon(_watch, showing, cover, view, collector)
                 yield
                 nursery.cancel_scope.cancel()
     finally:
-        if ground is not None and cover is None:
+        if showing.laid and lain is None:
             covers.take_away(showing.made)
+        elif ground is None and lain is not None and end.in_order and covers.lies(lain):
+            mounts.detach(lain)
 
 
 async def _until_coverable(ground: Ground, collector: Collector) -> None:
@@ -111,13 +133,10 @@ async def _until_coverable(ground: Ground, collector: Collector) -> None:
                 f"--cover: {ground.path}: {collector.refusal}. Cover it all the same with "
                 "--accept-gap, or reboot"
             )
-        micros = int(4 * _WAIT * 1e6)
-        notify(f"EXTEND_TIMEOUT_USEC={micros}", f"STATUS={collector.state.value}: not covered yet")
-        with trio.move_on_after(_WAIT):
-            await collector.changed()
+        await collector.changed()
 
 
-async def _show_policy(showing: Showing, view: WholeDirectory) -> None:
+async def _show_policy(showing: Showing, view: WholeDirectory, path: str) -> None:
     """In a thread: the place of the mount is ours to look up."""
     try:
         if showing.ground is None:
@@ -126,7 +145,7 @@ async def _show_policy(showing: Showing, view: WholeDirectory) -> None:
             policy = showing.ground.policy
         view.has_policy = policy is not None
         if policy is not None:
-            await trio.to_thread.run_sync(covers.show_policy, policy, showing.made)
+            await trio.to_thread.run_sync(covers.show_policy, policy, path)
     except OSError as error:
         view.has_policy = False
         log.info("the view has no policy file: %s", error.strerror)
@@ -145,7 +164,7 @@ async def _watch(
                 text = f"{cover.path} does not lead to the view any more: start the keeper again"
                 collector.alarm("uncovered", text)
         elif _has_another_source(showing):
-            await _show_policy(showing, view)
+            await _show_policy(showing, view, showing.path)
 
 
 def _has_another_source(showing: Showing) -> bool:
@@ -153,7 +172,7 @@ def _has_another_source(showing: Showing) -> bool:
     if not showing.of.emulated:
         return False
     now = mounts.top(showing.of.root)
-    shown_now = covers.shown_policy(showing.made)
+    shown_now = covers.shown_policy(showing.path)
     if now is None or not now.emulated:
         return False
     return shown_now is None or shown_now.minor != now.minor

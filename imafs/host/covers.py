@@ -117,10 +117,20 @@ def _in_thread(work: Callable[[], T]) -> T:
         return thread.submit(work).result()
 
 
-def lay(made: str, path: str) -> Mount:
+def can_be_replaced(path: str) -> bool:
+    """Whether a dead view, and nothing of ours below it, lies on ``path``: :func:`lay` can put
+    another in its place. That takes root."""
+    layers = [mount for mount in mounts.mounts() if mount.path == path]
+    if os.geteuid() or not layers or not layers[-1].kept:
+        return False
+    return not any(mount.ours for mount in layers[:-1]) and mounts.probe(path) == errno.ENOTCONN
+
+
+def lay(made: str, path: str, *, bare: bool = False) -> Mount:
     """The mount on ``made`` covers ``path``, and is on ``made`` no more; the cover.
 
-    A dead view goes once the new one lies beneath it. Raises :class:`MountError`.
+    A dead view goes once the new one lies beneath it; with ``bare``, which is for a place where
+    nothing is hidden, before that on kernels that cannot. Raises :class:`MountError`.
     """
     dead = _view(path)
     flags = linux.MOVE_MOUNT_BENEATH if dead is not None else 0
@@ -128,6 +138,12 @@ def lay(made: str, path: str) -> Mount:
         clone = linux.clone_of_mount(made)
         try:
             linux.move_mount(clone, path, flags)
+        except OSError as error:
+            if not bare or dead is None or error.errno != errno.EINVAL:
+                raise
+            mounts.detach(dead)
+            dead = None
+            linux.move_mount(clone, path)
         finally:
             os.close(clone)
     except OSError as error:
@@ -137,13 +153,13 @@ def lay(made: str, path: str) -> Mount:
                 "nothing can be put beneath a dead view before Linux 6.5: unmount it "
                 "(the files below show meanwhile)"
             )
-        raise MountError(f"--cover: {path}: cannot be covered: {why}") from None
+        raise MountError(f"{path}: the view cannot be laid there: {why}") from None
     if dead is not None:
         mounts.detach(dead)
     take_away(made)
     cover = _view(path)
     if cover is None:
-        raise MountError(f"--cover: {path}: something else was mounted there meanwhile")
+        raise MountError(f"{path}: something else was mounted there meanwhile")
     return cover
 
 

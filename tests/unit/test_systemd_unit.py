@@ -125,5 +125,8 @@ def test_what_the_keepers_promises() -> None:
     assert found["WatchdogSec"] == "10"
     assert found["ExecStart"] == "imafs keep --mount /run/imafs/ima $IMAFS_KEEP_OPTIONS"
     assert found["ExecStop"] == "-imafs keep flush"
+    # It is started again however often it ended, but where that is of no use.
+    assert found["StartLimitIntervalSec"] == "0"
+    assert found["RestartPreventExitStatus"] == "2 10 12"
     # A dead view answers ENOTCONN until the next start, never the trimmed list.
     assert "ExecStopPost" not in found
