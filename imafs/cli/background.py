@@ -106,6 +106,7 @@ def _default_log(directory: str) -> Path | None:
             return None  # its log is in use, and a second daemon will be refused
         path = socket.with_suffix(".log")
         path.unlink(missing_ok=True)
+        path.touch(0o600, exist_ok=False)  # root's directory can be passed by others
     except (ControlError, OSError):
         return None  # nowhere to log: the daemon has stderr
     return path

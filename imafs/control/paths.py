@@ -164,19 +164,21 @@ def advice() -> str:
 
 
 def prepare_directory(directory: Path) -> None:
-    """Make the default directory, mode 0700, or see that it is ours alone.
+    """Make the default directory, or see that it is ours alone.
 
-    A lax mode of our own directory is tightened (systemd's RuntimeDirectory= makes 0755).
-    Raises :class:`ControlError`.
+    A lax mode of our own directory is tightened (systemd's RuntimeDirectory= makes 0755): to
+    0700, of root's to 0711, for a keeper's view may lie in it, which is for others too. Raises
+    :class:`ControlError`.
     """
+    closed = 0o066 if directory == _ROOTS else 0o077
     try:
         ownership.check(directory)
-        directory.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o777 & ~closed, exist_ok=True)
         info = directory.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise ControlError(f"{directory}: not a directory of this user; {advice()}")
-        if info.st_mode & 0o077:
-            directory.chmod(0o700)
+        if info.st_mode & closed:
+            directory.chmod(stat.S_IMODE(info.st_mode) & 0o777 & ~closed)
     except OSError as error:
         raise ControlError(f"{directory}: {error.strerror}; {advice()}") from error
     except (ownership.ForeignError, FileError) as error:

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -273,6 +274,7 @@ def test_background_leaves_the_log_of_the_living_alone(start: Starter) -> None:
     try:
         imafs("mount", place.dir, "--background", "--control", control)
         before = log.stat().st_ino
+        assert stat.S_IMODE(log.stat().st_mode) == 0o600
         result = imafs("mount", place.dir, "--background", check=False)
         assert result.returncode == 5
         assert "another imafs is mounted here" in result.stderr

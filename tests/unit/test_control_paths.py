@@ -151,6 +151,17 @@ def test_directory_is_made_and_tightened(tmp_path: Path) -> None:
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
+def test_roots_directory_can_be_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a keeper's view in it, which is for the group of agents; nobody else looks into it."""
+    directory = tmp_path / "imafs"
+    monkeypatch.setattr(paths, "_ROOTS", directory)
+    directory.mkdir()
+    for before, after in ((0o755, 0o711), (0o777, 0o711), (0o711, 0o711), (0o700, 0o700)):
+        directory.chmod(before)
+        paths.prepare_directory(directory)
+        assert stat.S_IMODE(directory.stat().st_mode) == after
+
+
 def test_directory_of_somebody_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
