@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -185,6 +185,15 @@ def _verify_ecdsa(
 # Certificates
 
 
+#: There is a parser for each extension, and each raises what it likes: KeyError for a number that
+#: it does not know, classes that are no ValueError.
+_UNREADABLE = (
+    *(Warning, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+    *(UnsupportedAlgorithm, InternalError),
+)
+
+
 def read_certificates(data: bytes, source: str) -> list[x509.Certificate]:
     """One DER certificate, or PEM ones. Raises :class:`FormatError`."""
     pems = [match[0] for match in _PEM.finditer(data) if match[1] == b"CERTIFICATE"]
@@ -201,13 +210,7 @@ def read_certificates(data: bytes, source: str) -> list[x509.Certificate]:
                 # Parsed only when they are asked for.
                 _ = certificate.extensions, certificate.subject, certificate.issuer
         return found
-    except (
-        Warning,
-        ValueError,
-        x509.InvalidVersion,
-        x509.DuplicateExtension,
-        UnsupportedAlgorithm,
-    ) as error:
+    except _UNREADABLE as error:
         raise FormatError(f"is no certificate: {_line(error)}", source=source) from None
 
 
@@ -324,4 +327,4 @@ def _subject(certificate: x509.Certificate) -> str:
 
 
 def _line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]
+    return str(error).split("\n", 1)[0] or type(error).__name__

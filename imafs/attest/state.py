@@ -20,12 +20,15 @@ from imafs import disk
 from imafs.attest.quote import Clock
 from imafs.errors import FileError, FormatError
 from imafs.formats.algorithms import ALGORITHMS
+from imafs.host import ownership
 from imafs.lists.replay import PcrValues
 
 FORMAT = "imafs-verifier-state"
 VERSION = 1
 #: Quotes that are remembered, by SHA-256 of their messages.
 REMEMBERED = 64
+#: Behind a state's name: who holds that judges a bundle of its machine.
+LOCK = ".lock"
 _MOST = 64 << 10
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SIZES = {a.name: a.digest_size for a in ALGORITHMS}
@@ -93,7 +96,7 @@ def _state(row: Mapping[str, Any]) -> State:
             "sequence",
         )
     }
-    if any(type(number) is not int or number < 0 for number in numbers.values()):
+    if any(type(number) is not int or not 0 <= number < 1 << 64 for number in numbers.values()):
         raise ValueError("a number")
     digests = (row["key"], *row["quotes"])
     if not all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in digests):
@@ -139,6 +142,21 @@ def save(path: Path, state: State) -> None:
             os.close(directory)
     except OSError as error:
         raise FileError(str(path), error) from None
+
+
+def guard(path: Path) -> None:
+    """Whether nobody else can put another state there, or hold its lock for ever.
+
+    Raises :class:`UsageError`, :class:`FileError`.
+    """
+    try:
+        with ownership.parent(path) as (directory, name):
+            for each in (name, name + LOCK.encode()):
+                ownership.check_replaceable(directory, each)
+    except ownership.ForeignError as error:
+        raise ownership.ForeignError(f"--state {path}: {error}") from None
+    except OSError as error:
+        raise FileError(str(path), error, option="--state") from None
 
 
 def place(given: Path, key: str) -> Path:

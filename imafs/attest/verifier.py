@@ -68,6 +68,7 @@ class Verifier:
         except Found as verdict:
             return Judgement(verdict.kind, shown(verdict.said))
         file = state.place(self.place, key)
+        state.guard(file)
         lost = Judgement(
             Kind.STALE,
             f"there is no state {file}: give --new at a machine's first time. Was it there "
@@ -166,7 +167,7 @@ def _next(waiting: deque[tuple[str, Future[Judgement]]]) -> tuple[str, Judgement
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Nobody else judges a bundle of this machine meanwhile. Raises :class:`FileError`."""
-    name = file.with_name(f"{file.name}.lock")
+    name = file.with_name(f"{file.name}{state.LOCK}")
     try:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:

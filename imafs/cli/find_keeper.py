@@ -21,6 +21,7 @@ class Keeper:
     """The keeper that stores in ``store``. All methods raise :class:`ControlError`."""
 
     store: str
+    uid: int
 
     def source(self) -> str:
         """The directory of the kernel, or of the emulator, that it keeps."""
@@ -58,7 +59,7 @@ class Keeper:
     def _status(self) -> Mapping[str, Any]:
         from imafs.keeper.status import ask
 
-        return ask(self.store, "status")
+        return ask(self.store, "status", self.uid)
 
     def _strange(self) -> ControlError:
         return ControlError(f"the keeper of {self.store} is of another version: restart it")
@@ -124,4 +125,4 @@ def _of_view(view: Mount) -> Keeper | None:
     pid = mounts.holder(view) if ours else None
     sockets = [] if pid is None else paths.of_process(pid)
     stores = [str(socket.parent) for socket in sockets if socket.name == SOCKET]
-    return Keeper(stores[0]) if stores else None
+    return Keeper(stores[0], view.owner or 0) if stores else None

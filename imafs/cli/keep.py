@@ -142,7 +142,7 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         f"life      {found['life']}, kernel {found['boot']}",
     ]
     if verified is not None:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(verified["when"]))
+        when = _when(verified["when"])
         lines.append(f"verified  up to record {verified['records']}, {when}")
     if found["flush_htable"] is False:
         lines.append("hint      without ima_flush_htable deletions free little memory")
@@ -150,6 +150,13 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         lines.append("hint      IMA measures the view when root reads it (docs/keeper.md)")
     lines += [f"alarm     {kind}: {text}" for kind, text in found["alarms"].items()]
     return [shown(line) for line in lines]
+
+
+def _when(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):  # of no year that there is
+        return "at no time"
 
 
 def flush(args: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ import faulthandler
 import grp
 import logging
 import os
-import shlex
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -28,6 +27,7 @@ from imafs.keeper.config import Config
 from imafs.keeper.source import NEEDED, Source
 from imafs.keeper.status import Server
 from imafs.keeper.store import Store, open_store
+from imafs.text import quoted
 
 log = logging.getLogger(__name__)
 
@@ -153,9 +153,9 @@ async def _main(
 
 
 def _announce(plan: Plan, store: Store, showing: Showing | None) -> None:
-    words = ["imafs: keeping", plan.source, f"store={shlex.quote(store.path)}"]
+    words = ["imafs: keeping", quoted(plan.source), f"store={quoted(store.path)}"]
     if showing is not None:
-        words.append(f"view={shlex.quote(showing.path)}")
+        words.append(f"view={quoted(showing.path)}")
     print(" ".join(words), flush=True)
     notify("READY=1")
 

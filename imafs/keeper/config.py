@@ -30,8 +30,11 @@ from typing import Any
 
 from imafs import disk
 from imafs.errors import UsageError, nearest
+from imafs.text import shown
 
 _MOST = 1 << 20
+#: Characters of a value in a message.
+_LONGEST = 80
 _AGE = re.compile(r"(\d{1,9})(ms|s|min|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _PERCENT = re.compile(r"(\d{1,2}(?:\.\d+)?)%")
@@ -123,7 +126,7 @@ def read(path: str) -> Config:
     try:
         text = data.decode()
         tables = tomllib.loads(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits too
         raise UsageError(f"{path}: {error}") from None
     values: dict[str, Any] = {}
     for table, content in tables.items():
@@ -140,8 +143,15 @@ def read(path: str) -> Config:
                 if key not in _FIXED:
                     values[key] = found
             except ValueError as error:
-                raise UsageError(f"{where}: {key} = {value!r} {error}") from None
+                raise UsageError(f"{where}: {key} = {_told(value)} {error}") from None
     return Config(**values)
+
+
+def _told(value: object) -> str:
+    try:
+        return shown(repr(value), _LONGEST)
+    except ValueError:  # a number of too many digits for Python
+        return "a number"
 
 
 def _line(text: str, table: str | None, key: str) -> int:

@@ -22,7 +22,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Any, NamedTuple
 
-from imafs.errors import StoreBrokenError
+from imafs.errors import FormatError, StoreBrokenError
+from imafs.formats.algorithms import by_name
+from imafs.formats.binary import PCR_LIMIT
 from imafs.keeper.facts import Anchor, Clock, Frame, Gap, How, Mode, Modes, PcrValues
 
 Body = dict[str, Any]
@@ -37,6 +39,7 @@ _SUM = re.compile(rb',"sum":"([0-9a-f]{64})"}\Z')
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _BANK = re.compile(r"[a-z0-9_-]{1,32}\Z")
 _SEGMENT = re.compile(r"[0-9]{12}\.bin\Z")
+_PCR = re.compile(r"[0-9]{1,2}\Z")
 _LARGEST = 1 << 62
 
 
@@ -255,18 +258,24 @@ class _Reader:
         if self._body.get("clock") is None:
             return None
         match self.among("clock"):
-            case [int(time), int(clock), int(reset), int(restart), bool(safe)]:
-                return Clock(time, clock, reset, restart, safe)
+            case [time, clock, reset, restart, bool(safe)]:
+                if all(map(_is_counter, (time, clock, reset, restart))):
+                    return Clock(time, clock, reset, restart, safe)
         raise self.wrong("clock")
 
     def pcrs(self) -> dict[str, dict[int, bytes]]:
         try:
-            return {
-                bank: {int(number): bytes.fromhex(value) for number, value in values.items()}
+            found = {
+                bank: {_pcr(number): bytes.fromhex(value) for number, value in values.items()}
                 for bank, values in self.table("pcrs").items()
             }
         except (AttributeError, TypeError, ValueError):
             raise self.wrong("pcrs") from None
+        for bank, values in found.items():
+            size = _size_of(bank)
+            if size is not None and any(len(value) != size for value in values.values()):
+                raise self.wrong("pcrs")
+        return found
 
     def modes(self) -> dict[str, Mode]:
         try:
@@ -284,6 +293,25 @@ class _Reader:
         return StoreBrokenError(
             f"journal, {self._body.get('kind')!r}: {name!r} is not to be understood"
         )
+
+
+def _pcr(text: str) -> int:
+    """Raises ValueError."""
+    if not _PCR.match(text) or int(text) >= PCR_LIMIT:
+        raise ValueError(text)
+    return int(text)
+
+
+def _size_of(bank: str) -> int | None:
+    """Bytes of a bank's values; None for one that nothing is replayed in."""
+    try:
+        return by_name(bank).digest_size
+    except FormatError:
+        return None
+
+
+def _is_counter(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 64
 
 
 def _frame(body: object, prev: bytes) -> Frame:
@@ -315,7 +343,8 @@ def _mark(body: object) -> Anchor | Gap:
             return Anchor(take.number("index"), take.pcrs(), take.text("why"), take.clock())
         case "gap":
             when = body.get("verified_at") if isinstance(body, dict) else None
-            if not isinstance(when, int | float | None):
+            # Nor NaN, which is less than nothing, or a number of a thousand digits.
+            if not isinstance(when, int | float | None) or not 0 <= (when or 0) < _LARGEST:
                 raise take.wrong("verified_at")
             return Gap(
                 take.number("index"),

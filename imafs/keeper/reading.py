@@ -56,10 +56,11 @@ def lives(store: str) -> list[str]:
     """The directories of all lives, oldest first. Raises :class:`NotThereError`."""
     place = Path(store) / "lives"
     try:
-        found = sorted(path.name for path in place.iterdir() if _LIFE.fullmatch(path.name))
+        names = [path.name for path in place.iterdir() if _LIFE.fullmatch(path.name)]
     except OSError as error:
         raise NotThereError(f"--store {store}: is no store: {error.strerror}") from None
-    return [name for name in found if (place / name / JOURNAL).exists()]
+    names.sort(key=lambda name: int(name.partition("-")[0]))
+    return [name for name in names if (place / name / JOURNAL).exists()]
 
 
 class Reading:

@@ -19,7 +19,8 @@ from typing import Any
 
 import trio
 
-from imafs.errors import ControlError, DegradedError, ImafsError
+from imafs.control.peers import peer_of
+from imafs.errors import ControlError, DegradedError, ImafsError, UntrustedError
 from imafs.keeper.collector import Collector
 from imafs.keeper.facts import BEGAN_ANEW, BEHIND_A_GAP, CONFIRMED
 from imafs.keeper.ledger import Ledger
@@ -31,6 +32,8 @@ _REQUEST_MAX = 64
 _ANSWER_MAX = 1 << 20
 _SECONDS = 30.0
 _CLIENTS = 16
+#: Seconds for an answer: a flush takes two looks.
+_PATIENCE = 60.0
 
 
 def status(collector: Collector) -> dict[str, Any]:
@@ -97,14 +100,17 @@ class Server:
             try:
                 await trio.serve_listeners(self._one, [listener])
             finally:
-                self.path.unlink(missing_ok=True)
+                with suppress(OSError):  # read-only by now, or gone: the next keeper removes it
+                    self.path.unlink(missing_ok=True)
 
     async def _one(self, stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async with self._limit, stream:
+                request = b""
                 with trio.move_on_after(_SECONDS):
-                    request = await stream.receive_some(_REQUEST_MAX)
-                    answer = await self._answer(bytes(request).strip())
+                    request = bytes(await stream.receive_some(_REQUEST_MAX))
+                answer = await self._answer(request.strip())  # which has deadlines of its own
+                with trio.move_on_after(_SECONDS):
                     await stream.send_all(json.dumps(answer).encode() + b"\n")
 
     async def _answer(self, request: bytes) -> dict[str, Any]:
@@ -118,17 +124,27 @@ class Server:
         return {"ok": True, "status": status(self._collector), "when": time.time()}
 
 
-def ask(store: str, request: str) -> Mapping[str, Any]:
+def ask(store: str, request: str, uid: int | None = None) -> Mapping[str, Any]:
     """The answer of the keeper of ``store``. Raises :class:`ControlError` where none runs, and
-    what the keeper refuses with."""
+    what the keeper refuses with.
+
+    Whoever has made the socket may not be a keeper: nobody is asked but root, this user and
+    the store's own, or ``uid`` alone where that is given.
+    """
     path = Path(store) / SOCKET
+    end = time.monotonic() + _PATIENCE
     try:
+        believed = {0, os.geteuid(), os.stat(store).st_uid} if uid is None else {uid}
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(_SECONDS)
             sock.connect(os.fspath(path))
+            peer = peer_of(sock)
+            if peer.uid not in believed:
+                raise UntrustedError(f"{path}: uid {peer.uid} listens there: not asked")
             sock.sendall(request.encode() + b"\n")
             data = b""
             while not data.endswith(b"\n") and len(data) < _ANSWER_MAX:
+                sock.settimeout(max(end - time.monotonic(), 0.001))
                 piece = sock.recv(1 << 16)
                 if not piece:
                     break
@@ -139,9 +155,33 @@ def ask(store: str, request: str) -> Mapping[str, Any]:
         answer = json.loads(data)
     except (ValueError, RecursionError):
         raise ControlError(f"{path}: the keeper ended before it answered") from None
-    if not isinstance(answer, dict) or not isinstance(answer.get("status", {}), dict):
-        raise ControlError(f"{path}: no keeper answers there")
-    if not answer.get("ok"):
+    if isinstance(answer, dict) and answer.get("ok") is False:
         raise DegradedError(str(answer.get("error")))
+    if not isinstance(answer, dict) or not _is_status(answer.get("status")):
+        raise ControlError(f"{path}: no keeper answers there, or one of another version")
     found: Mapping[str, Any] = answer["status"]
     return found
+
+
+def _is_status(found: Any) -> bool:
+    """Whether an answer has what is read of it."""
+    return (
+        _has(found, _STATUS)
+        and _has(found["records"], dict.fromkeys(("total", "stored", "in_kernel"), int))
+        and (found["verified"] is None or _has(found["verified"], _VERIFIED))
+        and all(isinstance(text, str) for text in found["alarms"].values())
+    )
+
+
+def _has(found: Any, types: Mapping[str, Any]) -> bool:
+    return isinstance(found, dict) and all(
+        key in found and isinstance(found[key], kind) for key, kind in types.items()
+    )
+
+
+_STATUS = {
+    **{"state": str, "why": str | None, "view": str, "refusal": str | None, "records": dict},
+    **{"life": int | None, "boot": str, "verified": dict | None, "alarms": dict},
+    **{"flush_htable": bool | None, "view_measured": str},
+}
+_VERIFIED = {"records": int, "when": int | float}

@@ -14,11 +14,14 @@ import fcntl
 import json
 import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from imafs.errors import FileError, Refused, StoreBrokenError
+from imafs.errors import FileError, FormatError, Refused, StoreBrokenError
+from imafs.formats.algorithms import by_name
+from imafs.host import ownership
 from imafs.keeper import archive as archives
 from imafs.keeper import files as files_
 from imafs.keeper.archive import Archive
@@ -33,6 +36,7 @@ _LIFE = "life.json"
 _JSON_MAX = 1 << 20
 _NAME = re.compile(r"(?P<number>[0-9]{6,12})-[0-9a-zA-Z-]{1,64}")
 _BANK = re.compile(r"[a-z0-9_-]{1,32}")
+_ALGORITHM = re.compile(r"tpm_alg_[0-9a-f]{1,4}")
 _ORDERS = ("little", "big")
 
 
@@ -186,9 +190,14 @@ class Store:
 def open_store(path: str) -> Store:
     """The store in a directory, made if need be, and locked.
 
-    Raises :class:`FileError`, :class:`Refused` (EBUSY: another keeper has it),
-    :class:`DegradedError`, :class:`StoreBrokenError`.
+    Raises :class:`FileError`, :class:`UsageError` (other users could change what is in it),
+    :class:`Refused` (EBUSY: another keeper has it), :class:`DegradedError`,
+    :class:`StoreBrokenError`.
     """
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    _check_place(path, there)
     try:
         os.makedirs(path, 0o750, exist_ok=True)
         lock = os.open(
@@ -196,6 +205,11 @@ def open_store(path: str) -> Store:
         )
     except OSError as error:
         raise FileError(path, error, option="--store") from None
+    try:
+        _check_ours(path, lock)
+    except BaseException:
+        os.close(lock)
+        raise
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -216,6 +230,38 @@ def _is_half_forked(life: Life) -> bool:
         return False
     index, ledger = life.facts.forked[1], life.archive.ledger
     return ledger.end < index or (ledger.end == index and not ledger.confirmed)
+
+
+def _check_place(path: str, there: str) -> None:
+    """Whether nobody else can change what lies in the directory ``there``, on the way to a store.
+
+    Raises :class:`UsageError`, :class:`FileError`.
+    """
+    try:
+        with ownership.parent(os.path.join(there, "lock")):
+            pass
+    except ownership.ForeignError as error:
+        raise ownership.ForeignError(f"--store {path}: {error}") from None
+    except OSError as error:
+        raise FileError(path, error, option="--store") from None
+
+
+def _check_ours(path: str, lock: int) -> None:
+    """Whether nobody else made, or can change, what is in a store: root would follow their links,
+    and show their records. Raises :class:`UsageError`, :class:`FileError`."""
+    _check_place(path, path)
+    trusted = ownership.trusted()
+    for name in ("lock", _STORE, _LIVES):
+        place = os.path.join(path, name)
+        try:
+            found = os.fstat(lock) if name == "lock" else os.lstat(place)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise FileError(place, error, option="--store") from None
+        if stat.S_ISLNK(found.st_mode) or found.st_uid not in trusted:
+            who = "is a link" if stat.S_ISLNK(found.st_mode) else f"belongs to uid {found.st_uid}"
+            raise ownership.ForeignError(f"--store {place}: {who}; {ownership.ADVICE}")
 
 
 def _number(name: str) -> int:
@@ -249,12 +295,22 @@ def _life(body: dict[str, Any], number: int, path: str) -> tuple[LifeFacts, tupl
             deciding=tuple(map(_whole, body["deciding"])),
             forked=None if forked is None else (_whole(forked[0]), _whole(forked[1])),
         )
-        banks = tuple(BankFile(_bank(name), _width(size)) for name, size in body["banks"])
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        banks = tuple(_bank_file(name, size) for name, size in body["banks"])
+        if len({bank.name for bank in banks}) != len(banks):
+            raise ValueError("a bank is there twice")
+    except (FormatError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise StoreBrokenError(f"{path}: is not what a keeper writes: {error}") from None
     if not banks:
         raise StoreBrokenError(f"{path}: names no bank")
     return facts, banks
+
+
+def _bank_file(name: object, size: object) -> BankFile:
+    """A bank whose lists can be rendered: one by its TPM_ALG_ID, or one of a hash we know."""
+    found = BankFile(_bank(name), _width(size))
+    if not _ALGORITHM.fullmatch(found.name) and by_name(found.name).digest_size != found.size:
+        raise ValueError(f"bank {found.name} of {found.size} bytes")
+    return found
 
 
 def _clock(value: Sequence[object]) -> Clock:

@@ -228,3 +228,29 @@ def test_certificates_that_are_broken_within() -> None:
 def as_pem(der: bytes) -> bytes:
     text = base64.encodebytes(der)
     return b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n"
+
+
+#: Extensions, whose parsers raise each what it likes, by OID and DER.
+ODD_ONES = {
+    "a name of X.400": ("2.5.29.17", "3004a3023000"),
+    "a name of EDI": ("2.5.29.17", "3006a504a1020c00"),
+    "constraints of such a name": ("2.5.29.30", "3006a0043002a300"),
+    "a revocation list at one": ("2.5.29.31", "300a3008a006a004a3023000"),
+    "an authority at one": ("1.3.6.1.5.5.7.1.1", "3010300e06082b06010505073001a3023000"),
+    "a feature of no number": ("1.3.6.1.5.5.7.1.24", "3003020163"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ONES)
+@pytest.mark.parametrize("keyless", [True, False])
+def test_an_extension_that_nobody_can_read_ends_no_verdict(odd: str, keyless: bool) -> None:
+    """Any stranger may send one, and the verdicts of a fleet ended in a traceback."""
+    oid, der = ODD_ONES[odd]
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), bytes.fromhex(der))
+    made = certificate("a", MINE, "b", ROOT, (extension, False)).public_bytes(Encoding.PEM)
+    bundle = replace(MACHINE.bundle(), certificates=made)
+    if keyless:
+        bundle = replace(bundle, key=None)
+    anchor = certificate("b", ROOT.public_key(), "b", ROOT)
+    found = check(bundle, MACHINE.demand(keys=(), anchors=(anchor,)))
+    assert (found.kind, "ak.crt" in found.said) == (Kind.MALFORMED, True)

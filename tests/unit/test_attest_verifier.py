@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from imafs.attest.state import REMEMBERED, decode, load, place, save
 from imafs.attest.verifier import Verifier
 from imafs.errors import FileError, FormatError, UsageError
 from tests.papertpm import NONCE, PaperTpm
+
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -274,3 +277,53 @@ def test_the_key_of_a_bundle_is_found_in_front(machine: PaperTpm) -> None:
     for some in (b"", b"x" * 600, data[:700], data[512:], replace(machine.bundle(), key=None)):
         head = some if isinstance(some, bytes) else some.encode()
         assert key_of(head) is None
+
+
+def _in_their_directory(file: Path) -> None:
+    os.chown(file.parent, NOBODY, NOBODY)
+
+
+def _where_everybody_writes(file: Path) -> None:
+    file.parent.chmod(0o777)
+
+
+def _theirs(file: Path) -> None:
+    os.chown(file, NOBODY, NOBODY)
+
+
+def _their_lock(file: Path) -> None:
+    os.chown(f"{file}.lock", NOBODY, NOBODY)
+
+
+def _their_link(file: Path) -> None:
+    file.rename(file.with_name("other"))
+    file.symlink_to("other")
+    os.lchown(file, NOBODY, NOBODY)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "plant", [_in_their_directory, _where_everybody_writes, _theirs, _their_lock, _their_link]
+)
+def test_a_state_that_others_can_change_is_none(
+    plant: Callable[[Path], None], machine: PaperTpm, tmp_path: Path
+) -> None:
+    """Who sets it back makes an old list new, and who holds its lock keeps a verifier waiting."""
+    (tmp_path / "states").mkdir()
+    file = tmp_path / "states" / "machine.json"
+    assert Verifier(machine.demand(), file, True).judge(machine.bundle().encode()).kind is Kind.OK
+    plant(file)
+    before = file.read_bytes()
+    with pytest.raises(UsageError, match="--state"):
+        Verifier(machine.demand(), file).judge(machine.bundle().encode())
+    assert file.read_bytes() == before
+
+
+def test_a_state_beside_others_in_a_directory_with_the_sticky_bit(
+    machine: PaperTpm, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o1777)
+    file = tmp_path / "machine.json"
+    for new in (True, False):
+        found = Verifier(machine.demand(), file, new).judge(machine.bundle().encode())
+        assert found.kind is Kind.OK
