@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import sysconfig
+import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from imafs.formats.binary import Reader
 from tests.support import ROOT, may_take, require, run
 
 #: What imafs imports, by the names in site-packages.
@@ -23,6 +27,40 @@ _NEEDED = (
 )
 _SECONDS = 1800
 _IMAGE = Path("~/.cache/imafs-tests/machine.img").expanduser()
+
+#: The head of a ``run.sh``: imafs is on a tmpfs, which IMA's policy leaves out.
+HEAD = """
+export PYTHONPATH=/run/site
+ima=/sys/kernel/security/integrity/ima
+list=binary_runtime_measurements
+view=/run/imafs/ima
+imafs() { python3 -m imafs "$@"; }
+mkdir -p /run/site $view
+tar xf /host/site.tar -C /run/site
+
+until_keeping() {  # PID: the line that says ready, or the end of everything
+    until grep -q '^imafs: keeping' /run/keep.out; do
+        [ -d /proc/$1 ] || { cat /run/keep.out; exit 1; }
+        sleep 0.2
+    done
+}
+keeping() {  # OPTION...: a keeper that is ready; its process is $keeper
+    python3 -m imafs keep "$@" > /run/keep.out 2>&1 &  # no function: $! is to be its process
+    keeper=$!
+    until_keeping $keeper
+}
+keeper_ends() {  # SIGNAL
+    kill -$1 $keeper
+    wait $keeper
+    echo "keeper $1 $?"
+}
+next_kernel() {  # never comes back: run.sh runs again
+    kexec -s -l /host/bzImage --append="$(cat /proc/cmdline)"
+    sync
+    systemctl kexec
+    sleep 1000
+}
+"""
 
 
 def found(request: pytest.FixtureRequest) -> Path:
@@ -37,6 +75,17 @@ def found(request: pytest.FixtureRequest) -> Path:
         _IMAGE.parent.mkdir(parents=True, exist_ok=True)
         run([machine / "make-root", _IMAGE], deadline=_SECONDS)
     return machine
+
+
+def pack(host: Path) -> None:
+    """What HEAD unpacks, compiled. Over 9p IMA reads every file: one archive is quicker."""
+    with tempfile.TemporaryDirectory() as name:
+        site = Path(name)
+        share_packages(site)
+        # Not -j 0: a process pool for a second of work.
+        run([sys.executable, "-P", "-m", "compileall", "-q", site], deadline=120, check=False)
+        with tarfile.open(host / "site.tar", "w") as archive:
+            archive.add(site, ".")
 
 
 def share_packages(site: Path) -> None:
@@ -58,8 +107,19 @@ def share_swtpm(directory: Path) -> None:
         shutil.copy(file, directory / os.path.basename(file))
 
 
-def ask(machine: Path, host: Path) -> str:
-    """What ``run.sh`` of ``host`` printed in the machine."""
-    command = [machine / "ask-machine", _IMAGE, host]
+def names(data: bytes) -> list[str]:
+    """The names in a list of template ima-ng, in its order."""
+    rows = Reader(data, 20, opaque=True).walk()
+    return [bytes(body).split(b"\0")[-2].decode() for _, _, body, *_ in rows]
+
+
+def ask(
+    machine: Path, host: Path, cmdline: str = "ima_policy=tcb", disk: Path | None = None
+) -> str:
+    """What ``run.sh`` of ``host`` printed in the machine; ``disk`` is its /dev/vdb."""
+    command: list[str | os.PathLike[str]] = [machine / "ask-machine", _IMAGE, host, cmdline]
+    env = {"ASK_TIMEOUT": str(_SECONDS)}
+    if disk is not None:
+        env["DISK"] = str(disk)
     # As long as the test may take: a busy machine emulates slowly.
-    return run(command, deadline=_SECONDS, env={"ASK_TIMEOUT": str(_SECONDS)}).stdout
+    return run(command, deadline=_SECONDS, env=env).stdout
