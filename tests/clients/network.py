@@ -10,7 +10,7 @@ from types import TracebackType
 
 from tests.support import kill_group, require
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 #: Brings ``lo`` up (SIOCSIFFLAGS, IFF_UP), says so, and keeps the namespace until its stdin ends.
 _HOLDER = """

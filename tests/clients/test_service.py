@@ -35,7 +35,7 @@ def test_stop_ends_the_whole_group(
     monkeypatch.setattr(service, "PARTING_SECONDS", 0.5)
     stubborn = "sh -c 'trap \"\" TERM; echo child $$; while :; do sleep 1000; done' & wait"
     shell.append(start(stubborn, tmp_path))
-    shell[0].wait_for("child [0-9]+\n", 10)
+    shell[0].wait_for("child [0-9]+\n", 60)
     child = int(shell[0].log().split()[1])
     assert alive(child)
     shell[0].stop()
@@ -53,6 +53,6 @@ def test_a_service_that_says_nothing_is_told_with_its_log(
     tmp_path: Path, shell: list[Service]
 ) -> None:
     shell.append(start("echo waiting for something; exec sleep 1000", tmp_path))
-    shell[0].wait_for("waiting", 10)
+    shell[0].wait_for("waiting", 60)
     with pytest.raises(DeadlineError, match="waiting for something"):
         shell[0].wait_for("ready", 0.1)
