@@ -2,6 +2,6 @@
 """Fixtures of this room: see tests/mount/fixtures.py."""
 
 from tests.keeper.process import keepers
-from tests.mount.fixtures import daemon, start
+from tests.mount.fixtures import daemon, kept, start
 
-__all__ = ["daemon", "keepers", "start"]
+__all__ = ["daemon", "keepers", "kept", "start"]

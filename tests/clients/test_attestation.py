@@ -10,6 +10,7 @@ import pytest
 from tests.clients.environments import ibm_tss
 from tests.mount.daemon import ASCII, BINARY, Daemon
 from tests.mount.fixtures import Starter
+from tests.mount.fixtures import booted as booted
 from tests.property.reference import replay
 from tests.support import require, run
 

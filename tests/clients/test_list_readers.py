@@ -20,6 +20,7 @@ from tests.conformance import recordings
 from tests.conformance.test_recorded_lists import OPTIONS
 from tests.mount.daemon import ASCII, IMAFS, Daemon
 from tests.mount.fixtures import Starter
+from tests.mount.fixtures import booted as booted
 from tests.property.reference import replay
 from tests.support import ROOT, run
 

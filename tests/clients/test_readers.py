@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 
 from tests.mount.daemon import ASCII, BINARY, Daemon
 from tests.mount.fixtures import Starter
+from tests.mount.fixtures import booted as booted
 from tests.support import require, run, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
@@ -28,12 +29,20 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(params=OPTIONS)
-def filled(request: pytest.FixtureRequest, start: Starter) -> Daemon:
+@pytest.fixture(scope="module", params=OPTIONS)
+def shared(request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """One for all that only read."""
+    with Daemon(*OPTIONS[request.param]) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def filled(shared: Daemon) -> Daemon:
     """About 160 kB of ASCII: many pages, more than one readahead window."""
-    daemon = start(*OPTIONS[request.param])
-    daemon.generate(1000)
-    return daemon
+    if shared.count() != 1001:
+        shared.boot_anew()
+        shared.generate(1000)
+    return shared
 
 
 def shows_sizes(daemon: Daemon) -> bool:

@@ -16,6 +16,7 @@ from imafs.formats.templates import TEMPLATES
 from imafs.host import mounts
 from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon
 from tests.mount.fixtures import Starter
+from tests.mount.fixtures import booted as booted
 from tests.property.reference import replay
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]

@@ -15,25 +15,32 @@ from imafs.formats.list_file import parse
 from tests.conformance.recordings import DATA
 from tests.mount.daemon import ASCII, BINARY, Daemon, layers
 from tests.mount.fixtures import Starter
+from tests.mount.fixtures import booted as booted
 from tests.property.reference import replay
 from tests.support import unpack
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.swtpm]
 
 
-@pytest.fixture
-def lists(start: Starter, tmp_path: Path) -> dict[str, bytes]:
-    """All files of a daemon that has ended; the binary lists are in tmp_path too."""
-    daemon = start()
-    daemon.generate(40)
-    daemon.call("violation", name="/violated")
-    daemon.call("critical_data", label="l", name="c", data="abcd" * 3000)
-    daemon.generate(40)
-    files = daemon.lists()
-    assert daemon.stop() == 0
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
+@pytest.fixture(scope="module")
+def made() -> dict[str, bytes]:
+    """All files of a daemon that has ended."""
+    with Daemon() as daemon:
+        daemon.generate(40)
+        daemon.call("violation", name="/violated")
+        daemon.call("critical_data", label="l", name="c", data="abcd" * 3000)
+        daemon.generate(40)
+        files = daemon.lists()
+        assert daemon.stop() == 0
     return files
+
+
+@pytest.fixture
+def lists(made: dict[str, bytes], tmp_path: Path) -> dict[str, bytes]:
+    """The same; they are in tmp_path too."""
+    for name, content in made.items():
+        (tmp_path / name).write_bytes(content)
+    return made
 
 
 @pytest.mark.parametrize("bank", ["sha1", "sha256", "sha384", "sha512"])

@@ -18,6 +18,7 @@ from imafs.errors import Refused
 from tests.conformance import recordings
 from tests.mount.daemon import ASCII, COUNT, Daemon, imafs
 from tests.mount.fixtures import Starter
+from tests.mount.fixtures import booted as booted
 from tests.property.reference import replay
 from tests.support import run, wait_for
 

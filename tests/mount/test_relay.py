@@ -27,6 +27,7 @@ from tests.conformance import rawcalls
 from tests.mount.callers import NO_SYS_ADMIN
 from tests.mount.daemon import ASCII, BINARY, COUNT, Daemon, layers
 from tests.mount.fixtures import Starter
+from tests.mount.fixtures import booted as booted
 from tests.support import ExpectedLogs, run, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]

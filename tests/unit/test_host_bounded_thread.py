@@ -37,15 +37,21 @@ async def _read_policy() -> object:
 async def test_without_a_free_thread_a_request_ends(
     request_: Callable[[], Awaitable[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounded_thread, "WAIT", 0.02)
     limiter = bounded_thread.limiter()
     monkeypatch.setattr(limiter, "total_tokens", 1)
-    over = threading.Event()
+    begun, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        over.wait(DEADLINE)
+
     with trio.fail_after(DEADLINE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bounded_thread.run, partial(over.wait, DEADLINE))
-            while not limiter.borrowed_tokens:
+            nursery.start_soon(bounded_thread.run, work)
+            while not begun.is_set():
                 await trio.lowlevel.checkpoint()
+            # Not before: the one that holds the thread may take its time to begin.
+            monkeypatch.setattr(bounded_thread, "WAIT", 0.02)
             with pytest.raises(Refused, match="all threads are held up") as caught:
                 await request_()
             assert caught.value.errno == errno.EAGAIN
@@ -135,7 +141,6 @@ def test_elsewhere_nothing_is_heard() -> None:
 
 
 def test_a_standstill_is_bounded_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded_thread, "STANDSTILL", 0.05)
     over, aborted = threading.Event(), threading.Event()
     place = bounded_thread.Standstill()
 
@@ -149,6 +154,7 @@ def test_a_standstill_is_bounded_and_one_at_a_time(monkeypatch: pytest.MonkeyPat
     assert place.run(lambda: 3) == 3
     with pytest.raises(FileNotFoundError):
         place.run(lambda: os.stat("/nonexistent"))
+    monkeypatch.setattr(bounded_thread, "STANDSTILL", 0.05)
     for match in ("silent for", "an earlier one"):
         with pytest.raises(Refused, match=match) as caught:
             place.run(hangs)
@@ -157,4 +163,5 @@ def test_a_standstill_is_bounded_and_one_at_a_time(monkeypatch: pytest.MonkeyPat
     assert aborted.wait(DEADLINE)
     assert place._thread is not None
     place._thread.join(DEADLINE)
+    monkeypatch.undo()
     assert place.run(lambda: 4) == 4
