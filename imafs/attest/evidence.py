@@ -168,7 +168,7 @@ class _Case:
         state = self._state
         if continued and state is not None:
             again = self._replay(self._part, values, state.pcrs)
-            if again.matched is not None and again.records:
+            if again.matched:  # 0: the quote is the one that was verified, and nothing leads to it
                 raise Found(
                     Kind.HEAD,
                     f"the first {state.index} records are missing, which were verified before: "
