@@ -24,7 +24,7 @@ from pathlib import Path
 from imafs import disk
 from imafs.control import paths
 from imafs.errors import ControlError, FileError, MountError
-from imafs.host import locks, mounts, ownership
+from imafs.host import covers, locks, mounts, ownership
 from imafs.text import quoted
 
 _STATES = "imafs-tpm-"
@@ -38,6 +38,8 @@ _NEVER_USED = 60.0
 def unmount_dead() -> Iterator[str]:
     """Unmounts dead mounts of this user's, all layers of each; yields the path of every layer.
 
+    The cover of a keeper over a kernel's directory stays (``imafs umount DIR`` takes it away).
+
     Raises :class:`imafs.errors.MountError` for the first that cannot be unmounted, after all
     the others.
     """
@@ -45,7 +47,7 @@ def unmount_dead() -> Iterator[str]:
     for path in dict.fromkeys(mount.path for mount in mounts.mounts() if _own(mount)):
         while (mount := mounts.top(path)) is not None and _own(mount):
             # A stopped daemon hangs the probe: it lives.
-            if mounts.probe(path) != errno.ENOTCONN:
+            if mounts.probe(path) != errno.ENOTCONN or _hides_a_kernel(mount):
                 break
             try:
                 mounts.detach(mount)
@@ -55,6 +57,12 @@ def unmount_dead() -> Iterator[str]:
             yield path
     if refusal is not None:
         raise refusal
+
+
+def _hides_a_kernel(mount: mounts.Mount) -> bool:
+    """Whether it is a keeper's cover: without it a kernel shows a list that was trimmed."""
+    below = covers.beneath(mount.path) if mount.kept else None
+    return below is not None and not below.emulated
 
 
 def _own(mount: mounts.Mount) -> bool:

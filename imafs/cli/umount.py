@@ -38,7 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Tells the daemon that mounted DIR to stop and waits until it has. Files that "
         "are open do not hold it up: it names who has them open, and their next read or write is "
         "ENOTCONN; what they have read is theirs. Plain `umount DIR` is EBUSY instead. A mount "
-        "whose daemon is dead is unmounted; nobody else's is touched.",
+        "whose daemon is dead is unmounted; nobody else's is touched. Of a keeper that has ended "
+        "the view goes, and nothing below it.",
     )
     parser.add_argument("dir", metavar="DIR", nargs="?")
     parser.add_argument(
@@ -86,6 +87,8 @@ def _umount(args: argparse.Namespace) -> int:
     if not mount.ours:
         raise MountError(f"{path}: {mount.source} ({mount.fstype}) is not a mount of imafs")
     mounts.check_owner(mount)
+    if mount.kept:
+        return _take_view_away(mount)
     holders: list[str] = []
     process: int | None = None
     try:
@@ -120,6 +123,26 @@ def _umount(args: argparse.Namespace) -> int:
     if holders:
         names = ", ".join(holders)
         print(f"imafs: {quoted(path)}: was open in {names}: ENOTCONN there from now on")
+    return 0
+
+
+def _take_view_away(mount: Mount) -> int:
+    """A view that a keeper left, and nothing below it. Raises :class:`MountError`."""
+    from imafs.host import covers, mounts
+
+    if mounts.probe(mount.path) != errno.ENOTCONN:
+        pid = mounts.holder(mount)
+        keeper = "a keeper" if pid is None else f"a keeper (process {pid})"
+        raise MountError(f"{mount.path}: {keeper} shows its view here; end the keeper first")
+    below = covers.beneath(mount.path)
+    mounts.detach(mount)
+    words = f"imafs: {quoted(mount.path)}: the view that a keeper left is gone"
+    if below is not None and below.emulated:
+        print(f"{words}; the emulator below goes on")
+    elif below is not None:
+        print(
+            f"{words}: what the keeper deleted is missing in the kernel's own list until a reboot"
+        )
     return 0
 
 

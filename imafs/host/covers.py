@@ -52,12 +52,19 @@ def is_covered(path: str) -> bool:
     return _view(path) is not None
 
 
+def beneath(path: str) -> Mount | None:
+    """What shows lists below a view at ``path``: a kernel's securityfs, or an emulator's; None
+    where the view has a place of its own."""
+    below = _below(path)
+    return below if below.fstype == _SECURITYFS or below.emulated else None
+
+
 def ground(directory: str) -> Ground:
     """What :func:`lay` can cover; open until the process ends. Raises :class:`MountError`."""
     path = mounts.resolve(directory)
     _check_top(path)
     below = _below(path)
-    if below.fstype != _SECURITYFS and not below.emulated:
+    if beneath(path) is None:
         raise MountError(
             f"--cover: {path} is on {below.fstype}: neither a kernel's securityfs nor an "
             "emulator's; show the list elsewhere with --mount DIR"

@@ -198,9 +198,9 @@ def clean(path: str) -> int:
         answer = probe(path)
         if answer == 0 or answer is None:
             state = "is mounted here" if answer == 0 else "is mounted here and does not answer"
-            raise MountError(
-                f"{path}: another imafs {state}{_held_by(mount)}; end it with: imafs umount {path}"
-            )
+            who = "a keeper's view" if mount.kept else "another imafs"
+            end = "end that keeper" if mount.kept else f"end it with: imafs umount {path}"
+            raise MountError(f"{path}: {who} {state}{_held_by(mount)}; {end}")
         if answer != errno.ENOTCONN:
             raise MountError(f"{path}: {os.strerror(answer)}")
         detach(mount)

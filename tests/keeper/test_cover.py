@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imafs.host import mounts
+from imafs.cli import leftovers
+from imafs.host import covers, mounts
 from tests.keeper.process import Keeper, Keepers
 from tests.mount.daemon import BINARY, COUNT, Daemon, imafs, layers
 from tests.mount.fixtures import Starter
@@ -203,3 +204,32 @@ def test_long_first_list_is_covered(start: Starter, keepers: Keepers) -> None:
     keeper.flush()
     wait_for(lambda: kernel.group("records")["current"] == 0, WAIT, "the kernel's list is empty")
     assert keeper.read(COUNT) == b"21001\n"
+
+
+def test_umount_takes_a_dead_view_away_and_nothing_below(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    keeper = covering(keepers, kernel)
+    refused = imafs("umount", kernel.dir, check=False)
+    assert refused.returncode == 5
+    assert f"a keeper (process {keeper.process.pid}) shows its view here" in refused.stderr
+    keeper.terminate()
+    assert kept_here(kernel.dir)
+    told = imafs("umount", kernel.dir).stdout
+    assert "the view that a keeper left is gone; the emulator below goes on" in told
+    assert layers(kernel.dir) == 1
+    kernel.generate(2)
+    assert kernel.count() == 2
+
+
+def test_stale_leaves_the_cover_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trimmed list would show. Of an emulator nothing is to be saved."""
+    kernel = mounts.Mount(1, "/sys/kernel/security", "securityfs", "securityfs", 1)
+    path = "/sys/kernel/security/integrity/ima"
+    view = mounts.Mount(2, path, "fuse.imafs", mounts.KEPT, 2, os.geteuid())
+    alone = mounts.Mount(3, "/run/view", "fuse.imafs", mounts.KEPT, 3, os.geteuid())
+    table = [mounts.Mount(0, "/", "ext4", "disk", 0), kernel, view, alone]
+    monkeypatch.setattr(mounts, "mounts", lambda: table)
+    monkeypatch.setattr(mounts, "probe", lambda path: errno.ENOTCONN)
+    monkeypatch.setattr(mounts, "detach", table.remove)
+    assert list(leftovers.unmount_dead()) == ["/run/view"]
+    assert covers.beneath(path) == kernel
