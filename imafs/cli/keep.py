@@ -8,11 +8,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from imafs.errors import FileError, GapError, NotThereError, StoreBrokenError, UsageError
-from imafs.text import shown
+from imafs.text import counted, shown
+
+if TYPE_CHECKING:
+    from imafs.keeper.config import Config
+    from imafs.keeper.facts import Gap
 
 SOURCE = "/sys/kernel/security/integrity/ima"
 STORE = "/var/lib/imafs/keeper"
@@ -101,10 +105,8 @@ def _number(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Keeps until it is told to end; the exit code."""
     from imafs.cli import keep_daemon
-    from imafs.keeper import config
 
-    path = args.config or (CONFIG if os.path.exists(CONFIG) else None)
-    settings = config.read(path) if path is not None else config.Config()
+    settings = _settings(args)
     return keep_daemon.run(
         keep_daemon.Plan(
             source=args.source or SOURCE,
@@ -120,8 +122,16 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
+def _settings(args: argparse.Namespace) -> Config:
+    from imafs.keeper import config
+
+    path = args.config or (CONFIG if os.path.exists(CONFIG) else None)
+    return config.read(path) if path is not None else config.Config()
+
+
 def _store(args: argparse.Namespace) -> str:
-    return str(args.store or STORE)
+    """Where the keeper has it that is asked: its settings say so too."""
+    return str(args.store or _settings(args).path or STORE)
 
 
 def status(args: argparse.Namespace) -> int:
@@ -134,16 +144,24 @@ def status(args: argparse.Namespace) -> int:
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
-    records, verified = found["records"], found["verified"]
+    records, verified, gaps = found["records"], found["verified"], found["gaps"]
+    view = found["view"] + (": " + found["refusal"] if found["refusal"] else "")
+    if gaps and not found["refusal"]:
+        view += f", with {counted(len(gaps), 'gap')}"
+    life = "none yet" if found["life"] is None else f"{found['life']}, kernel {found['boot']}"
+    count = f"{records['total']}: {records['stored']} stored, {records['in_kernel']} not yet"
+    if found["looked"] is not None:
+        count += f" (looked at {_when(found['looked'])})"
     lines = [
         f"state     {found['state']}" + (f": {found['why']}" if found["why"] else ""),
-        f"view      {found['view']}" + (f": {found['refusal']}" if found["refusal"] else ""),
-        f"records   {records['total']}: {records['stored']} stored, {records['in_kernel']} not yet",
-        f"life      {found['life']}, kernel {found['boot']}",
+        f"view      {view}",
+        f"records   {count}",
+        f"life      {life}",
     ]
     if verified is not None:
+        first = f"from record {verified['from']} " if verified["from"] else ""
         when = _when(verified["when"])
-        lines.append(f"verified  up to record {verified['records']}, {when}")
+        lines.append(f"verified  {first}up to record {verified['records']}, {when}")
     if found["flush_htable"] is False:
         lines.append("hint      without ima_flush_htable deletions free little memory")
     if found.get("view_measured") == "yes":
@@ -164,7 +182,8 @@ def flush(args: argparse.Namespace) -> int:
     from imafs.keeper.status import ask
 
     found = ask(_store(args), "flush")
-    print(f"{found['records']['stored']} records are stored")
+    stored = found["records"]["stored"]
+    print(f"{counted(stored, 'record')} {'is' if stored == 1 else 'are'} stored")
     return 0
 
 
@@ -173,12 +192,15 @@ def verify(args: argparse.Namespace) -> int:
     :class:`GapError` where all is, but records may be missing."""
     from imafs.keeper import reading
 
-    names = reading.lives(_store(args))
+    store = _store(args)
+    names = reading.lives(store)
     if not names:
-        raise NotThereError(f"{_store(args)}: there is no life in this store")
-    verdicts = []
+        raise NotThereError(f"{store}: there is no life in this store")
+    verdicts, gaps = [], []
     for name in names if args.all else names[-1:]:
-        verdicts.append(reading.Reading(_store(args), name).verify())
+        life = reading.Reading(store, name)
+        verdicts.append(life.verify())
+        gaps += life.ledger.gaps
     for verdict in verdicts:
         if args.json:
             print(
@@ -191,36 +213,53 @@ def verify(args: argparse.Namespace) -> int:
                 )
             )
         else:
-            print(f"{verdict.life}: {verdict.records} records in {verdict.frames} frames")
+            what = "" if verdict.complaints else ", as they were stored"
+            records = counted(verdict.records, "record")
+            print(f"{verdict.life}: {records} in {counted(verdict.frames, 'frame')}{what}")
             for complaint in verdict.complaints:
                 print(f"  {shown(complaint)}", file=sys.stderr)
     wrong = sum(len(verdict.complaints) for verdict in verdicts)
     if wrong:
-        raise StoreBrokenError(f"{wrong} complaints: the store is not what was stored")
-    gaps = sum(verdict.gaps for verdict in verdicts)
-    if gaps:
-        raise GapError(f"{gaps} gaps: records may be missing there")
+        raise StoreBrokenError(
+            f"{counted(wrong, 'complaint')}: the store is not what was stored (docs/keeper.md, "
+            "the alarms `damaged` and `broken`)"
+        )
+    _check_whole(gaps)
     return 0
 
 
+def _check_whole(gaps: Sequence[Gap]) -> None:
+    """Raises :class:`GapError` where records may be missing."""
+    if gaps:
+        from imafs.keeper.facts import gap_alarm
+
+        others = f" (and {len(gaps) - 1} more)" if len(gaps) > 1 else ""
+        raise GapError(gap_alarm(gaps[0].index, gaps[0].why).text + others)
+
+
 def export(args: argparse.Namespace) -> int:
-    """Writes the records. Raises :class:`FileError`."""
+    """Writes the records. Raises :class:`FileError`, and :class:`GapError` where all are written,
+    but some may be missing among them."""
     from imafs import disk
     from imafs.keeper import reading
 
-    names = reading.lives(_store(args))
+    store = _store(args)
+    names = reading.lives(store)
     if not names:
-        raise NotThereError(f"{_store(args)}: there is no life in this store")
-    pieces = reading.Reading(_store(args), names[-1]).export(args.since)
+        raise NotThereError(f"{store}: there is no life in this store")
+    life = reading.Reading(store, names[-1])
+    pieces = life.export(args.since)
     if args.output == "-":
         for piece in pieces:
             sys.stdout.buffer.write(piece)
-        return 0
-    try:
-        with disk.replacing(args.output, 0o640) as descriptor:
-            disk.fill(descriptor, pieces)
-    except OSError as error:
-        raise FileError(args.output, error, option="-o") from None
+        sys.stdout.buffer.flush()
+    else:
+        try:
+            with disk.replacing(args.output, 0o640) as descriptor:
+                disk.fill(descriptor, pieces)
+        except OSError as error:
+            raise FileError(args.output, error, option="-o") from None
+    _check_whole([gap for gap in life.ledger.gaps if gap.index >= args.since])
     return 0
 
 

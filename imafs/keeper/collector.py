@@ -67,10 +67,12 @@ class Collector(Joining):
 
     async def flush(self) -> None:
         """Everything that the kernel has now is stored behind this. Raises
-        :class:`DegradedError`."""
+        :class:`DegradedError`, also where nobody could look at what it has."""
         self._asked += 1
-        self._flushes = self._asked
-        await self._until(self._asked)
+        asked = self._flushes = self._asked
+        await self._until(asked)
+        if self._seen < asked:
+            raise DegradedError(self.why or self.refusal or self.state)
         await self._settled()
 
     async def _until(self, ticket: int) -> None:
@@ -152,7 +154,7 @@ class Collector(Joining):
         """Readers' look at the kernel in a state without D: store, staged, current."""
         asked = self._asked
         if self.refusal is not None:
-            self._looked(asked)
+            self._unseen(asked)
         if self._known is None or self.catalogue is None or self.refusal is not None:
             return  # without a join nobody knows what is new: readers wait for one, or get EIO
         try:
@@ -185,7 +187,7 @@ class Collector(Joining):
                 why += " (imafs keep holders names it)"
             self.refusal = self.refusal or why
             self._tell(State.WAITING, why)
-            self._looked(self._asked)
+            self._unseen(self._asked)
             await trio.sleep(POLL)
         self.look = replace(self.look, staging=self._source.staging)
 
@@ -194,11 +196,12 @@ class Collector(Joining):
         assert self._suspended is not None
         self._known = None
         boot, number = self._suspended
-        why = f"measuring has ended for this kernel ({errno.errorcode.get(number, number)})"
-        self.refusal = why
-        self._tell(State.SUSPENDED, why)
+        if self.state is not State.SUSPENDED:  # else it is told already, and in better words
+            why = f"measuring has ended for this kernel ({errno.errorcode.get(number, number)})"
+            self.refusal = why
+            self._tell(State.SUSPENDED, why)
         while await self._in_kernel(self._source.boot_id) == boot and number in _ENDS:
-            self._looked(self._asked)
+            self._unseen(self._asked)
             await trio.sleep(POLL)
         await self._in_kernel(self._source.release)
         self.look = self._suspended = None

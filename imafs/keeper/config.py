@@ -132,7 +132,9 @@ def read(path: str) -> Config:
     for table, content in tables.items():
         keys = _KEYS.get(table)
         if keys is None or not isinstance(content, dict):
-            what = f"unknown table or key {table!r}{nearest(table, _KEYS)}"
+            home = next((name for name, own in _KEYS.items() if table in own), None)
+            hint = nearest(table, _KEYS) if home is None else f" (it belongs under [{home}])"
+            what = f"unknown table or key {table!r}{hint}"
             raise UsageError(f"{path}, line {_line(text, None, table)}: {what}")
         for key, value in content.items():
             where = f"{path}, line {_line(text, table, key)}"

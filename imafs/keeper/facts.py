@@ -422,6 +422,33 @@ class Alarm:
     text: str
 
 
+def gap_alarm(index: int, why: str) -> Alarm:
+    """Records may be missing behind so many."""
+    return Alarm(Kind.GAP, f"records may be missing behind record {index}: {why}")
+
+
+def diverged_alarm(why: str) -> Alarm:
+    """``why``: in what the PCRs differ."""
+    text = f"the PCRs are not what the list gives, but no record is missing: {why}"
+    return Alarm(Kind.PCR_DIVERGED, text)
+
+
+def reset_alarm() -> Alarm:
+    """Hibernation."""
+    text = "the PCRs began anew inside the list: no quote covers all of it until a reboot"
+    return Alarm(Kind.PCR_RESET, text)
+
+
+#: Alarms of what a life went through: they hold until the next one.
+OF_LIFE = (
+    *(Kind.GAP, Kind.PCR_DIVERGED, Kind.PCR_RESET, Kind.ROLLED_BACK),
+    *(Kind.HEALED, Kind.DAMAGED),
+)
+#: Those of a look that could not decide, and those that PCRs end which confirm the list.
+OF_LOOK = (Kind.UNDECIDED, Kind.SUSPENDED)
+UNCONFIRMED = (Kind.UNVERIFIED, Kind.OTHER_PCR)
+
+
 OfStore = Cut | Rewrite | OpenLife | ForkLife | RecordBoot | RecordGap | TakeAnchor | MarkDone
 OfKernel = Store | DeleteStaged | DeleteFirst | WaitForKernel
 Action = OfStore | OfKernel | Alarm

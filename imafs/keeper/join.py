@@ -36,6 +36,7 @@ from imafs.keeper.facts import (
     TakeAnchor,
     TpmFacts,
     WaitForKernel,
+    gap_alarm,
 )
 from imafs.keeper.judge import Answer, Judge
 
@@ -83,14 +84,14 @@ class _Steps:
 
     def _refusal(self, answer: Answer) -> str | None:
         if answer.gap is not None:
-            return self._unless_served(f"records may be missing behind {answer.gap}: {answer.why}")
+            return self._unless_served(gap_alarm(answer.gap, answer.why).text)
         begun = self.judge.begun() and not answer.opens
         if not begun and not answer.verified and not self.judge.without_pcrs:
             return "it is not confirmed yet that the list is whole from its beginning on"
         for gap in () if answer.opens else self.store.gaps:
             fork = self._fork(answer)
             if fork is None or fork.takes(gap, self.store):
-                return self._unless_served(f"records may be missing behind {gap.index}")
+                return self._unless_served(gap_alarm(gap.index, gap.why).text)
         return None
 
     def _fork(self, answer: Answer) -> ForkLife | None:
@@ -110,7 +111,7 @@ class _Steps:
         if answer.gap is not None:
             verified = self.store.end if self.judge.begun() and not answer.opens else None
             yield RecordGap(Gap(answer.gap, answer.why, verified=verified))
-            yield Alarm(Kind.GAP, answer.why)
+            yield gap_alarm(answer.gap, answer.why)
 
     def _mended(self, answer: Answer) -> Iterator[Action]:
         known = {gap.index for gap in self.store.gaps}

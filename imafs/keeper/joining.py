@@ -50,13 +50,28 @@ class Joining(Keeping):
             await self._carry_out(plan, found[0])
             if plan.skip is not None and plan.found is not facts.Found.SUSPENDED:
                 break
-            self._looked(asked)
+            self._unseen(asked)
             await trio.sleep(_AGAIN)
         self.refusal = plan.refuse
+        self._settle_alarms(plan)
         if plan.verified and self.catalogue is not None:
             self.verified = (len(self.catalogue), time.time())
         self._looked(asked)
         self._ready()
+
+    def _settle_alarms(self, plan: Plan) -> None:
+        """Ends those of earlier looks. Those of the life hold, over restarts of the keeper too."""
+        raised = {action.kind for action in plan.actions if isinstance(action, facts.Alarm)}
+        for kind in (*facts.OF_LOOK, *(facts.UNCONFIRMED if plan.verified else ())):
+            if kind not in raised:
+                self.calm(kind)
+        ledger = self._archive().ledger
+        lasting = [facts.gap_alarm(gap.index, gap.why) for gap in ledger.gaps]
+        lasting += [facts.diverged_alarm(anchor.why) for anchor in ledger.diverged]
+        lasting += [facts.reset_alarm() for _ in ledger.resets]
+        for alarm in lasting:
+            if alarm.kind not in self.alarms:
+                self.alarm(alarm.kind, alarm.text)
 
     def _store_facts(self) -> StoreFacts:
         life, catalogue = self.life, self.catalogue

@@ -25,6 +25,8 @@ from imafs.keeper.facts import (
     How,
     Kind,
     Modes,
+    diverged_alarm,
+    reset_alarm,
 )
 from imafs.keeper.reach import Chain
 
@@ -272,15 +274,12 @@ class Judge(Evidence):
         return Answer(*(Found.ROLLED_BACK, 0, "", True, (alarm,)), forks=fork, parts=parts)
 
     def _diverged(self, place: int, why: str) -> Answer:
-        text = f"the PCRs are not what the list gives, but no record is missing: {why}"
-        alarm = Alarm(Kind.PCR_DIVERGED, text)
+        alarm = diverged_alarm(why)
         return Answer(Found.DIVERGED, place, why=why, alarms=(alarm,), anchor=why)
 
     def _was_reset(self, place: int) -> Answer:
-        text = "the PCRs began anew inside the list: no quote covers all of it until a reboot"
-        alarm = Alarm(Kind.PCR_RESET, text)
         why = BEGAN_ANEW
-        return Answer(Found.PCR_RESET, place, why=why, alarms=(alarm,), anchor=why)
+        return Answer(Found.PCR_RESET, place, why=why, alarms=(reset_alarm(),), anchor=why)
 
     def _gap(self, why: str, new: bool) -> Answer:
         index = 0 if new or not self.begun() else self.store.end

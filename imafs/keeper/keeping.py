@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 import errno
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -118,7 +119,10 @@ class Keeping:
         #: Why nothing can be stored; None again with the next commit.
         self._full: str | None = None
         self._suspended: tuple[str, int] | None = None
-        self._asked = self._shown = self._flushes = 0
+        #: Numbers of asks: all; those that were answered; those that a look at the kernel answered.
+        self._asked = self._shown = self._seen = self._flushes = 0
+        #: When the kernel's list was last looked at (epoch); None: not yet.
+        self.looked_at: float | None = None
         self._wanted = trio.Event()
         self._changed = trio.Event()
         self._since: float | None = None
@@ -174,6 +178,13 @@ class Keeping:
             self._tell(State.DEGRADED, self._full)
 
     def _looked(self, asked: int) -> None:
+        """The list is known as it was when so many had asked."""
+        self._seen = max(self._seen, asked)
+        self.looked_at = time.time()
+        self._unseen(asked)
+
+    def _unseen(self, asked: int) -> None:
+        """So many have their answer, though nobody has looked: the state says why."""
         self._shown = max(self._shown, asked)
         self._tell()
 
@@ -234,6 +245,8 @@ class Keeping:
         self.life = None
         self.life = await self._on_disk(partial(self._store.begin, life, self.look.banks))
         log.info("a new life: %06d, kernel %s", self.life.facts.number, life.boot)
+        for kind in facts.OF_LIFE:
+            self.calm(kind)
         self._show_life()
 
     async def _fork(self, action: facts.ForkLife) -> None:

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from imafs.errors import StoreBrokenError
-from imafs.keeper.facts import Anchor, Frame, Gap, PcrValues
+from imafs.keeper.facts import (
+    BEGAN_ANEW,
+    BEHIND_A_GAP,
+    CONFIRMED,
+    Anchor,
+    Frame,
+    Gap,
+    PcrValues,
+)
 from imafs.keeper.journal import GENESIS, Body, Era, Item, Seal, body_of, hashed, item_of, line
 
 
@@ -40,6 +48,24 @@ class Ledger:
     def confirmed(self) -> bool:
         """Whether the kernel is known to have deleted what the last frame holds."""
         return self.last is None or self.done >= self.last.n
+
+    @property
+    def diverged(self) -> list[Anchor]:
+        """Behind which records the PCRs are not what the list gives, though none is missing."""
+        usual = (CONFIRMED, BEHIND_A_GAP, BEGAN_ANEW)
+        return [anchor for anchor in self.anchors if anchor.why not in usual]
+
+    @property
+    def resets(self) -> list[Anchor]:
+        """Behind which records the PCR began anew."""
+        return [anchor for anchor in self.anchors if anchor.why == BEGAN_ANEW]
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many leading records no PCR confirms: those up to the last anchor behind a gap, a
+        divergence or a reset."""
+        places = [anchor.index for anchor in self.anchors if anchor.why != CONFIRMED]
+        return max(places, default=0)
 
     @property
     def segment(self) -> str | None:

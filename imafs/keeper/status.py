@@ -22,7 +22,6 @@ import trio
 from imafs.control.peers import peer_of
 from imafs.errors import ControlError, DegradedError, ImafsError, UntrustedError
 from imafs.keeper.collector import Collector
-from imafs.keeper.facts import BEGAN_ANEW, BEHIND_A_GAP, CONFIRMED
 from imafs.keeper.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,13 @@ def status(collector: Collector) -> dict[str, Any]:
         "boot": collector.boot,
         "records": {"total": total, "stored": stored, "in_kernel": total - stored},
         "batches_deleted": collector.deleted,
-        "verified": None if verified is None else {"records": verified[0], "when": verified[1]},
+        "looked": collector.looked_at,
+        "verified": None
+        if verified is None
+        else {
+            "from": 0 if ledger is None else ledger.unconfirmed,
+            **{"records": verified[0], "when": verified[1]},
+        },
         **marks(ledger),
         "alarms": dict(collector.alarms),
         "flush_htable": collector.flushes,
@@ -65,15 +70,13 @@ def status(collector: Collector) -> dict[str, Any]:
 
 def marks(ledger: Ledger | None) -> dict[str, Any]:
     """Where the life is not what its PCRs tell, by numbers of records."""
-    anchors = [] if ledger is None else ledger.anchors
-    usual = (CONFIRMED, BEHIND_A_GAP, BEGAN_ANEW)
     return {
         "gaps": [
             {"after": gap.index, "records": gap.missing, "why": gap.why}
             for gap in (() if ledger is None else ledger.gaps)
         ],
-        "diverged": [mark.index for mark in anchors if mark.why not in usual],
-        "resets": [mark.index for mark in anchors if mark.why == BEGAN_ANEW],
+        "diverged": [] if ledger is None else [mark.index for mark in ledger.diverged],
+        "resets": [] if ledger is None else [mark.index for mark in ledger.resets],
     }
 
 
@@ -150,7 +153,10 @@ def ask(store: str, request: str, uid: int | None = None) -> Mapping[str, Any]:
                     break
                 data += piece
     except OSError as error:
-        raise ControlError(f"{path}: no keeper answers: {error.strerror or error}") from None
+        raise ControlError(
+            f"{path}: no keeper answers: {error.strerror or error}. Start it, or name its store "
+            "with --store"
+        ) from None
     try:
         answer = json.loads(data)
     except (ValueError, RecursionError):
@@ -183,5 +189,6 @@ _STATUS = {
     **{"state": str, "why": str | None, "view": str, "refusal": str | None, "records": dict},
     **{"life": int | None, "boot": str, "verified": dict | None, "alarms": dict},
     **{"flush_htable": bool | None, "view_measured": str},
+    **{"gaps": list, "looked": int | float | None},
 }
-_VERIFIED = {"records": int, "when": int | float}
+_VERIFIED = {"from": int, "records": int, "when": int | float}

@@ -98,7 +98,10 @@ class Store:
         wanted = size + archives.SEGMENT_SIZE + int(whole * keep_free)
         if free >= wanted:
             return None
-        return f"{self.path}: {free >> 20} MiB are free, {wanted >> 20} are needed"
+        return (
+            f"{self.path}: {free >> 20} MiB are free, {wanted >> 20} are needed: [store] keep_free,"
+            f" and a segment of {archives.SEGMENT_SIZE >> 20} MiB"
+        )
 
     def map(self, path: str, size: int) -> memoryview:
         """The first bytes of a file of the store, mapped. Raises :class:`DegradedError`."""

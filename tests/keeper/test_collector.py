@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from imafs.errors import DegradedError
 from imafs.keeper.collector import Collector, Settings, State
 from imafs.keeper.source import Place, Source
 from imafs.keeper.store import open_store
@@ -112,3 +113,36 @@ async def test_restart_finds_what_is_stored(kept: Kept) -> None:
 
 
 _ = ExpectedLogs
+
+
+async def test_flush_does_not_say_stored_of_what_it_could_not_look_at(
+    kept: Kept, expected_logs: ExpectedLogs
+) -> None:
+    """Somebody has a list open; then the emulator is dead, with records that nobody has stored."""
+    expected_logs.expect("waiting: somebody else has")
+    expected_logs.expect("suspended: .*Transport endpoint is not connected")
+    with (kept.daemon.dir / BINARY).open("rb"):
+        async with kept.running() as collector:
+            with pytest.raises(DegradedError, match="somebody else has a measurement list open"):
+                await collector.flush()
+    async with kept.running() as collector:
+        await idle(collector)
+        await collector.flush()
+        await kept.generate(4)
+        await trio.to_thread.run_sync(kept.daemon.kill)
+        with pytest.raises(DegradedError, match="Transport endpoint"):
+            await collector.flush()
+        assert collector.state is State.SUSPENDED
+
+
+async def test_flush_in_the_window_of_a_kexec_is_refused(
+    kept: Kept, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.expect("suspended: measuring has ended")
+    async with kept.running() as collector:
+        await idle(collector)
+        await collector.flush()
+        await kept.generate(3)
+        await trio.to_thread.run_sync(kept.daemon.call, "suspend")
+        with pytest.raises(DegradedError, match=r"measuring has ended .*EACCES"):
+            await collector.flush()

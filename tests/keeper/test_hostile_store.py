@@ -206,7 +206,7 @@ def test_a_store_of_ours_in_a_directory_with_the_sticky_bit(tmp_path: Path) -> N
 GOOD: dict[str, Any] = {
     **{"state": "idle", "why": None, "view": "served", "refusal": None, "life": 1, "boot": "b"},
     **{"records": {"total": 1, "stored": 1, "in_kernel": 0}, "verified": None, "alarms": {}},
-    **{"flush_htable": None, "view_measured": "no"},
+    **{"flush_htable": None, "view_measured": "no", "gaps": [], "looked": None},
 }
 
 
@@ -251,7 +251,9 @@ def test_an_answer_of_no_keeper(
 
 @pytest.mark.parametrize("when", [1e300, -1e18, float("nan"), float("inf"), 10**20])
 def test_a_time_of_no_year(tmp_path: Path, when: float) -> None:
-    with answering(tmp_path, answer(verified={"records": 1, "when": when}, why="\x1b[2J\n")):
+    verified = {"from": 0, "records": 1, "when": when}
+    said = answer(verified=verified, looked=when, why="\x1b[2J\n")
+    with answering(tmp_path, said):
         told = keep._lines(status.ask(str(tmp_path), "status"))
     assert all(line.isprintable() for line in told)
 

@@ -180,12 +180,27 @@ def test_list_that_others_trimmed_is_refused(start: Starter, keepers: Keepers) -
     assert status["view"] == "refused"
     assert "records may be missing" in str(status["refusal"])
     again.flush()
-    result = imafs("keep", "verify", "--store", keeper.store, check=False)
-    assert (result.returncode, "gaps" in result.stderr) == (10, True)
+    behind = "records may be missing behind record 11: stored records and the kernel's do not lead"
+    out = keeper.store.parent / "out.bin"
+    for words in (["verify"], ["export", "-o", out]):
+        result = imafs("keep", *words, "--store", keeper.store, check=False)
+        assert (result.returncode, behind in result.stderr) == (10, True), result.stderr
+    assert out.read_bytes().count(b"ima-ng") == 12
+    assert imafs("keep", "export", "-o", out, "--since", "12", "--store", keeper.store).stderr == ""
     again.stop()
     served = keepers(kernel, "--accept-gap", of=keeper)
     served.logs.allow("gap")
     assert int(served.read(COUNT)) == 12
+    # A restart ends neither the alarm nor what follows from it; the next reboot does.
+    assert behind in str(served.status()["alarms"]["gap"])  # type: ignore[index]
+    told = imafs("keep", "status", "--store", keeper.store).stdout
+    assert re.search(r"^view +served, with 1 gap$", told, re.M), told
+    assert re.search(r"^verified  from record 12 up to record 12, ", told, re.M), told
+    kernel.call("reboot")
+    wait_for(lambda: served.status()["life"] == 2, WAIT, "a new life")
+    wait_for(lambda: served.status()["view"] == "served", WAIT, "its view")
+    status = served.status()
+    assert (status["alarms"], status["gaps"]) == ({}, [])
 
 
 def test_long_first_list_is_drained_in_pieces_and_shown(start: Starter, keepers: Keepers) -> None:

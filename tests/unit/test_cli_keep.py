@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""What ``imafs keep`` says, and where it looks; keepers that run are in tests/keeper."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from imafs.cli import keep
+from imafs.errors import ControlError, UsageError
+from imafs.keeper import config
+from imafs.keeper.status import ask
+
+NOTHING: dict[str, object] = {
+    **{"state": "waiting", "why": "somebody", "view": "refused", "refusal": "not looked at yet"},
+    **{"life": None, "boot": "", "looked": None, "verified": None, "flush_htable": None},
+    "records": {"total": 0, "stored": 0, "in_kernel": 0},
+    **{"gaps": [], "alarms": {}},
+}
+
+
+def test_status_before_there_is_a_life() -> None:
+    assert keep._lines(NOTHING) == [
+        "state     waiting: somebody",
+        "view      refused: not looked at yet",
+        "records   0: 0 stored, 0 not yet",
+        "life      none yet",
+    ]
+
+
+def test_status_says_when_the_kernel_was_looked_at() -> None:
+    """A keeper that is degraded looks for readers alone: the number may be old."""
+    records = {"total": 5, "stored": 2, "in_kernel": 3}
+    found = {**NOTHING, "life": 1, "boot": "b", "records": records, "looked": 0.0}
+    (line,) = [line for line in keep._lines(found) if line.startswith("records")]
+    assert line.startswith("records   5: 2 stored, 3 not yet (looked at 19")
+
+
+def test_the_store_of_the_settings_is_the_one_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tmp_path / "keeper.toml"
+    settings.write_text('[store]\npath = "/srv/records"\n')
+    args = argparse.Namespace(store=None, config=None)
+    monkeypatch.setattr(keep, "CONFIG", str(tmp_path / "none"))
+    assert keep._store(args) == keep.STORE
+    monkeypatch.setattr(keep, "CONFIG", str(settings))
+    assert keep._store(args) == "/srv/records"
+    assert keep._store(argparse.Namespace(store="/other", config=None)) == "/other"
+
+
+def test_a_key_without_its_table(tmp_path: Path) -> None:
+    settings = tmp_path / "keeper.toml"
+    settings.write_text("records = 5\n")
+    with pytest.raises(UsageError, match=r"line 1: .*'records' \(it belongs under \[stage\]\)"):
+        config.read(str(settings))
+
+
+def test_no_keeper(tmp_path: Path) -> None:
+    with pytest.raises(ControlError, match=r"no keeper answers: No such file .* with --store"):
+        ask(str(tmp_path), "status")
