@@ -223,6 +223,11 @@ class _Case:
 
     def _exact(self, verdict: Verdict) -> None:
         assert verdict.matched is not None
+        if not verdict.matched and not self._first:
+            raise Found(
+                Kind.UNPROVEN,
+                "nothing was measured since the boot, not even boot_aggregate: IMA is off",
+            )
         manifest, behind = self._manifest, verdict.records - verdict.matched
         self.so_far = replace(self.so_far, records=verdict.matched, excess=behind)
         if manifest is None:

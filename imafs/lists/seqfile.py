@@ -11,7 +11,9 @@ head (observed: 391 s for 500,000 records on a real kernel).
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol
@@ -63,7 +65,9 @@ class SeqFile:
     ``source`` gives the list at the moment of each read (staging replaces it).
     """
 
-    __slots__ = ("_buffer", "_index", "_position", "_rest", "_size", "_source", "_view")
+    __slots__ = (
+        *("__weakref__", "_buffer", "_index", "_position", "_rest", "_size", "_source", "_view"),
+    )
 
     def __init__(self, source: Callable[[], Records], view: View) -> None:
         self._source = source
@@ -105,7 +109,8 @@ class SeqFile:
         """``size`` bytes unless the list ends: one copy at most, none within one segment.
 
         Valid until the handle's next read: copies go into a buffer that the handle keeps
-        (a fresh megabyte per read is page faults, measured: 3 times the cost of the copy).
+        (a fresh megabyte per read is page faults, measured: 3 times the cost of the copy),
+        unless many others are open.
         """
         rest = self._rest
         self._rest = b""
@@ -121,7 +126,7 @@ class SeqFile:
             if end - start > left:
                 end = start + left
                 last = bisect_left(offsets, end, first + 1)
-                self._rest = _slice(run, end, offsets[last])
+                self._rest = bytes(_slice(run, end, offsets[last]))
             if records.may_have_pages(self._view):
                 # In a kernel each of them was in the buffer, alone if need be.
                 self._hold(max(b - a for a, b in pairwise(offsets[first : last + 1])))
@@ -134,6 +139,7 @@ class SeqFile:
             return pieces[0]
         if len(self._buffer) < total:
             self._buffer = bytearray(total)
+            _keep(self)
         out = memoryview(self._buffer)
         at = 0
         for piece in pieces:
@@ -177,7 +183,8 @@ class SeqFile:
             self._rest = b""
             return buffer
         view = memoryview(buffer)
-        self._rest = view[want:]
+        # A copy, of a page or a record: a handle that is not read on holds no run.
+        self._rest = bytes(view[want:])
         return view[:want]
 
     def _hold(self, longest: int) -> None:
@@ -200,5 +207,19 @@ class SeqFile:
             found = records.run(self._view, index)
             assert found is not None
             run, at = found
-            self._rest = _slice(run, run.offsets[at] + inside, run.offsets[at + 1])
+            self._rest = bytes(_slice(run, run.offsets[at] + inside, run.offsets[at + 1]))
             self._index = index + 1
+
+
+#: Handles that have a buffer of their own, at most: whoever may read may open some thousands.
+BUFFERS = 64
+_having: deque[weakref.ref[SeqFile]] = deque()
+
+
+def _keep(handle: SeqFile) -> None:
+    """``handle`` has a buffer now. The one that has had its own for longest makes another."""
+    _having.append(weakref.ref(handle))
+    while len(_having) > BUFFERS:
+        oldest = _having.popleft()()
+        if oldest is not None and oldest is not handle:
+            oldest._buffer = bytearray()

@@ -331,3 +331,17 @@ def test_a_mutated_list_that_is_empty(machine: PaperTpm) -> None:
 def test_what_the_kinds_say() -> None:
     assert len({kind.code for kind in Kind}) == len({kind.word for kind in Kind}) == len(Kind)
     assert NONCE
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_boot_of_which_nothing_was_measured(known: bool) -> None:
+    """Of a kernel without IMA there is no record, and its PCR is zero: that proves nothing."""
+    machine = PaperTpm()
+    first = check(machine.bundle(), machine.demand())
+    assert first.kind is Kind.OK
+    machine.reboot()
+    machine.boot_only()
+    found = check(
+        machine.bundle(b"\1"), machine.demand(nonce=b"\1"), first.state if known else None
+    )
+    assert (found.kind, found.state) == (Kind.UNPROVEN, None)

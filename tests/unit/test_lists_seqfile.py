@@ -14,7 +14,7 @@ from imafs.lists import packed
 from imafs.lists.banks import Hasher, Layout, View
 from imafs.lists.packed import PackedList
 from imafs.lists.segments import Run, Segment, ViewCache
-from imafs.lists.seqfile import SeqFile
+from imafs.lists.seqfile import BUFFERS, SeqFile
 from tests.property.builders import banks, record
 from tests.property.reference import Rec, ng
 from tests.property.seqmodel import SeqModel
@@ -304,3 +304,28 @@ def test_mapped_segments_in_a_packed_list(
             assert b"".join(other.pieces(view)) == b"".join(plain.pieces(view))
             assert other.newest(view) == plain.newest(view)
             assert other.size(view) == plain.size(view)
+
+
+def test_many_open_handles_have_few_buffers() -> None:
+    """Whoever may read the lists may open thousands: a megabyte for each would be all memory."""
+    file = File(*(200,) * 12_000)
+    handles = [SeqFile(lambda: file.queue.current, BINARY) for _ in range(BUFFERS + 40)]
+    first = [bytes(handle.read(0, 1 << 20, fill=True)) for handle in handles]
+    assert len(set(first)) == 1
+    assert len(first[0]) == 1 << 20
+    assert sum(len(handle._buffer) for handle in handles) <= BUFFERS << 20
+    # All of them read on, also those that have lost theirs.
+    rest = {bytes(handle.read(1 << 20, 1 << 20, fill=True)) for handle in handles}
+    assert len(rest) == 1
+    whole = b"".join(file.records)
+    assert (first[0] + rest.pop()) == whole[: 2 << 20]
+
+
+def test_a_handle_that_is_not_read_on_holds_no_run() -> None:
+    """The rendered forms that a cache has given up are nobody's."""
+    file = File(*(300,) * 3000)
+    for fill in (False, True):
+        file.seq.read(0, 1000, fill=fill)
+        assert type(file.seq._rest) is bytes
+    file.seq.read(12_345, 1000)
+    assert type(file.seq._rest) is bytes
