@@ -125,6 +125,10 @@ def test_what_the_keepers_promises() -> None:
     assert found["WatchdogSec"] == "10"
     assert found["ExecStart"] == "imafs keep --mount /run/imafs/ima $IMAFS_KEEP_OPTIONS"
     assert found["ExecStop"] == "-imafs keep flush"
+    # Nothing that a cover lies over is looked at: it answers ENOTCONN once the keeper was killed.
+    looked = [value for name, value in directives(KEEPER.read_text()) if "Path" in name]
+    assert "/sys/kernel/security/integrity" in looked
+    assert not [path for path in looked if path.startswith("/sys/kernel/security/integrity/")]
     # It is started again however often it ended, but where that is of no use.
     assert found["StartLimitIntervalSec"] == "0"
     assert found["RestartPreventExitStatus"] == "2 10 12"
