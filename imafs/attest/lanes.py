@@ -135,18 +135,27 @@ def extended(parts: Sequence[Part], own: Bank, name: str, padded: bool) -> list[
     return [(pcr, packed[at * width : (at + 1) * width]) for at, pcr in enumerate(found.pcrs)]
 
 
-def replay(found: Digests, task: Task, progress: Progress) -> dict[int, Lane]:
-    """The lane of every PCR that records went to, in one bank."""
-    lanes: dict[int, Lane] = {}
+def replay(
+    found: Digests,
+    task: Task,
+    progress: Progress,
+    lanes: dict[int, Lane] | None = None,
+    before: int = 0,
+) -> dict[int, Lane]:
+    """The lane of every PCR that records went to, in one bank.
+
+    Those of ``lanes`` go on, behind ``before`` records.
+    """
+    lanes = {} if lanes is None else lanes
     packed, width, total = found.packed[task.name], task.width, len(found.pcrs)
     for first in range(0, total, BLOCK):
         pcrs = found.pcrs[first : first + BLOCK]
         piece = packed[first * width : (first + len(pcrs)) * width]
         made = struct.unpack(f"{width}s" * len(pcrs), piece)
         if pcrs.count(pcrs[0]) == len(pcrs):
-            _extend_one(_lane(lanes, task, pcrs[0]), task, first, made)
+            _extend_one(_lane(lanes, task, pcrs[0]), task, before + first, made)
         else:
-            _extend(lanes, task, first, pcrs, made)
+            _extend(lanes, task, before + first, pcrs, made)
         progress(first + len(pcrs), total)
     return lanes
 

@@ -7,12 +7,13 @@ only while no other thread may hold a lock: with threads about, all work is done
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -49,6 +50,85 @@ def in_processes(
         for child in children:
             child.end()
     return results
+
+
+class Beside(Generic[T]):
+    """``work`` for some names, one behind the other, in a fork: each result is to be had as soon
+    as it is there, while this process does something else.
+
+    They go through a file in memory: a pipe would have the fork wait until this process reads.
+    """
+
+    def __init__(self, work: Callable[[str], T], names: Sequence[str]) -> None:
+        self._work, self._names = work, names
+        self._place = 0
+        self._pid: int | None = None
+        if threading.active_count() > 1:
+            return  # nothing may be forked: all is done here, when it is asked for
+        self._file = os.memfd_create("imafs", os.MFD_CLOEXEC)
+        self._reading, writing = os.pipe()
+        with suppress(OSError):  # no room for a process
+            self._pid = _fork()
+        if self._pid == 0:
+            status = 1
+            try:
+                os.close(self._reading)
+                self._run(writing)
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(writing)
+        if self._pid is None:
+            self._close()
+
+    def _run(self, writing: int) -> None:
+        with os.fdopen(self._file, "wb") as file, os.fdopen(writing, "wb", 0) as told:
+            for name in self._names:
+                answer: object
+                try:
+                    answer = self._work(name)
+                except FormatError as error:
+                    answer = error
+                size = file.write(pickle.dumps(answer))
+                file.flush()
+                told.write(size.to_bytes(8, "little"))
+
+    def results(self) -> Iterator[T]:
+        """In the order of the names. Raises the :class:`FormatError` of the first that has one.
+
+        What a fork that died has not done is done here.
+        """
+        for name in self._names:
+            found = self._next()
+            if isinstance(found, FormatError):
+                raise found
+            yield self._work(name) if found is None else found[0]
+
+    def _next(self) -> tuple[T] | FormatError | None:
+        if self._pid is None:
+            return None
+        head = os.read(self._reading, 8)
+        if len(head) < 8:
+            self.end()
+            return None
+        size = int.from_bytes(head, "little")
+        with mmap.mmap(self._file, self._place + size, prot=mmap.PROT_READ) as view:
+            found = pickle.loads(memoryview(view)[self._place :].tobytes())
+        self._place += size
+        return found if isinstance(found, FormatError) else (found,)
+
+    def end(self) -> None:
+        """Ends the fork, if it goes on."""
+        if self._pid is None:
+            return
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        self._pid = None
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._reading)
+        os.close(self._file)
 
 
 def _silent(done: int, total: int) -> None:

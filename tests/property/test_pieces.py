@@ -158,6 +158,31 @@ def test_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert forks == 4 + 1
 
 
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("processors", [2, 3, 8])
+@pytest.mark.parametrize("bank", ["sha1", "sha256"])
+def test_one_bank_beside_its_chain(
+    monkeypatch: pytest.MonkeyPatch, processors: int, bank: str
+) -> None:
+    """The same verdicts and refusals as of all banks: of whole lists, cut ones, changed ones."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    monkeypatch.setattr(parallel, "WORTH", 1)
+    monkeypatch.setattr(verify, "_STEP", 700)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)))
+    data, rng = binary_list(RECS, "sha1"), random.Random(4)
+    some = [data, binary_list([*RECS, *RECS[:3]], "sha1"), data[:-5]]
+    for _ in range(20):
+        changed = bytearray(data)
+        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        some.append(bytes(changed))
+    actual = {bank: pcrs(RECS)[bank]}
+    found = [of(one, actual) for one in some]
+    monkeypatch.setattr(verify, "_one_bank", lambda *given: None)
+    assert found == [of(one, actual) for one in some]
+    assert isinstance(found[0], Verdict)
+    assert found[0].matched == len(RECS)
+
+
 @given(st.data())
 def test_fields_that_do_not_fit_are_found(data: st.DataObject) -> None:
     """In a run of one template as :meth:`Template.fits` finds them, whatever lengths say."""

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from imafs.attest import parallel
-from imafs.attest.parallel import WORTH, Progress, in_processes
+from imafs.attest.parallel import WORTH, Beside, Progress, in_processes
 from imafs.errors import FormatError
 
 
@@ -112,3 +112,48 @@ def test_no_room_for_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "active_count", lambda: 1)
     monkeypatch.setattr(os, "fork", fork)
     assert {pid for _, pid in in_processes(process, ["a", "b"], silent, WORTH)} == {os.getpid()}
+
+
+def test_results_of_a_fork_come_in_order_while_it_goes_on(forked: list[int]) -> None:
+    large = "x" * (1 << 18)  # more than a pipe takes
+    beside = Beside(lambda name: (name + large, os.getpid()), ["a", "b", "c"])
+    found = list(beside.results())
+    beside.end()
+    assert [text for text, _ in found] == ["a" + large, "b" + large, "c" + large]
+    assert [pid for _, pid in found] == forked * 3
+    with pytest.raises(ChildProcessError):
+        os.waitpid(forked[0], os.WNOHANG)
+
+
+def test_a_fork_beside_that_refuses_dies_or_is_not_there(
+    forked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = os.getpid()
+
+    def refuses(name: str) -> str:
+        if name == "b":
+            raise FormatError("no", record=3)
+        return name
+
+    beside = Beside(refuses, ["a", "b", "c"])
+    results = beside.results()
+    assert next(results) == "a"
+    with pytest.raises(FormatError, match="no"):
+        next(results)
+    beside.end()
+
+    def dies(name: str) -> int:
+        if os.getpid() != here and name == "b":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
+
+    other = Beside(dies, ["a", "b", "c"])
+    assert list(other.results()) == [forked[1], here, here]
+
+    def fork() -> int:
+        raise OSError(11, "no")
+
+    monkeypatch.setattr(parallel, "_fork", fork)
+    other = Beside(dies, ["a", "b"])
+    assert list(other.results()) == [here, here]
+    other.end()
