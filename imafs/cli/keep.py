@@ -265,10 +265,11 @@ def export(args: argparse.Namespace) -> int:
 
 def holders(args: argparse.Namespace) -> int:
     """Prints a line per holder."""
+    from imafs.host import mounts
     from imafs.keeper import holders as holders_
 
     source = args.source or SOURCE
-    if not os.path.isdir(source):
+    if not os.path.isdir(source) and mounts.top(mounts.resolve(source)) is None:
         raise UsageError(f"--source {source}: is no directory")
     found = holders_.holders(source)
     for holder in found:

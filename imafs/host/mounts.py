@@ -70,8 +70,13 @@ def mounts() -> list[Mount]:
 
     This thread's: it may have a namespace of its own (:mod:`imafs.host.covers`).
     """
+    return of_table(Path("/proc/thread-self/mountinfo").read_bytes())
+
+
+def of_table(table: bytes) -> list[Mount]:
+    """The mounts of a table, as of another process. Raises :class:`FormatError`."""
     found = []
-    for row in mount_table.rows(Path("/proc/thread-self/mountinfo").read_bytes()):
+    for row in mount_table.rows(table):
         owner = _OWNER.search(row.options)
         found.append(
             Mount(

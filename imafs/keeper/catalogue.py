@@ -173,6 +173,8 @@ class Catalogue:
         self._stored_end = (0, 0, 0)
         self._stored_chunks = 0
         self._pending = b""
+        #: A boot_id, the index of its first record, and the violations in front of it.
+        self._before: tuple[str, int, int] | None = None
         self._opened = 0  # index of the open segment's first chunk
 
     def _mode(self, bank: str, index: int) -> Mode:
@@ -191,6 +193,24 @@ class Catalogue:
     def violations(self) -> int:
         """Records whose digests are zeros."""
         return sum(chunk.violations for chunk in self._chunks)
+
+    def violations_before(self, boot: str) -> int:
+        """Those stored under earlier kernels than that of ``boot``."""
+        first = next((era.first for era in self._eras if era.boot == boot), self._stored_end[0])
+        if self._before is None or self._before[:2] != (boot, first):
+            self._before = boot, first, self._violations_until(first)
+        return self._before[2]
+
+    def _violations_until(self, end: int) -> int:
+        found = 0
+        for at, chunk in zip(self._records, self._chunks, strict=True):
+            if at + len(chunk) <= end:
+                found += chunk.violations
+            elif at < end:
+                chunk.pages.check()
+                data = bytes(chunk.data[chunk.offsets[0] : chunk.offsets[end - at]])
+                found += sum(not any(row[3]) for row in Reader(data, 20, opaque=True).walk())
+        return found
 
     @property
     def pending(self) -> int:

@@ -19,6 +19,7 @@ from imafs.errors import (
     DegradedError,
     FileError,
     FormatError,
+    ImafsError,
     NotThereError,
     Refused,
     StoreBrokenError,
@@ -29,7 +30,7 @@ from imafs.keeper.catalogue import Catalogue
 from imafs.keeper.joining import PIECE, WHOLE, Joining
 from imafs.keeper.keeping import Again, Settings, State, SuspendedNow
 from imafs.keeper.records import listed
-from imafs.keeper.source import NEEDED
+from imafs.keeper.source import TooLongError
 
 __all__ = ["Collector", "Settings", "State"]
 
@@ -104,10 +105,13 @@ class Collector(Joining):
                     if pause is not None:
                         before, pause = pause, None
                         await self._pause(*before)
+                        if self._suspended is None and await self._is_another_kernel():
+                            self._suspended = self.boot, errno.ENODEV
                     if self._suspended is not None:
                         await self._another_kernel()
                     await self._lock()
                     await self._joined()
+                    self.calm("too_long")
                     failures = failures if self._full else 0
                     await self._collect()
                 except SuspendedNow:
@@ -117,6 +121,11 @@ class Collector(Joining):
                     pause = State.JOINING, str(again), 0.1
                 except (DegradedError, FormatError) as error:
                     self._full = str(error)
+                    pause = State.DEGRADED, str(error), self._wait_of(failures)
+                    failures += 1
+                except TooLongError as error:
+                    self._known, self.refusal = None, str(error)
+                    self.alarm("too_long", str(error))
                     pause = State.DEGRADED, str(error), self._wait_of(failures)
                     failures += 1
                 except (Refused, TpmError) as error:
@@ -144,11 +153,19 @@ class Collector(Joining):
         """Nothing is deleted meanwhile; readers see what the kernel has all the same."""
         self._tell(state, why)
         with trio.move_on_after(seconds):
-            while True:
+            while not await self._is_another_kernel():
                 if self._asked > self._shown:
                     await self._show_unstored()
-                await self._wanted.wait()
-                self._wanted = trio.Event()
+                with trio.move_on_after(1.0):
+                    await self._wanted.wait()
+                    self._wanted = trio.Event()
+
+    async def _is_another_kernel(self) -> bool:
+        """Whether another one runs than at the last join; False where nobody tells."""
+        try:
+            return bool(self.boot) and await self._in_kernel(self._source.boot_id) != self.boot
+        except ImafsError:
+            return False
 
     async def _show_unstored(self) -> None:
         """Readers' look at the kernel in a state without D: store, staged, current."""
@@ -167,6 +184,22 @@ class Collector(Joining):
 
     def _read_all(self) -> bytes:
         return self._source.staged() + self._source.current()
+
+    async def violations(self) -> int:
+        """Of the whole list, or as the kernel counts them with those of before this boot: it
+        counts some that have no record. Raises :class:`Refused` (EIO)."""
+        await self.fresh()
+        self._counted = await self._in_kernel(self._source.violations)
+        return self.violations_known
+
+    @property
+    def violations_known(self) -> int:
+        """As of the last look."""
+        catalogue = self.catalogue
+        if catalogue is None:
+            return 0
+        before = catalogue.violations_before(self.boot)
+        return max(catalogue.violations, before + self._counted)
 
     def _behind(self, data: bytes) -> bytes:
         """The records of the kernel's list that are not stored."""
@@ -205,6 +238,7 @@ class Collector(Joining):
             await trio.sleep(POLL)
         await self._in_kernel(self._source.release)
         self.look = self._suspended = None
+        self._counted = 0
         await trio.sleep(POLL)
 
     # Collecting
@@ -237,8 +271,7 @@ class Collector(Joining):
         return reads or count >= self.settings.records or old
 
     async def _cycle(self, count: int, asked: int) -> None:
-        if self.look is not None and not self.look.deletes:
-            raise DegradedError(f"this kernel deletes no records; {NEEDED}")
+        self._must_delete()
         if (room := await self._room(count * _GUESS)) is not None:
             raise DegradedError(room)
         if self.look is not None and (not self.look.staging or (count > WHOLE and not self._flush)):

@@ -22,7 +22,7 @@ from imafs.keeper.archive import Archive, Batch, Stored
 from imafs.keeper.catalogue import Catalogue
 from imafs.keeper.facts import LifeFacts, Mode, Modes
 from imafs.keeper.records import listed, replayed
-from imafs.keeper.source import Look, Source
+from imafs.keeper.source import NEEDED, Look, Source
 from imafs.keeper.store import Life, Store
 from imafs.keeper.worker import Worker
 
@@ -109,12 +109,12 @@ class Keeping:
         self.verified: tuple[int, float] | None = None
         self.deleted = 0
         self.alarms: dict[str, str] = {}
-        self.violations_before = 0
         self.view_measured = "unknown"
         self._modes: dict[str, Mode] = {}
         self._flush: bool | None = None
         self._known: int | None = None  # leading records of the kernel's list that are stored
         self._in_part = False  # a join saw the head of the kernel's list alone
+        self._counted = 0  # violations, as the kernel said last
         self._gone = 0  # records that a join has deleted so far
         #: Why nothing can be stored; None again with the next commit.
         self._full: str | None = None
@@ -338,7 +338,13 @@ class Keeping:
         self.deleted += 1
         self._hook("deleted")
 
+    def _must_delete(self) -> None:
+        """Raises :class:`DegradedError` under a kernel that takes no requests: one before 7.2."""
+        if self.look is not None and not self.look.deletes:
+            raise DegradedError(f"this kernel deletes no records; {NEEDED}")
+
     async def _delete_first(self, number: int) -> None:
+        self._must_delete()
         await self._until_deletable()
         self._hook("delete")
         refused = await self._in_kernel(partial(self._source.delete_first, number))

@@ -68,6 +68,17 @@ class Pcrs(Protocol):
         """Of the TPM; None where nobody tells it."""
 
 
+class TooLongError(Refused):
+    """A list that would fill the memory. Nothing of it is deleted."""
+
+    def __init__(self) -> None:
+        text = (
+            f"a list has more than {MOST >> 20} MiB, which the keeper does not read at once: the "
+            "kernel keeps it, and the view is refused until a reboot"
+        )
+        super().__init__(errno.EFBIG, text)
+
+
 class NoPcrs:
     """No TPM, or one that is not to be asked."""
 
@@ -410,7 +421,7 @@ class Source:
                 if most is not None and (found := whole(bytes(data))):
                     return found
                 if limit >= MOST:
-                    raise Refused(errno.EFBIG, f"a list has more than {MOST >> 20} MiB")
+                    raise TooLongError
                 limit = min(2 * limit, MOST)
         except OSError as error:
             raise Refused(error.errno or errno.EIO, f"reading a list: {error.strerror}") from None

@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 import logging
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
@@ -25,6 +26,8 @@ from imafs.keeper.catalogue import Catalogue
 from imafs.keeper.collector import Collector
 from imafs.lists.banks import View
 from imafs.lists.seqfile import Bytes, SeqFile
+
+T = TypeVar("T")
 
 #: Seconds that a look at the end of file counts for: a reader who stopped before the end of file
 #: was told, and goes on later, gets another one.
@@ -90,8 +93,12 @@ class ListHandle(Handle):
 
 async def seen(collector: Collector) -> Catalogue:
     """The list as the kernel has it now; EIO and a line in the log where it is not to be had."""
+    return await _or_eio(collector, collector.fresh)
+
+
+async def _or_eio(collector: Collector, look: Callable[[], Awaitable[T]]) -> T:
     try:
-        return await collector.fresh()
+        return await look()
     except ImafsError as error:
         collector.told.say("looks", logging.WARNING, "a reader of the view gets EIO: %s", error)
         raise Refused(errno.EIO, str(error)) from None
@@ -145,7 +152,7 @@ class WholeDirectory(Directory[File]):
     def _text(self, entry: File, catalogue: Catalogue) -> bytes:
         if entry.kind is Kind.COUNT:
             return b"%d\n" % len(catalogue)
-        return b"%d\n" % catalogue.violations
+        return b"%d\n" % self._collector.violations_known
 
     def open(self, entry: File, flags: int, tid: int) -> Handle:
         """Raises :class:`Refused` (EIO) where the list is not whole."""
@@ -162,6 +169,8 @@ class WholeDirectory(Directory[File]):
             return ListHandle(self._collector, catalogue, entry.view)
 
         async def content() -> bytes:
-            return self._text(entry, await seen(self._collector))
+            if entry.kind is Kind.COUNT:
+                return b"%d\n" % len(await seen(self._collector))
+            return b"%d\n" % await _or_eio(self._collector, self._collector.violations)
 
         return ContentHandle(content)

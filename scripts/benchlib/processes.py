@@ -138,6 +138,11 @@ class Server(Process):
             self.close()
             raise
 
+    def processors(self) -> float:
+        """Seconds of processors that it has used."""
+        fields = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         """Ends the server; unmounts where it has not."""
         super().close()

@@ -13,6 +13,7 @@ import pytest
 
 from imafs.attest import api
 from tests.clients.environments import trixie
+from tests.keeper.process import Keepers
 from tests.mount.daemon import ASCII, BINARY, Daemon, imafs
 from tests.mount.fixtures import Starter
 from tests.support import require, run
@@ -34,8 +35,9 @@ def _installed() -> None:
 class Fapi:
     """A FAPI with a key store in ``work`` (/mnt inside) and the lists of ``daemon`` (/srv)."""
 
-    def __init__(self, daemon: Daemon, work: Path) -> None:
+    def __init__(self, daemon: Daemon, work: Path, lists: Path | None = None) -> None:
         require("unshare", "chroot")
+        self.lists = daemon.dir if lists is None else lists
         self.daemon = daemon
         self.work = work
         self._root = trixie()
@@ -64,7 +66,7 @@ class Fapi:
 
     def __call__(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one of its commands in the root file system, /mnt being the current directory."""
-        places = (self._root, self.work, self.daemon.dir)
+        places = (self._root, self.work, self.lists)
         enter = ["unshare", "--mount", "sh", "-c", _ENTER, *map(str, places)]
         inside = ["sh", "-c", 'cd /mnt && exec "$0" "$@"', *words]
         return run(
@@ -92,13 +94,17 @@ class Fapi:
 def fapi(start: Starter, tmp_path: Path, request: pytest.FixtureRequest) -> Fapi:
     """Provisioned, with an attestation key; the verifier has its public part."""
     tool = Fapi(start("--template", request.param), tmp_path)
-    (tmp_path / "nonce").write_bytes(os.urandom(20))
+    provisioned(tool)
+    tool.daemon.generate(50)
+    return tool
+
+
+def provisioned(tool: Fapi) -> None:
+    (tool.work / "nonce").write_bytes(os.urandom(20))
     tool("tss2_provision")
     tool("tss2_createkey", "--path=/HS/SRK/ak", "--type=noDa,restricted,sign", "--authValue=")
     tool("tss2_exportkey", "--pathOfKeyToDuplicate=/HS/SRK/ak", "--exportedData=ak.json")
     tool("tss2_import", "--path=/ext/ak", "--importData=ak.json")
-    tool.daemon.generate(50)
-    return tool
 
 
 def log(fapi: Fapi) -> list[dict[str, Any]]:
@@ -184,3 +190,20 @@ def test_other_templates(fapi: Fapi) -> None:
     refused = fapi.quote(check=False)
     assert refused.returncode == 1
     assert "Fapi_Quote(0x6000B)" in refused.stderr
+
+
+def test_quote_with_a_keepers_view(start: Starter, keepers: Keepers, tmp_path: Path) -> None:
+    """FAPI reads the view; what was deleted in the kernel is in its log, and the quote verifies."""
+    kernel = start("--banks", "sha1,sha256")
+    keeper = keepers(kernel, records=10)
+    tool = Fapi(kernel, tmp_path, keeper.view)
+    provisioned(tool)
+    for number in range(5):
+        kernel.generate(20)
+        kernel.call("violation", name=f"/violated/{number}")
+        keeper.flush()
+        kernel.call("wait", extended=True)
+        tool.quote()
+        assert len(log(tool)) == 1 + 21 * (number + 1)
+        tool.verify()
+    assert kernel.count() < 21

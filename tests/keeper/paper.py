@@ -28,6 +28,7 @@ class PaperKernel:
     def __init__(self, *, clock: bool = True) -> None:
         self._tells_clock = clock
         self._boots = 0
+        self.counted = 0  # violations
         self._clock = Clock(0, 0, 0, 0)
         self.truth: list[bytes] = []
         self.power_on()
@@ -118,7 +119,7 @@ class PaperKernel:
         return len(self._current)
 
     def violations(self) -> int:
-        return 0
+        return self.counted
 
     def staged(self) -> bytes:
         return b"".join(self._staged)

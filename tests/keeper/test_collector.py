@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from imafs.errors import DegradedError
+from imafs.errors import DegradedError, Refused
 from imafs.keeper.collector import Collector, Settings, State
 from imafs.keeper.source import Place, Source
 from imafs.keeper.store import open_store
@@ -146,3 +146,28 @@ async def test_flush_in_the_window_of_a_kexec_is_refused(
         await trio.to_thread.run_sync(kept.daemon.call, "suspend")
         with pytest.raises(DegradedError, match=r"measuring has ended .*EACCES"):
             await collector.flush()
+
+
+async def test_list_that_would_fill_the_memory_is_an_alarm_and_no_loss(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
+) -> None:
+    """Somebody staged it, and left: nothing is deleted, readers are refused, and are told why."""
+    expected_logs.allow("too_long|degraded|gets EIO")
+    await kept.generate(30)
+    truth = kept.daemon.read(BINARY)
+    monkeypatch.setattr("imafs.keeper.source.MOST", 2000)
+    async with kept.running() as collector:
+
+        async def told() -> bool:
+            return "too_long" in collector.alarms
+
+        await wait_for_async(told, WAIT, "there is an alarm")
+        with pytest.raises(Refused, match="the view is refused"):
+            await collector.fresh()
+        records = await trio.to_thread.run_sync(kept.daemon.group, "records")
+        assert records["deleted"] == 0
+        monkeypatch.undo()
+        await idle(collector)
+        await collector.flush()
+        assert kept.view() == truth
+        assert "too_long" not in collector.alarms

@@ -233,3 +233,15 @@ def test_stale_leaves_the_cover_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(mounts, "detach", table.remove)
     assert list(leftovers.unmount_dead()) == ["/run/view"]
     assert covers.beneath(path) == kernel
+
+
+def test_readers_of_the_cover_hold_nobody_up(start: Starter, keepers: Keepers) -> None:
+    """The kernel's files below it have the same names: the keeper alone has one of those open."""
+    kernel = start("--banks", "sha1")
+    keeper = covering(keepers, kernel)
+    words = ("keep", "holders", "--source", kernel.dir)
+    before = imafs(*words).stdout
+    with open(keeper.view / BINARY, "rb") as reader:
+        assert reader.read(1)
+        assert imafs(*words).stdout == before
+    assert f" {os.getpid()} " not in f" {before} "

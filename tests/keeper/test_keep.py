@@ -280,6 +280,26 @@ def test_reader_of_the_kernels_file_is_waited_for_and_named(
     assert keeper.read(COUNT) == b"1\n"
 
 
+def test_violations_are_those_of_all_kernels(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel)
+    kernel.call("violation", name="/a")
+    kernel.call("violation", name="/b")
+    assert keeper.read("violations") == b"2\n"
+    keeper.flush()
+    boots = keeper.status()["boots"]
+    kernel.call("kexec_load")
+    kernel.call("kexec_execute")
+    assert kernel.read("violations") == b"0\n"
+    kernel.call("violation", name="/c")
+    wait_for(lambda: keeper.status()["boots"] != boots, WAIT, "the next kernel is kept")
+    wait_for(lambda: keeper.status()["state"] == "idle", WAIT, "the next kernel is kept")
+    assert keeper.read("violations") == b"3\n"
+    keeper.terminate()
+    again = keepers(kernel, of=keeper)
+    assert again.read("violations") == b"3\n"
+
+
 def test_full_disk_deletes_nothing(start: Starter, keepers: Keepers) -> None:
     kernel = start("--banks", "sha1")
     config = kernel.place.base / "keeper.toml"

@@ -264,5 +264,6 @@ async def test_killed_thousands_of_times(
     expected_logs.allow("keeper")
     first = 1_000 + part * 10
     counts = await played(range(first, first + 10), 200, start, tmp_path)
-    assert not [step for step in (*STEPS, *DISK) if not counts[f"killed at {step}"]], counts
+    missing = [step for step in (*STEPS, *DISK) if not counts[f"killed at {step}"]]
+    assert not missing, missing
     assert not [what for what in ("cut", "foreign", "reboot", "refused") if not counts[what]]

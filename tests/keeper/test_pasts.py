@@ -291,6 +291,25 @@ async def test_without_the_tpms_clock_that_is_a_gap(
     assert await machine.kept() is not None
 
 
+async def test_violations_that_the_kernel_counted_alone(machine: Machine) -> None:
+    """Of one without a record its own number tells; those of kernels before are added to it."""
+    kernel = machine.kernel
+    kernel.take(made.violation("/a"))
+    kernel.counted = 1
+    assert await machine.kept() is None
+    kernel.kexec()
+    for name in ("/b", "/c"):
+        kernel.take(made.violation(name))
+    kernel.counted = 2
+    async with machine.keeper() as collector:
+        assert await collector.violations() == 3
+        await collector.flush()
+        kernel.counted = 4
+        assert await collector.violations() == 5
+        kernel.counted = 0
+        assert await collector.violations() == 3
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_random_pasts(machine: Machine, seed: int) -> None:
     await play(machine, seed)

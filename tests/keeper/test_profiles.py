@@ -11,7 +11,7 @@ import pytest
 from imafs.interface.profiles.table import PROFILES
 from tests.keeper.process import Keepers
 from tests.keeper.test_keep import lists
-from tests.mount.daemon import COUNT, imafs
+from tests.mount.daemon import BINARY, COUNT, imafs
 from tests.mount.fixtures import Starter
 from tests.support import wait_for
 
@@ -80,3 +80,41 @@ def test_kernel_that_deletes_otherwise_is_refused_in_one_line(
     assert result.returncode == 2, result.stderr
     assert "Linux 7.2 or newer is needed" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("profile", ["legacy", "legacy-single"])
+def test_kernel_that_deletes_nothing_and_back(
+    start: Starter, keepers: Keepers, profile: str
+) -> None:
+    """A kexec into an older one: its records stay with it, and are shown where it has a list that
+    the keeper reads; the next kernel that deletes brings them along, and all of it is stored."""
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel, allow="degraded|suspended|joining|gets EIO|deletes no records")
+    kernel.generate(10)
+    keeper.flush()
+    before = keeper.read(BINARY)
+    kernel.call("kexec_load")
+    kernel.call("kexec_execute", profile=profile)
+    kernel.generate(5)
+    wanted = "degraded" if profile == "legacy" else "suspended"
+    wait_for(lambda: keeper.status()["state"] == wanted, 2 * WAIT, "the keeper says so")
+    assert "Linux 7.2 or newer" in str(keeper.status()["why"])
+    if profile == "legacy":
+        during = keeper.read(BINARY)
+        assert during.startswith(before)
+        assert keeper.read(COUNT) == b"%d\n" % (12 + kernel.count() - 1)
+    else:
+        with pytest.raises(OSError, match="Input/output error"):
+            keeper.read(BINARY)
+        # Nobody knows what of that list is stored.
+        result = imafs("keep", "flush", "--store", keeper.store, check=False)
+        assert result.returncode == 11
+    kernel.call("kexec_load")
+    kernel.call("kexec_execute", profile="mainline")
+    wait_for(lambda: keeper.status()["state"] == "idle", 2 * WAIT, "the next kernel is kept")
+    keeper.flush()
+    assert keeper.read(BINARY).startswith(before)
+    status = keeper.status()
+    assert status["view"] == "served"
+    assert status["life"] == 1
+    assert set(status["alarms"]) <= {"healed"}  # type: ignore[call-overload]
