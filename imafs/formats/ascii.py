@@ -114,16 +114,17 @@ def rebuild(data: bytes, bank: Bank | None = None, fmt: str | None = None) -> Re
     (:mod:`imafs.formats.pasted`); the one with the fewest faults is taken.
     """
     data = _plain(data)
-    tried = [list(enumerate(_lines(data), 1))]
+    first = list(enumerate(_lines(data), 1))
+    tried = [first, first[:-1]] if data.endswith(b"\n") else [first]
     refusal: FormatError | None = None
     best: Rebuilt | None = None
     try:
-        best = _Rebuilder(tried[0], bank, fmt).run()
+        best = _Rebuilder(first, bank, fmt).run()
     except FormatError as error:
         refusal = error
     if best is None or best.faults:
         others = pasted.restored(data, _Proof(len(data), bank, fmt))
-        for lines in chain([_unbroken(tried[0], _quote(data.split(b"\n")))], others):
+        for lines in chain([_unbroken(first, _quote(data.split(b"\n")))], others):
             if lines in tried:
                 continue
             tried.append(lines)
@@ -145,8 +146,11 @@ def _plain(data: bytes) -> bytes:
 
 
 def _lines(data: bytes) -> list[bytes]:
-    """The lines without quoting, line ends, and what stands around the list."""
-    lines = data.removesuffix(b"\n").split(b"\n")
+    """The lines without quoting and line ends; behind the last newline an empty one.
+
+    That one is needed where a name ends with a newline and the list's own last one is missing.
+    """
+    lines = data.split(b"\n")
     if all(line.endswith(b"\r") for line in lines[:-1]) and len(lines) > 1:
         lines = [line.removesuffix(b"\r") for line in lines]
     elif len(lines) == 1:
@@ -313,7 +317,7 @@ class _Rebuilder:
     def _hint(self, match: re.Match[bytes], at: int) -> str:
         if "\ufffd".encode() in (match["text"] or b""):
             return "U+FFFD stands where bytes of its name were lost"
-        if at + 1 < len(self._lines) and not self._begins_record(at + 1):
+        if at + 1 < self._last and not self._begins_record(at + 1):
             return "was there more than a newline in its name?"
         return self._others
 

@@ -141,6 +141,8 @@ def unambiguous(rec: Rec) -> bool:
 @pytest.mark.parametrize("how", MANGLED)
 @given(st.lists(recs(LABELS).filter(unambiguous), min_size=1, max_size=6), st.sampled_from(BANKS))
 @example([Rec(10, "ima-modsig", (b"md5:\0" + bytes(16), b"\r\0", b"", b"", b""))], "sha1")
+@example([Rec(10, "ima", (bytes(range(20)), b"\n"))], "sha1")
+@example([Rec(10, "ima-ng", (b"sha1:\0" + bytes(20), b"a\n\n\0"))], "sha256")
 def test_any_list_is_proven_or_refused(how: str, records: list[Rec], bank: str) -> None:
     """Never taken for another one, but for violations, which are counted."""
     try:
