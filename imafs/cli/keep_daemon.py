@@ -78,7 +78,7 @@ def run(plan: Plan) -> int:
         volatile=machine.volatile(store_path),
     )
     try:
-        showing = keep_view.showing(place, ground, store_path, of, gid)
+        showing = keep_view.showing(place, ground, store, of, gid)
         programs.leave_working_directory()
         trio.run(_main, plan, source, store, settings, showing)
     except BaseExceptionGroup as group:
@@ -137,11 +137,13 @@ async def _main(
                 starting = await nursery.start(_starting, collector)
                 await nursery.start(Server(collector, store.path).run)
                 nursery.start_soon(collector.run)
-                await collector.looked()
+                if showing is None or not showing.short:
+                    await collector.looked()
                 async with AsyncExitStack() as stack:
                     if showing is not None:
                         await stack.enter_async_context(keep_view.shown(showing, collector, end))
                         end.in_use()
+                    await collector.looked()
                     starting.cancel()
                     _announce(plan, store, showing)
                     await _report(collector)

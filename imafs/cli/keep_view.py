@@ -22,6 +22,7 @@ from imafs.host import covers, mounts
 from imafs.host.covers import Ground
 from imafs.keeper.collector import Collector
 from imafs.keeper.machine import Machine
+from imafs.keeper.store import Store
 from imafs.keeper.view import WholeDirectory
 
 log = logging.getLogger(__name__)
@@ -36,13 +37,14 @@ _LOOK = 1.0
 class Showing:
     """``made``: where libfuse mounts the view, resolved. ``path``: where readers find it; if that
     is another place it is laid there. ``gid``: the group of its files, root's for None.
-    ``ground``: what it covers there."""
+    ``ground``: what it covers there; ``short``: at once, for a short list is to be read there."""
 
     made: str
     path: str
     of: Machine
     gid: int | None
     ground: Ground | None = None
+    short: bool = False
 
     @property
     def laid(self) -> bool:
@@ -59,19 +61,28 @@ def prepared(place: str) -> str:
 
 
 def showing(
-    path: str | None, ground: Ground | None, store: str, of: Machine, gid: int | None
+    path: str | None, ground: Ground | None, store: Store, of: Machine, gid: int | None
 ) -> Showing | None:
     """How the view gets to ``path``, which is prepared, or over ``ground``.
 
     A dead view on ``path`` stays until this one answers: an agent that finds no file takes the
-    kernel for one without a list. Raises :class:`MountError`, :class:`FileError`.
+    kernel for one without a list. Raises :class:`MountError`, :class:`FileError`, and what a
+    look at the store raises.
     """
     if ground is not None:
-        return Showing(_place_in(store), ground.path, of, gid, ground)
+        return Showing(
+            _place_in(store.path), ground.path, of, gid, ground, _is_short(ground, store)
+        )
     if path is None:
         return None
-    made = _place_in(store) if covers.can_be_replaced(path) else path
+    made = _place_in(store.path) if covers.can_be_replaced(path) else path
     return Showing(made, path, of, gid)
+
+
+def _is_short(ground: Ground, store: Store) -> bool:
+    """Whether readers find a list there that a keeper has made short: under a dead view nobody
+    finds any."""
+    return not covers.is_covered(ground.path) and store.has_deleted()
 
 
 def _freed(path: str) -> str:
@@ -100,7 +111,7 @@ async def shown(showing: Showing, collector: Collector, end: session.End) -> Asy
     view = WholeDirectory(collector, showing.gid)
     ground = showing.ground
     if ground is not None:
-        await _until_coverable(ground, collector)
+        await _until_coverable(showing, ground, collector)
     lain = None
     try:
         async with session.mounted(view, showing.made, end, fsname=mounts.KEPT, leave=showing.laid):
@@ -124,9 +135,14 @@ async def shown(showing: Showing, collector: Collector, end: session.End) -> Asy
             mounts.detach(lain)
 
 
-async def _until_coverable(ground: Ground, collector: Collector) -> None:
+async def _until_coverable(showing: Showing, ground: Ground, collector: Collector) -> None:
     """A kernel's list is covered by one that is whole, or where somebody accepts that it may
-    not be. A dead view is covered by whatever there is. Raises :class:`GapError`."""
+    not be. A dead view is covered by whatever there is, and so is a list that a keeper made
+    short: after a kexec nothing covers it. Raises :class:`GapError`."""
+    if showing.short:
+        while collector.catalogue is None and not collector.joined:
+            await collector.changed()
+        return
     while collector.refusal is not None and not covers.is_covered(ground.path):
         if collector.joined:
             raise GapError(

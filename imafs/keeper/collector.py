@@ -109,6 +109,7 @@ class Collector(Joining):
                             self._suspended = self.boot, errno.ENODEV
                     if self._suspended is not None:
                         await self._another_kernel()
+                    await self._opened()
                     await self._lock()
                     await self._joined()
                     self.calm("too_long")

@@ -31,12 +31,17 @@ _AGAIN = 0.2
 class Joining(Keeping):
     """See :func:`imafs.keeper.join.plan`, whose facts are gathered and actions done here."""
 
-    async def _joined(self) -> None:
-        """Looks at the kernel until it is known what is stored, and does what is to be done."""
-        self._tell(State.JOINING)
+    async def _opened(self) -> None:
+        """The newest life is open, if there is one. Its files are there from then on; until it is
+        known what the kernel has beside them they are EIO."""
         if self.life is None:
             self.life = await self._on_disk(self._store.newest)
             self._show_life()
+            self._tell()
+
+    async def _joined(self) -> None:
+        """Looks at the kernel until it is known what is stored, and does what is to be done."""
+        self._tell(State.JOINING)
         while True:
             asked = self._asked
             self._full = await self._room(0)

@@ -28,6 +28,7 @@ from imafs.keeper.archive import Archive
 from imafs.keeper.book import JOURNAL
 from imafs.keeper.facts import Clock, LifeFacts, Mode
 from imafs.keeper.files import Disk, Files, failed
+from imafs.keeper.reading import Reading
 
 FORMAT = 1
 _LIVES = "lives"
@@ -126,6 +127,12 @@ class Store:
         except OSError as error:
             raise failed(f"{self.path}/{_LIVES}", error) from None
         return sorted(names, key=_number)
+
+    def has_deleted(self) -> bool:
+        """Whether a kernel has deleted records that are stored: its list is short since then, and
+        so is what a kexec carries of it. Raises :class:`ImafsError`."""
+        names = [name for name in reversed(self.lives()) if self._is_whole(name)]
+        return any(Reading(self.path, name).ledger.done >= 0 for name in names)
 
     def newest(self) -> Life | None:
         """The newest life, recovered; None: there is none yet."""

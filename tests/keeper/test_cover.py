@@ -130,6 +130,31 @@ def test_list_that_was_trimmed_is_not_covered(start: Starter, keepers: Keepers) 
     assert kept_here(kernel.dir)
 
 
+def test_list_that_a_keeper_made_short_is_covered_whatever_has_become_of_it(
+    start: Starter, keepers: Keepers
+) -> None:
+    """As behind a kexec that lost records: nothing covers the list, and agents would take what is
+    left for all of it. While somebody reads it, too."""
+    kernel = start("--banks", "sha1")
+    keeper = covering(keepers, kernel)
+    kernel.generate(5)
+    keeper.flush()
+    wait_for(lambda: kernel.group("records")["current"] == 0, WAIT, "the kernel's list is empty")
+    keeper.terminate()
+    run(["umount", "--lazy", kernel.dir])
+    kernel.generate(3)
+    kernel.take("binary_runtime_measurements_sha1_staged")
+    with open(kernel.dir / BINARY, "rb"):
+        again = covering(keepers, kernel, of=keeper)
+        again.logs.allow("gap|waiting|gets EIO")
+        assert kept_here(kernel.dir)
+        with pytest.raises(OSError, match="Input/output error"):
+            again.read(BINARY)
+    wait_for(lambda: "gap" in str(again.status()["alarms"]), WAIT, "the keeper looks")
+    with pytest.raises(OSError, match="Input/output error"):
+        again.read(BINARY)
+
+
 def test_what_cannot_be_covered_is_refused(
     start: Starter, keepers: Keepers, tmp_path: Path
 ) -> None:
