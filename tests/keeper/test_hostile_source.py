@@ -124,9 +124,10 @@ async def test_a_long_first_list_begins_with_a_record_longer_than_a_piece(
 
 
 async def test_a_list_beyond_the_limit_is_not_shown_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
 ) -> None:
     """While nothing can be stored the kernel's list grows, and is read whole or not at all."""
+    expected_logs.allow("too_long")
     kernel = Kernel(tmp_path / "ima", record("boot_aggregate"))
 
     def full(*_: object) -> NoReturn:
