@@ -26,6 +26,8 @@ WHOLE = 20_000
 PIECE = 1 << 18
 #: Seconds between two looks that could not decide.
 _AGAIN = 0.2
+#: Looks at the end of the kernel's list that one join takes, while records arrive.
+_LOOKS = 10
 
 
 class Joining(Keeping):
@@ -126,17 +128,21 @@ class Joining(Keeping):
         most = PIECE if part else None
         kernel = None
         tpm = TpmFacts()
-        for _ in range(5):
+        # Both stay as they are, but for what comes behind: of a long list that alone is read again.
+        staged, data = listed(b""), b""
+        for _ in range(_LOOKS):
             # Without a TPM the last frame's own word decides, so it must not be staged over.
             # Nor where there is no room for what would be staged.
             asks = look.staging and not part and not self._full and await self._has_pcrs()
-            first = await self._in_kernel(self._source.stage) if asks else errno.EEXIST
-            self._barrier(first)
-            staged = listed(await self._in_kernel(self._source.staged))
-            current = listed(await self._in_kernel(partial(self._source.current, most)))
+            if not len(staged):
+                self._barrier(await self._in_kernel(self._source.stage) if asks else errno.EEXIST)
+                staged = listed(await self._in_kernel(self._source.staged))
+            data += await self._in_kernel(partial(self._source.current, most, len(data)))
+            current = listed(data)
             second = await self._in_kernel(self._source.stage) if asks else errno.EEXIST
             self._barrier(second)
             if second == 0:
+                data = b""  # it is staged now
                 continue
             before = await self._in_kernel(self._source.count)
             records = RecordList([*staged.parts, *current.parts])

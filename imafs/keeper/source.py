@@ -351,10 +351,11 @@ class Source:
             return b""
         return self._read(self._own(), None)
 
-    def current(self, most: int | None = None) -> bytes:
-        """The current list: whole records. ``most``: the first of them, of about so many bytes,
-        and one at least where there are any. Raises :class:`Refused`."""
-        return self._on_list(lambda descriptor: self._read(descriptor, most))
+    def current(self, most: int | None = None, begin: int = 0) -> bytes:
+        """The current list behind its first ``begin`` bytes: whole records. ``most``: the first of
+        them, of about so many bytes, and one at least where there are any. Raises
+        :class:`Refused`."""
+        return self._on_list(lambda descriptor: self._read(descriptor, most, begin))
 
     def modes(self, banks: Iterable[BankFile]) -> dict[str, Mode]:
         """The mode of every bank whose lists tell it; of others the usual one."""
@@ -406,13 +407,13 @@ class Source:
         finally:
             _close(descriptor)
 
-    def _read(self, descriptor: int, most: int | None) -> bytes:
+    def _read(self, descriptor: int, most: int | None, begin: int = 0) -> bytes:
         """As :meth:`current`. What is cut is never taken for all: nor, where the first record is
         longer than ``most``, for nothing."""
         data = bytearray()
         limit = MOST if most is None else most
         try:
-            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.lseek(descriptor, begin, os.SEEK_SET)
             while True:
                 while len(data) < limit and (piece := os.read(descriptor, _PIECE)):
                     data += piece

@@ -124,8 +124,8 @@ class PaperKernel:
     def staged(self) -> bytes:
         return b"".join(self._staged)
 
-    def current(self, most: int = 0) -> bytes:
-        return b"".join(self._current)
+    def current(self, most: int | None = None, begin: int = 0) -> bytes:
+        return b"".join(self._current)[begin:]
 
     def stage(self) -> int:
         if self._staged:

@@ -65,9 +65,9 @@ class Kernel(Source):
         (self.place / LIST).write_bytes(b"".join(records))
         (self.place / COUNT).write_text(f"{len(records)}\n")
 
-    def current(self, most: int | None = None) -> bytes:
+    def current(self, most: int | None = None, begin: int = 0) -> bytes:
         self.looks += 1
-        return super().current(most)
+        return super().current(most, begin)
 
     @property
     def data(self) -> bytes:

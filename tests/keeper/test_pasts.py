@@ -20,7 +20,9 @@ import trio
 
 from imafs.keeper import reading
 from imafs.keeper.collector import Collector, Settings, State
+from imafs.keeper.facts import PcrValues
 from imafs.keeper.ledger import Ledger
+from imafs.keeper.records import listed
 from imafs.keeper.source import Source
 from imafs.keeper.store import open_store
 from imafs.lists.banks import View
@@ -106,6 +108,47 @@ class Machine:
     @property
     def lives(self) -> int:
         return len(reading.lives(str(self.store)))
+
+
+class BusyKernel(PaperKernel):
+    """Records arrive while its PCRs are read, so that no look at its list finds the end."""
+
+    def __init__(self, arriving: int) -> None:
+        self.reads = {"staged": 0, "current": 0}
+        self.arriving = arriving
+        super().__init__()
+
+    def pcrs(self, banks: object, numbers: object) -> PcrValues:
+        if self.arriving:
+            self.arriving -= 1
+            self.add(f"/arrives/{self.arriving}")
+        return super().pcrs(banks, numbers)
+
+    def staged(self) -> bytes:
+        self.reads["staged"] += len(self._staged)
+        return super().staged()
+
+    def current(self, most: int | None = None, begin: int = 0) -> bytes:
+        found = super().current(most, begin)
+        self.reads["current"] += len(listed(found))
+        return found
+
+
+async def test_a_long_list_is_read_once_while_records_arrive(tmp_path: Path) -> None:
+    """Reading a long one takes seconds on a kernel: over it no end would ever be found."""
+    machine = Machine(tmp_path)
+    kernel = BusyKernel(arriving=8)
+    for number in range(500):
+        kernel.add(f"/before/{number}")
+    machine.kernel = kernel
+    async with machine.keeper() as collector:
+        assert collector.refusal is None
+        reads = dict(kernel.reads)
+        await collector.flush()
+        assert shown(collector) == b"".join(kernel.truth)
+    # At the join once, and once when they are stored.
+    assert reads["staged"] <= 2 * 510
+    assert reads["current"] <= 20
 
 
 def shown(collector: Collector) -> bytes:
