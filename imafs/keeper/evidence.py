@@ -94,7 +94,7 @@ class Evidence:
 
     def _extends_none(self, found: list[Chain]) -> bool:
         """Whether this kernel extends no TPM: IMA found none when it began, and so no banks."""
-        never = self.store.life is None or not self.begun()
+        never = self.store.life is None or not self.store.begun
         return (
             set(self.kernel.modes) == {SHA1.name}
             and never
@@ -103,11 +103,6 @@ class Evidence:
         )
 
     # --- where S leads ------------------------------------------------------------------------
-
-    def begun(self) -> bool:
-        """Whether the life was once shown to be whole from its reset on, or has an anchor."""
-        life = self.store.life
-        return life is not None and (life.whole or bool(self.store.anchors))
 
     def _floor(self, anchors: int | None = None) -> tuple[int, PcrValues]:
         """Where replays begin: at the last anchor (of the first so many), or with the life."""

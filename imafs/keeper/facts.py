@@ -218,6 +218,11 @@ class StoreFacts:
     broken: str | None = None
 
     @property
+    def begun(self) -> bool:
+        """Whether the life was once shown to be whole from its reset on, or has an anchor."""
+        return self.life is not None and (self.life.whole or bool(self.anchors))
+
+    @property
     def end(self) -> int:
         """Index behind the last stored record."""
         return len(self.records) if self.records is not None else 0

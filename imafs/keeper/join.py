@@ -85,7 +85,7 @@ class _Steps:
     def _refusal(self, answer: Answer) -> str | None:
         if answer.gap is not None:
             return self._unless_served(gap_alarm(answer.gap, answer.why).text)
-        begun = self.judge.begun() and not answer.opens
+        begun = self.store.begun and not answer.opens
         if not begun and not answer.verified and not self.judge.without_pcrs:
             return "it is not confirmed yet that the list is whole from its beginning on"
         for gap in () if answer.opens else self.store.gaps:
@@ -109,7 +109,7 @@ class _Steps:
         elif not self.judge.same_boot:
             yield RecordBoot(boot, self.kernel.modes)
         if answer.gap is not None:
-            verified = self.store.end if self.judge.begun() and not answer.opens else None
+            verified = self.store.end if self.store.begun and not answer.opens else None
             yield RecordGap(Gap(answer.gap, answer.why, verified=verified))
             yield gap_alarm(answer.gap, answer.why)
 

@@ -95,7 +95,7 @@ class Judge(Evidence):
         fit = self.fit(known, self.chains)
         if fit:
             return self._fitting(known, fit)
-        if not self.begun():
+        if not self.store.begun:
             return self._gap("the list does not lead from zero to the PCRs", new=False)
         if self.reset_at(known) is not None:
             return self._was_reset(known)
@@ -136,7 +136,7 @@ class Judge(Evidence):
 
     def _unreached(self) -> Answer:
         """No place leads to the PCRs: is it shown otherwise that nothing is missing?"""
-        if self.begun():
+        if self.store.begun:
             for place in self.likely():
                 failed = self._failed_extend(place)
                 if failed is not None:
@@ -162,9 +162,9 @@ class Judge(Evidence):
     def _by_bytes(self) -> Answer:
         """The end of K is not exact: where nothing is served yet, bytes tell what is stored."""
         frame = self.store.last
-        if frame is not None and not self.begun() and self.bytes_are_proof(0):
+        if frame is not None and not self.store.begun and self.bytes_are_proof(0):
             return Answer(Found.SAME_LIFE, frame.g_count)
-        if not self.store.end and self.same_boot and self.kernel.part and not self.begun():
+        if not self.store.end and self.same_boot and self.kernel.part and not self.store.begun:
             return Answer(Found.SAME_LIFE, 0)
         return self._undecided("the end of the list was not exact")
 
@@ -222,7 +222,7 @@ class Judge(Evidence):
         if len(fit) < len(self.chains):
             return self._partly(place, fit)
         alarms = [*self._healed(place), *self._other_pcrs(place)]
-        anchor = None if self.begun() else CONFIRMED
+        anchor = None if self.store.begun else CONFIRMED
         return Answer(
             *(Found.SAME_LIFE, place, "", True, tuple(alarms)),
             anchor=anchor,
@@ -282,7 +282,7 @@ class Judge(Evidence):
         return Answer(Found.PCR_RESET, place, why=why, alarms=(reset_alarm(),), anchor=why)
 
     def _gap(self, why: str, new: bool) -> Answer:
-        index = 0 if new or not self.begun() else self.store.end
+        index = 0 if new or not self.store.begun else self.store.end
         return Answer(Found.GAP, 0, why=why, opens=new, gap=index, anchor=BEHIND_A_GAP)
 
     def _undecided(self, why: str) -> Answer:

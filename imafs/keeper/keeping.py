@@ -205,8 +205,8 @@ class Keeping:
 
     # Calls that may hang
 
-    async def _in_kernel(self, work: Callable[[], T]) -> T:
-        return await self._kernel.call(work, KERNEL_DEADLINE)
+    async def _in_kernel(self, work: Callable[[], T], seconds: float = 0) -> T:
+        return await self._kernel.call(work, max(KERNEL_DEADLINE, seconds))
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         try:

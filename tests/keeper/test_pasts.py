@@ -18,7 +18,7 @@ from typing import cast
 import pytest
 import trio
 
-from imafs.keeper import reading
+from imafs.keeper import joining, reading
 from imafs.keeper.collector import Collector, Settings, State
 from imafs.keeper.facts import PcrValues
 from imafs.keeper.ledger import Ledger
@@ -132,6 +132,27 @@ class BusyKernel(PaperKernel):
         found = super().current(most, begin)
         self.reads["current"] += len(listed(found))
         return found
+
+
+@pytest.mark.parametrize("boots", ["goes on", "kexec", "reboot"])
+async def test_a_keeper_that_was_away_for_a_long_list_finds_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boots: str
+) -> None:
+    """A list of which nothing is stored is drained in pieces. Of one that goes on its end alone
+    tells what is: it is looked at whole, however long it has become."""
+    monkeypatch.setattr(joining, "WHOLE", 10)
+    machine = Machine(tmp_path)
+    machine.kernel.add("/first")
+    assert await machine.kept() is None
+    if boots == "kexec":
+        machine.kernel.kexec()
+    elif boots == "reboot":
+        machine.kernel.power_on()
+    for number in range(30):
+        machine.kernel.add(f"/away/{number}")
+    assert await machine.kept() is None
+    assert machine.lives == (2 if boots == "reboot" else 1)
+    assert machine.complaints() == []
 
 
 async def test_a_long_list_is_read_once_while_records_arrive(tmp_path: Path) -> None:
