@@ -363,3 +363,5 @@ class Keeping:
         if self.life is not None:
             with suppress(ImafsError):
                 await self._on_disk(self.life.archive.close)
+        for worker in (self._kernel, self._disk, self._tpm):
+            worker.end()

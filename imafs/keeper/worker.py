@@ -44,7 +44,7 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[_Job[object]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job[object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._hung: _Job[object] | None = None
 
@@ -72,6 +72,11 @@ class Worker:
             raise job.error
         return job.results[0]
 
+    def end(self) -> None:
+        """The thread ends behind what it was asked for; work that hangs keeps it."""
+        self._jobs.put(None)
+
     def _run(self) -> None:
-        while True:
-            self._jobs.get().run()
+        while (job := self._jobs.get()) is not None:
+            job.run()
+            del job  # its result may be a list of millions

@@ -216,7 +216,11 @@ async def test_what_is_no_list_is_refused_and_kept(tmp_path: Path, data: bytes) 
             patch.setattr("imafs.keeper.collector.FRESH", 1.0)
             with pytest.raises(Refused):
                 await collector.fresh()
-        assert collector.state is State.DEGRADED
+
+        async def degraded() -> bool:
+            return collector.state is State.DEGRADED
+
+        await wait_for_async(degraded, WAIT, "the list was looked at")
         assert kernel.data == data
         # The reader has given up, and its wish is not asked again and again meanwhile.
         assert kernel.looks < 20

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -153,6 +154,16 @@ async def test_a_keeper_that_was_away_for_a_long_list_finds_its_place(
     assert await machine.kept() is None
     assert machine.lives == (2 if boots == "reboot" else 1)
     assert machine.complaints() == []
+
+
+async def test_a_keeper_that_has_ended_leaves_no_thread(tmp_path: Path) -> None:
+    before = threading.active_count()
+    await Machine(tmp_path).kept()
+
+    async def gone() -> bool:
+        return threading.active_count() <= before + 1  # trio's own, which wait for work
+
+    await wait_for_async(gone, WAIT, "the threads have ended")
 
 
 async def test_a_long_list_is_read_once_while_records_arrive(tmp_path: Path) -> None:
