@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """Polls of the view on a real kernel under the policy tcb: which records they make, with and
-without the rule of docs/keeper.md, where the kernel forgets what it measured (ima_flush_htable).
+without the rule of docs/keeper.md, with and without ima_flush_htable. And a long list.
 
-One machine (tests/machine.py): a quarter of an hour, emulated.
+One machine for each command line (tests/machine.py): a quarter of an hour each, emulated.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.nightly, pytest.mark.root]
 
 #: IMAFS_POLLS: fewer, to try the test itself.
 _POLLS = int(os.environ.get("IMAFS_POLLS", "1000"))
+_AWAY = 20_000
 _LIST, _COUNT = "binary_runtime_measurements_sha1", "runtime_measurements_count"
 _RULE = "dont_measure func=FILE_CHECK fsname=fuse fs_subtype=imafs\n"
 
@@ -29,6 +30,7 @@ _RUN = "python3 /host/driver.py\n"
 _DRIVER = '''
 import grp, json, os, signal, subprocess, sys, time
 from collections import Counter
+from pathlib import Path
 from imafs.formats.binary import Reader
 from imafs.keeper.status import ask
 
@@ -95,6 +97,35 @@ def cell(rule):
     keeper.end()
 
 
+def away():
+    os.makedirs("/root/many")
+    began = time.monotonic()
+    for number in range(AWAY):
+        path = f"/root/many/{number}"
+        with open(path, "w") as file:
+            file.write(path)
+        os.close(os.open(path, os.O_RDONLY))
+    made, count = time.monotonic() - began, int(poll(f"{IMA}/{COUNT}"))
+    began = time.monotonic()
+    data = poll(f"{IMA}/{LIST}")
+    single = time.monotonic() - began
+    began = time.monotonic()
+    keeper = Keeper()
+    ready = time.monotonic() - began
+    at_ready = ask(STORE, "status")["records"]
+    while ask(STORE, "status")["view"] != "served":
+        time.sleep(0.1)
+    ask(STORE, "flush")
+    drained = time.monotonic() - began
+    found = names()
+    keeper.end()
+    tell("away", count=count, bytes=len(data),
+         once=sum(name.startswith("/root/many/") for name in found),
+         different=len({name for name in found if name.startswith("/root/many/")}),
+         seconds={"made": round(made, 1), "read": round(single, 2), "ready": round(ready, 1),
+                  "drained": round(drained, 1)}, not_stored_when_ready=at_ready["in_kernel"])
+
+
 with open(f"{IMA}/policy") as file:
     policy = file.read()
 cell(rule=False)
@@ -103,18 +134,20 @@ with open("/run/policy", "w") as file:
 with open(f"{IMA}/policy", "w") as file:
     file.write(RULE + policy)
 cell(rule=True)
+if AWAY:
+    away()
 tell("violations", here=int(poll(f"{IMA}/violations")))
 '''
 
 
 def _asked(
-    request: pytest.FixtureRequest, host: Path, cmdline: str
+    request: pytest.FixtureRequest, host: Path, away: int, cmdline: str
 ) -> dict[str, list[dict[str, Any]]]:
     """What the driver told, by what it is of."""
     machine = machines.found(request)
     host.mkdir()
     machines.pack(host)
-    names = f"POLLS, RULE = {_POLLS}, {_RULE!r}\n"
+    names = f"POLLS, AWAY, RULE = {_POLLS}, {away}, {_RULE!r}\n"
     names += f"LIST, COUNT = {_LIST!r}, {_COUNT!r}\n"
     (host / "driver.py").write_text(names + _DRIVER)
     (host / "run.sh").write_text(machines.HEAD + _RUN)
@@ -145,8 +178,17 @@ def _check_cells(rows: list[dict[str, Any]], flush: bool, added: dict[str, int])
 
 def test_every_poll_is_measured_with_flush(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Of a kernel that forgets what it has measured; with the rule none is."""
-    told = _asked(request, tmp_path / "host", "ima_policy=tcb ima_flush_htable")
+    told = _asked(request, tmp_path / "host", 0, "ima_policy=tcb ima_flush_htable")
     added = told["cell"][0]["root"]["added"]
     _check_cells(told["cell"], flush=True, added=added)
     # Of two polls between two deletions the second makes none.
     assert 0.9 * _POLLS < sum(added.values()) <= _POLLS
+
+
+def test_a_file_is_measured_once(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """And with the rule never. Then so many records come while the keeper is away."""
+    told = _asked(request, tmp_path / "host", _AWAY, "ima_policy=tcb")
+    _check_cells(told["cell"], flush=False, added={_LIST: 1, _COUNT: 1})
+    (away,) = told["away"]
+    assert away["count"] >= _AWAY
+    assert (away["once"], away["different"]) == (_AWAY, _AWAY)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """The keeper's unit under a systemd (tests/keeper/systemd_box.py); the emulator is the kernel.
 
-Agents are services with mounts of their own, and look all the time.
+Agents are services with mounts of their own, and look all the time. Two minutes. Not from below
+/tmp: that systemd empties it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pytest
 from tests.keeper import systemd_box
 from tests.support import ROOT, unmet
 
-pytestmark = [pytest.mark.mount, pytest.mark.swtpm, pytest.mark.root]
+pytestmark = [pytest.mark.nightly, pytest.mark.mount, pytest.mark.swtpm, pytest.mark.root]
 
 _KERNEL = "/run/kernel/ima"
 _SECURITYFS = "/sys/kernel/security/integrity"
