@@ -178,7 +178,7 @@ def set_apart(made: str) -> None:
     try:
         linux.mount("none", made, flags=linux.MS_PRIVATE)
     except OSError as error:
-        raise MountError(f"--cover: {made}: cannot be made private: {error.strerror}") from None
+        raise MountError(f"{made}: cannot be made private: {error.strerror}") from None
 
 
 def take_away(made: str) -> None:

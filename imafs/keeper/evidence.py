@@ -123,8 +123,9 @@ class Evidence:
     def _most(self, anchors: int | None) -> int:
         """Index up to which values that go on from that anchor are known."""
         known = self.store.anchors
-        later = anchors is not None and anchors < len(known)
-        return known[anchors].index if later else self.store.end  # type: ignore[index]
+        if anchors is None or anchors >= len(known):
+            return self.store.end
+        return known[anchors].index
 
     def start(self, chain: Chain) -> reach.State | None:
         """The chain's values behind the last stored record; None: they cannot be known."""

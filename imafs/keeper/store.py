@@ -131,7 +131,7 @@ class Store:
     def has_deleted(self) -> bool:
         """Whether a kernel has deleted records that are stored: its list is short since then, and
         so is what a kexec carries of it. Raises :class:`ImafsError`."""
-        names = [name for name in reversed(self.lives()) if self._is_whole(name)]
+        names = (name for name in reversed(self.lives()) if self._is_whole(name))
         return any(Reading(self.path, name).ledger.done >= 0 for name in names)
 
     def newest(self) -> Life | None:
