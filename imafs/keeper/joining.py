@@ -110,7 +110,11 @@ class Joining(Keeping):
         count = await self._in_kernel(self._source.count)
         # Of a life that goes on the end of the list alone tells what is stored. And whether a list
         # may be covered is to be known before anything of it is deleted.
-        first = not self._store_facts().begun and self._may_delete.is_set()
+        life = self.life
+        begun = (
+            life is not None and StoreFacts(life.facts, anchors=life.archive.ledger.anchors).begun
+        )
+        first = not begun and self._may_delete.is_set()
         part = count > WHOLE and self._flush is not True and first
         self._in_part = part
         kernel, tpm = await self._read(look, part, count)
