@@ -55,5 +55,17 @@ def rows(table: bytes) -> Iterator[Row]:
         )
 
 
+def option(options: bytes, name: bytes) -> bytes | None:
+    """The value of one of a mount's options; None where it has none of that name.
+
+    File systems escape blanks and commas in values (seq_show_option).
+    """
+    for word in options.split(b","):
+        found, equals, value = word.partition(b"=")
+        if equals and _plain(found) == name:
+            return _plain(value)
+    return None
+
+
 def _plain(text: bytes) -> bytes:
     return _ESCAPE.sub(lambda match: bytes((int(match[1], 8),)), text)

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imafs import disk
@@ -39,7 +39,7 @@ class OutOfReachError(MountError):
 @dataclass(frozen=True, slots=True)
 class Mount:
     """A line of /proc/self/mountinfo; ``owner``: uid of who made a FUSE mount; ``root``: what of
-    its file system is mounted."""
+    its file system is mounted; ``options``: of the file system."""
 
     number: int
     path: str
@@ -48,6 +48,7 @@ class Mount:
     minor: int
     owner: int | None = None
     root: str = "/"
+    options: bytes = field(default=b"", compare=False)  # a remount changes them
 
     @property
     def ours(self) -> bool:
@@ -87,9 +88,24 @@ def of_table(table: bytes) -> list[Mount]:
                 int(row.device.partition(b":")[2]),
                 int(owner[1]) if owner else None,
                 os.fsdecode(row.root),
+                row.options,
             )
         )
     return found
+
+
+def beneath(path: str) -> Mount | None:
+    """The mount that what ``path`` leads to is on; None where the table does not have it.
+
+    By its number: a path may run below a mount that another one covers. Asks no file system.
+    Raises OSError.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        number = disk.mount_number(descriptor)
+        return next((mount for mount in mounts() if mount.number == number), None)
+    finally:
+        os.close(descriptor)
 
 
 def resolve(path: str | os.PathLike[str]) -> str:
