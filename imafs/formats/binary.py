@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
+from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ ONLY_VIOLATIONS = (
     "the first records are all violations, which say nothing about the bank: name it "
     "with --bank (imafs mount: --load-bank)"
 )
+#: Templates that one list is remembered to have: a list can name as many as it has records.
+_KNOWN = 1024
 #: How many records are tried before a list's width is called ambiguous.
 _TRIES = 64
 
@@ -121,8 +124,11 @@ class Reader:
         for pcr, template, body, digest, start, end in self.walk():
             yield Parsed(Record(pcr, template, body, not any(digest)), digest, start, end)
 
-    def walk(self, at: int = 0) -> Iterator[tuple[int, Template, bytes, bytes, int, int]]:
-        """As iteration, as plain tuples (three times as fast, measured), from byte ``at``.
+    def walk(
+        self, at: int = 0, number: int = 0
+    ) -> Iterator[tuple[int, Template, bytes, bytes, int, int]]:
+        """As iteration, as plain tuples (three times as fast, measured), from byte ``at``, at which
+        the record of that number begins.
 
         PCR, template, template data, template digest, start and end of the record.
         """
@@ -130,7 +136,6 @@ class Reader:
         front = struct.Struct(f"{'<' if self.order == 'little' else '>'}I{width}sI")
         fixed, unpack, known = front.size, front.unpack_from, self._templates
         pcrs = self._pcrs
-        number = 0
         while at < size:
             start = at
             if at + fixed > size:
@@ -166,6 +171,40 @@ class Reader:
             at = end
             number += 1
 
+    def ends(self) -> array[int]:
+        """Where each record ends, nothing else: ten times as fast (measured). Raises
+        :class:`FormatError` as a walk does."""
+        data, size, pcrs = self.data, len(self.data), self._pcrs
+        order = "<" if self.order == "little" else ">"
+        front = struct.Struct(f"{order}I{self.width}xI")
+        number = struct.Struct(f"{order}I").unpack_from
+        fixed, unpack = front.size, front.unpack_from
+        found = array("Q")
+        known: set[bytes] = set()
+        at = 0
+        with suppress(struct.error):  # the list ends inside a record: the walk says where
+            while at < size:
+                pcr, name_len = unpack(data, at)
+                if pcr >= pcrs or not 0 < name_len <= TEMPLATE_NAME_MAX:
+                    break
+                name = data[at + fixed : at + fixed + name_len]
+                if name not in known:
+                    if len(name) < name_len:
+                        break
+                    if self._template(name, len(found), at + fixed).label == _IMA:
+                        break  # no length says where its records end
+                    if len(known) < _KNOWN:
+                        known.add(name)
+                (length,) = number(data, at + fixed + name_len)
+                at += fixed + name_len + 4 + length
+                if at > size:
+                    break
+                found.append(at)
+        at = found[-1] if found else 0
+        if at < size:
+            found.extend([row[-1] for row in self.walk(at, len(found))])
+        return found
+
     def _short(self, at: int, record: int) -> None:
         """Names what is missing where not even a record's front fits."""
         pcr = self._u32(at, record, "the PCR number")
@@ -191,6 +230,8 @@ class Reader:
                     known = templates.lookup(label, self.order)
             except FormatError as error:
                 raise FormatError(error.reason, record=record, offset=at) from None
+            if len(self._templates) >= _KNOWN:
+                self._templates.clear()
             self._templates[name] = known
         return known
 

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from pyfuse3 import FUSEError
 
 from imafs.errors import ImafsError
+from imafs.fuse.directory import WaitFirst
 from imafs.host.ratelimit import Ratelimit
 
 log = logging.getLogger(__name__)
@@ -55,9 +56,14 @@ def boundary(
 
 
 def at_once(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | int:
-    """What ``call`` returns, or the errno of what it raises: the same for no coroutine."""
+    """What ``call`` returns, or the errno of what it raises: the same for no coroutine.
+
+    Raises :class:`WaitFirst`.
+    """
     try:
         return call(*args, **kwargs)
+    except WaitFirst:
+        raise
     except ImafsError as error:
         return carried(error.errno)
     except Exception:

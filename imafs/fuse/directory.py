@@ -45,6 +45,15 @@ class Entry:
 E = TypeVar("E", bound=Entry)
 
 
+class WaitFirst(Exception):
+    """A read needs something that takes time: whoever awaits ``fetch`` and keeps what that returns
+    reads again. Nothing has changed."""
+
+    def __init__(self, fetch: Callable[[], Awaitable[object]]) -> None:
+        super().__init__()
+        self.fetch = fetch
+
+
 class Handle:
     """An open file without methods of its own: reads and writes are EINVAL.
 
@@ -73,7 +82,8 @@ class Handle:
         return nullcontext()
 
     def read(self, position: int, size: int, *, fill: bool = False) -> Bytes:
-        """Up to ``size`` bytes; ``fill``: all of them, where the list has so many."""
+        """Up to ``size`` bytes; ``fill``: all of them, where the list has so many. Raises
+        :class:`WaitFirst`."""
         raise Refused(errno.EINVAL, "the file has no read method")
 
     def write(self, position: int, data: bytes, writer: int) -> int:

@@ -29,7 +29,7 @@ from pyfuse3 import (
 )
 
 from imafs.fuse.boundary import at_once, boundary
-from imafs.fuse.directory import Directory, Entry, Handle
+from imafs.fuse.directory import Directory, Entry, Handle, WaitFirst
 from imafs.fuse.position import Position
 from imafs.fuse.refusals import Refusals
 from imafs.fuse.relay import Request
@@ -130,7 +130,10 @@ class DirectoryOperations(Refusals):
             return None
         if file.generation is not directory.generation:
             return errno.ENODEV
-        return at_once(file.read, offset, size, self._fills)
+        try:
+            return at_once(file.read, offset, size, self._fills)
+        except WaitFirst:
+            return None
 
     def tells_size(self, fh: int) -> bool:
         """seq_lseek knows no end."""
@@ -297,13 +300,22 @@ class DirectoryOperations(Refusals):
         await file.prepare(off)
         gate = self._directory.gate
         if gate is None:
-            return file.read(off, size, self._fills)  # type: ignore[return-value]
+            return await self._content(fh, off, size)  # type: ignore[return-value]
 
         async def act() -> bytes:
             # A copy: what is due after the read may give another read of the file a turn.
-            return bytes(self._file(fh).read(off, size, self._fills))
+            return bytes(await self._content(fh, off, size))
 
         return await gate.around("read", file.names, act)
+
+    async def _content(self, fh: int, off: int, size: int) -> Bytes:
+        """What a read gives, with all that it has to wait for; else without a turn for others."""
+        kept = []
+        while True:
+            try:
+                return self._file(fh).read(off, size, self._fills)
+            except WaitFirst as first:
+                kept.append(await first.fetch())
 
     @boundary
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:

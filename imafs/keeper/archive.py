@@ -18,15 +18,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from imafs.errors import FormatError, StoreBrokenError
 from imafs.keeper import files as files_
-from imafs.keeper import journal
-from imafs.keeper.book import JOURNAL, Book
+from imafs.keeper.book import JOURNAL, Book, told
 from imafs.keeper.facts import Anchor, Clock, Frame, Gap, How, Modes, PcrValues
 from imafs.keeper.files import Files, failed
-from imafs.keeper.index import Index, Measured, measured
+from imafs.keeper.index import CHUNK, Index, Measured, Row, Table, encoded_size, measured
 from imafs.keeper.journal import Seal
 from imafs.keeper.ledger import Ledger
 
@@ -36,8 +37,8 @@ log = logging.getLogger(__name__)
 SEGMENT_RECORDS = 1 << 16
 SEGMENT_SIZE = 16 << 20
 SEGMENT_FRAMES = 4096
-#: Bytes of a journal at most: some thousand seals and frames.
-_JOURNAL_MAX = 1 << 30
+#: Anchors and gaps of one segment: its seal, which has all of them, must fit into a line.
+SEGMENT_MARKS = 32
 #: Errors of a full disk: what was written before is as it was.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -46,7 +47,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class Batch:
     """Records to be stored, whole ones in SHA-1 binary form, and where they come from.
 
-    See :class:`imafs.keeper.journal.Frame`.
+    See :class:`imafs.keeper.journal.Frame`. ``measured``: of ``data``, where somebody knows it.
     """
 
     data: bytes
@@ -59,6 +60,7 @@ class Batch:
     clock: Clock | None = None
     pcrs: PcrValues = field(default_factory=dict)
     modes: Modes = field(default_factory=dict)
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +70,28 @@ class Sealed:
     path: str
     first: int
     size: int
-    index: Index
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Of the open segment the chunks from number ``at`` on, each with its records' offsets."""
+
+    path: str
+    first: int
+    size: int
+    chunks: Sequence[tuple[Row, array[int]]]
+    at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a commit has made of the archive. ``sealed``: segments that became full."""
+    """What a commit has made of the archive. ``sealed``: segments that became full; ``tail``: what
+    the open one has got, None where that is nothing."""
 
     frame: Frame
-    measured: Measured
-    path: str
     sealed: tuple[Sealed, ...] = ()
+    tail: Tail | None = None
 
 
 class _Growing:
@@ -101,6 +114,11 @@ class _Growing:
         self.digest.update(data)
         self.size += len(data)
 
+    def tail(self, record: int) -> Tail:
+        """The chunks from that of a record on."""
+        at = record // CHUNK
+        return Tail(self.path, self.first, self.size, self.index.chunks(at), at)
+
 
 def begin(files: Files, directory: str) -> Archive:
     """The archive of a new life in its directory, which is there.
@@ -121,18 +139,17 @@ def recover(files: Files, directory: str) -> Archive:
     """
     path = f"{directory}/{JOURNAL}"
     try:
-        data = files.read(path, _JOURNAL_MAX)
+        ledger, torn = told(files, path)
     except FileNotFoundError:
         raise StoreBrokenError(f"{path} is not there") from None
+    except StoreBrokenError as error:
+        raise StoreBrokenError(f"{directory}: {error}") from None
     except OSError as error:
         raise failed(path, error) from None
-    ledger = Ledger()
+    if torn:
+        log.warning("%s: cut %d bytes that no sync made durable", path, torn)
+    archive = Archive(files, directory, ledger)
     try:
-        found = journal.chain(data)
-        ledger.read(found.bodies)
-        if len(data) > found.good:
-            log.warning("%s: cut %d bytes that no sync made durable", path, len(data) - found.good)
-        archive = Archive(files, directory, ledger)
         archive.recover()
     except StoreBrokenError as error:
         raise StoreBrokenError(f"{directory}: {error}") from None
@@ -162,12 +179,9 @@ class Archive:
         return self.ledger.end
 
     @property
-    def tail(self) -> Sealed | None:
+    def tail(self) -> Tail | None:
         """What is stored of the open segment, as of now."""
-        growing = self._open
-        if growing is None:
-            return None
-        return Sealed(growing.path, growing.first, growing.size, growing.index)
+        return None if self._open is None else self._open.tail(0)
 
     def _at(self, name: str) -> str:
         return f"{self.directory}/{name}"
@@ -191,34 +205,42 @@ class Archive:
             raise StoreBrokenError(f"{seal.segment} is not there") from None
         if size < seal.size:
             raise StoreBrokenError(f"{seal.segment} is shorter than its records")
-        return Sealed(path, seal.first, seal.size, self._index(seal))
+        return Sealed(path, seal.first, seal.size, self._table(seal))
 
-    def _index(self, seal: Seal) -> Index:
+    def _table(self, seal: Seal) -> Table:
         path = self._at(index_name(seal.segment))
         try:
-            return self._mapped_index(path, seal.index_sha256, seal.count, seal.size)
+            return self._read_table(path, seal)
         except FileNotFoundError:
             log.warning("%s: is not there: made anew", path)
+        except OSError as error:
+            log.warning("%s: %s: made anew", path, error.strerror)
         except FormatError as error:
             log.warning("%s: %s: made anew", path, error)
-        return self._made_index(seal)
+        return self._made_table(seal)
 
-    def _mapped_index(self, path: str, sha256: bytes, count: int, size: int) -> Index:
-        data = self._files.map(path, self._files.size(path))
-        if hashlib.sha256(data).digest() != sha256:
+    def _read_table(self, path: str, seal: Seal) -> Table:
+        size = self._files.size(path)
+        data = self._files.read_at(path, 0, size) if size == encoded_size(seal.count) else b""
+        if hashlib.sha256(data).digest() != seal.index_sha256:
             raise FormatError("is not the index that its segment had")
-        return Index.decode(data, count, size)
+        return Table.decode(data, seal.count, seal.size)
 
-    def _made_index(self, seal: Seal) -> Index:
-        data = bytes(self._files.map(self._at(seal.segment), seal.size))
+    def _made_table(self, seal: Seal) -> Table:
+        data = self._files.read_at(self._at(seal.segment), 0, seal.size)
         if hashlib.sha256(data).digest() != seal.sha256:
             raise StoreBrokenError(f"{seal.segment}: its bytes are not those that were stored")
         index = Index()
         index.take(_measured(seal.segment, data))
-        if hashlib.sha256(index.encode()).digest() == seal.index_sha256:
-            files_.replace(self._files, self.directory, index_name(seal.segment), index.encode())
-            return self._index(seal)
-        return index
+        if len(index) != seal.count:
+            raise StoreBrokenError(f"{seal.segment}: {len(index)} records, not those of its seal")
+        return self._write_index(seal.segment, index)[0]
+
+    def _write_index(self, segment: str, index: Index) -> tuple[Table, bytes]:
+        """The file of an index, durably; and its SHA-256."""
+        data = index.encode()
+        files_.replace(self._files, self.directory, index_name(segment), data)
+        return Table.decode(data, len(index), index.offsets[-1]), hashlib.sha256(data).digest()
 
     def _recover_open(self) -> None:
         """The open segment, as far as its frames count."""
@@ -228,12 +250,12 @@ class Archive:
         path = self._at(name)
         try:
             size = self._files.size(path)
-            data = bytes(self._files.map(path, min(size, self.ledger.offset)))
         except FileNotFoundError:
-            size, data = 0, b""
+            size = 0
         growing = _Growing(path, name, self.ledger.sealed, -1)
         for frame in [frame for frame in self.ledger.frames if frame.len]:
-            part = data[frame.off : frame.off + frame.len]
+            least = min(size, frame.off + frame.len)
+            part = self._files.read_at(path, frame.off, max(0, least - frame.off)) if size else b""
             if hashlib.sha256(part).digest() != frame.sha256:
                 self._drop_lost(frame)
                 break
@@ -276,7 +298,7 @@ class Archive:
         Raises :class:`DegradedError`, with nothing changed, where it is not durable, and
         :class:`FormatError` where its bytes are not so many records.
         """
-        found = measured(batch.data)
+        found = batch.measured or measured(batch.data)
         if len(found.ends) != batch.count:
             raise FormatError(f"{len(found.ends)} records where {batch.count} were said")
         before = len(self.sealed)
@@ -288,10 +310,14 @@ class Archive:
             self._book.tell(frame)
         except OSError as error:
             raise failed(self.directory, error) from None
+        tail = None
         if batch.data:
-            assert self._open is not None
-            self._open.grow(batch.data, found)
-        return Stored(frame, found, self._at(frame.seg), tuple(self.sealed[before:]))
+            growing = self._open
+            assert growing is not None
+            had = len(growing.index)
+            growing.grow(batch.data, found)
+            tail = growing.tail(had)
+        return Stored(frame, tuple(self.sealed[before:]), tail)
 
     def _frame(self, batch: Batch) -> Frame:
         ledger = self.ledger
@@ -389,6 +415,7 @@ class Archive:
             len(growing.index) >= SEGMENT_RECORDS
             or growing.size >= SEGMENT_SIZE
             or (growing.size and len(self.ledger.frames) >= SEGMENT_FRAMES)
+            or (growing.size and self.ledger.marks >= SEGMENT_MARKS)
         ):
             self._seal()
 
@@ -396,17 +423,13 @@ class Archive:
         """Ends the open segment: its index, and a journal that folds its frames."""
         growing = self._open
         assert growing is not None
-        index = growing.index.encode()
-        name = index_name(growing.name)
-        files_.replace(self._files, self.directory, name, index)
-        sha256 = hashlib.sha256(index).digest()
-        mapped = self._mapped_index(self._at(name), sha256, len(growing.index), growing.size)
+        table, sha256 = self._write_index(growing.name, growing.index)
         ledger = self.ledger.copy()
         ledger.add(ledger.sealing(growing.digest.digest(), sha256))
         self._book.rewrite(ledger)
         self._open = None
         self._files.close(growing.descriptor)
-        self.sealed.append(Sealed(growing.path, growing.first, growing.size, mapped))
+        self.sealed.append(Sealed(growing.path, growing.first, growing.size, table))
 
 
 def index_name(segment: str) -> str:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 
+from imafs.errors import StoreBrokenError
 from imafs.keeper import files as files_
 from imafs.keeper import journal
 from imafs.keeper.facts import Anchor, Frame, Gap
@@ -14,6 +16,30 @@ from imafs.keeper.ledger import Ledger
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal"
+
+
+def told(files: Files, path: str) -> tuple[Ledger, int]:
+    """What a journal's file says, and how many bytes at its end do not count.
+
+    A line at a time: whatever its length, no more of the file than that is in memory. Raises
+    OSError and :class:`StoreBrokenError`.
+    """
+    ledger, lines, size = Ledger(), journal.Lines(), 0
+    for piece in files.pieces(path):
+        size += len(piece)
+        if size > journal.JOURNAL_MAX:
+            raise StoreBrokenError(
+                f"journal: more than {journal.JOURNAL_MAX >> 20} MiB, which no keeper writes"
+            )
+        ledger.read(lines.feed(piece))
+    lines.end()
+    return ledger, size - lines.good
+
+
+def _fits(size: int) -> None:
+    """Raises OSError (EFBIG) for a journal that would be read by no keeper again."""
+    if size > journal.JOURNAL_MAX:
+        raise OSError(errno.EFBIG, f"the journal of this life has {size >> 20} MiB: no more fits")
 
 
 class Book:
@@ -36,6 +62,7 @@ class Book:
         """
         if self._descriptor is not None:
             text = journal.line(journal.body_of(item), self.head)
+            _fits(self._size + len(text))
             try:
                 self._files.write(self._descriptor, self._size, text)
                 if sync:
@@ -54,12 +81,13 @@ class Book:
 
     def rewrite(self, ledger: Ledger) -> None:
         """A file of ``ledger`` in place of the old one. Raises OSError."""
-        text = ledger.written()
+        text, head = ledger.written()
+        _fits(len(text))
         files_.replace(self._files, self._directory, JOURNAL, text)
         descriptor = self._files.open(self._path)
         self.close()
         self._descriptor, self._size = descriptor, len(text)
-        self.head = journal.chain(text).head
+        self.head = head
         self.ledger = ledger
 
     def close(self) -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """The whole list of a life as readers see it: what is stored, and behind it what is not yet.
 
-Fulfils the protocol of :mod:`imafs.lists.seqfile`, as a packed list does. Stored records are
-pages of their segments' files; other banks and ASCII are rendered a chunk at a time into a
-bounded cache. Changed by the event loop only, and without a turn for anybody in between:
-records never become fewer.
+Fulfils the protocol of :mod:`imafs.lists.seqfile`, as a packed list does, but that a look at
+stored records is :class:`Absent` where their chunk is not in memory: whoever looks has it read
+(:meth:`Catalogue.reading`, which may take as long as a broken disk does) and held, and looks
+again. Chunks, and the forms of them that are rendered, share a bounded cache. Changed by the
+event loop only, and without a turn for anybody in between: records never become fewer.
 """
 
 from __future__ import annotations
@@ -12,116 +13,186 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
+from imafs.errors import FormatError, ImafsError, StoreBrokenError
 from imafs.formats.algorithms import Bank, by_name
 from imafs.formats.binary import Reader
-from imafs.formats.views import padded_digests, render_ascii, render_binary
-from imafs.keeper.archive import Sealed, Stored, index_name
+from imafs.formats.views import Buffer, padded_digests, render_ascii, render_binary
+from imafs.keeper.archive import Sealed, Stored, Tail, index_name
 from imafs.keeper.facts import Mode
-from imafs.keeper.index import CHUNK, Index, measured
+from imafs.keeper.index import CHUNK, Indexed, Row, Table, indexed, offsets_of
 from imafs.keeper.journal import Era
-from imafs.keeper.records import Part, RecordList
+from imafs.keeper.records import Away, Part, RecordList
 from imafs.keeper.store import BankFile
 from imafs.lists.banks import Layout, View
 from imafs.lists.segments import Run, ViewCache
 
-#: The bytes of a segment's file, mapped: path, size.
-Map = Callable[[str, int], memoryview]
-#: Raises where a file has not so many bytes any more: path, size.
-Intact = Callable[[str, int], None]
+#: The bytes of a segment's file: path, first byte, size. Blocking; raises :class:`ImafsError`.
+Read = Callable[[str, int, int], bytes]
 _serials = count()
+#: The bytes of a chunk, in the cache of rendered forms.
+_STORED = View(False, -1)
 
 
-class _Pages:
-    """The bytes of a segment, mapped when they are first read.
+class _Full(NamedTuple):
+    """A chunk of a full segment."""
 
-    Of a file that was cut meanwhile no page is touched: it would be SIGBUS, and the end of the
-    keeper. ``index``: bytes of the mapped index, 0 for one in memory.
-    """
+    path: str
+    table: Table
+    number: int
 
-    __slots__ = ("_data", "_intact", "_map", "index", "path", "size")
+    def part(self, read: Read) -> Part:
+        """Its records. Raises what ``read`` does."""
+        start, end = self.table.starts[self.number : self.number + 2]
+        data = read(self.path, start, end - start)
+        at, size = self.table.place(self.number)
+        try:
+            return Part(data, offsets_of(read(index_name(self.path), at, size), start, end))
+        except ImafsError:
+            # Of an index nothing is lost: the records say where they end.
+            return self._walked(data)
 
-    def __init__(self, map_: Map, intact: Intact, path: str, size: int, index: int = 0) -> None:
-        self._map, self._intact, self.path, self.size = map_, intact, path, size
-        self.index = index
-        self._data: memoryview | None = None
-
-    def check(self) -> None:
-        """Raises :class:`StoreBrokenError`."""
-        self._intact(self.path, self.size)
-        if self.index:
-            self._intact(index_name(self.path), self.index)
-
-    def data(self) -> memoryview:
-        """The bytes; whoever reads them has called :meth:`check` just before."""
-        if self._data is None:
-            self._data = self._map(self.path, self.size)
-        return self._data
+    def _walked(self, data: bytes) -> Part:
+        try:
+            ends = Reader(data, 20, opaque=True).ends()
+        except FormatError as error:
+            raise StoreBrokenError(f"{self.path}: {error}") from None
+        if len(ends) != self.table.records(self.number):
+            raise StoreBrokenError(f"{self.path}: its records are not those that were stored")
+        return Part(data, array("I", [0, *ends]))
 
 
-class _Memory:
-    """Bytes that are in no file yet."""
+class _Open(NamedTuple):
+    """A chunk of the open segment, as of one commit."""
 
-    __slots__ = ("_data",)
+    path: str
+    offsets: array[int]
 
-    def __init__(self, data: bytes) -> None:
-        self._data = memoryview(data)
+    def part(self, read: Read) -> Part:
+        """As of a full one."""
+        start, end = self.offsets[0], self.offsets[-1]
+        data = read(self.path, start, end - start)
+        return Part(data, array("I", [offset - start for offset in self.offsets]))
 
-    def check(self) -> None:
-        """There is nothing to lose."""
 
-    def data(self) -> memoryview:
-        return self._data
+class _Memory(NamedTuple):
+    """A chunk of what is in no file yet."""
+
+    run: Run
 
 
 class Chunk:
     """Some records of one segment; what a rendering is made of."""
 
     __slots__ = (
-        *("first", "longest", "longest_text", "offsets", "pages", "serial", "text_size"),
-        *("sealed", "violations"),
+        *("_count", "first", "longest", "longest_text", "sealed", "serial", "size", "text_size"),
+        *("violations", "where"),
     )
 
-    def __init__(self, first: int, pages: _Pages | _Memory) -> None:
+    where: _Full | _Open | _Memory
+
+    def __init__(self, first: int) -> None:
         self.serial = next(_serials)
         self.first = first
-        self.pages = pages
-        self.offsets: Sequence[int] = array("Q")
+        self._count = self.size = 0
         self.sealed = True  # nothing is added to it any more
-        self.text_size = self.longest = self.longest_text = self.violations = 0
 
     def __len__(self) -> int:
-        return max(0, len(self.offsets) - 1)
+        return self._count
 
-    @property
-    def data(self) -> memoryview:
-        """The bytes that the offsets are in."""
-        return self.pages.data()
+    def take(self, row: Row, where: _Full | _Open | _Memory, count: int, size: int) -> None:
+        """It has ``count`` records of ``size`` bytes now."""
+        self.text_size, self.longest, self.longest_text, self.violations = row
+        self.where, self._count, self.size = where, count, size
+        self.sealed = count >= CHUNK or not isinstance(where, _Open)
 
 
-class _Rendered(ViewCache):
-    """The forms of chunks; digests of other banks are computed, not stored."""
+class Absent(Exception):
+    """A chunk is not in memory. Nothing has changed."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        super().__init__(chunk)
+        self.chunk = chunk
+
+
+class Pin:
+    """Keeps a chunk in memory as long as somebody has it, whatever the cache does."""
+
+    __slots__ = ("__weakref__", "run")
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+
+class _Cache(ViewCache):
+    """Chunks as they are stored, and their forms; digests of other banks are computed."""
 
     def __init__(self, layout: Layout, limit: int, mode: Callable[[str, int], Mode]) -> None:
         super().__init__(layout, limit)
         self._mode = mode
+        self._pins: WeakValueDictionary[int, Pin] = WeakValueDictionary()
+
+    def run(self, segment: Any, view: View) -> Run:
+        """The records of a chunk in a view. Raises :class:`Absent`."""
+        if not view.ascii and self._lists[view.bank].digest_size == 20:
+            return self.stored(segment)
+        held = self._runs.get((segment.serial, view))
+        if held is None or len(held.offsets) <= len(segment):
+            self.stored(segment)  # or nothing is begun
+        return super().run(segment, view)
+
+    def stored(self, chunk: Chunk) -> Run:
+        """The bytes of a chunk. Raises :class:`Absent`."""
+        if isinstance(chunk.where, _Memory):
+            return chunk.where.run
+        key = chunk.serial, _STORED
+        held = self._runs.get(key)
+        if held is not None and len(held.offsets) > len(chunk):
+            self._runs.move_to_end(key)
+            return held
+        pin = self._pins.get(chunk.serial)
+        if pin is None or len(pin.run.offsets) <= len(chunk):
+            raise Absent(chunk)
+        return pin.run
+
+    def hold(self, chunk: Chunk, part: Part) -> Pin:
+        """The bytes of a chunk are these."""
+        assert isinstance(part.offsets, array)
+        run = Run(part.data, part.offsets, sealed=True)
+        pin = self._pins[chunk.serial] = Pin(run)
+        self._drop(chunk)
+        self._runs[chunk.serial, _STORED] = run
+        self.size += _cost(run)
+        self._shrink()
+        return pin
+
+    def _drop(self, chunk: Chunk) -> None:
+        old = self._runs.pop((chunk.serial, _STORED), None)
+        if old is not None:
+            self.size -= _cost(old)
+
+    def forget(self, segment: Any) -> None:
+        """Drops all of a chunk that is going away."""
+        self._drop(segment)
+        super().forget(segment)
 
     def _render(
         self, segment: Any, view: View, bank: Bank, done: int, data: bytearray, ends: array[int]
     ) -> None:
-        offsets = segment.offsets[done:]
-        pages = segment.data
-        first = segment.first + done
-        digests = self._digests(bank, pages, offsets, first)
+        run = self.stored(segment)
+        offsets = run.offsets[done:]
+        digests = self._digests(bank, run.data, offsets, segment.first + done)
         render = render_ascii if view.ascii else render_binary
-        text, positions = render(pages, offsets, digests, bank.digest_size)
+        text, positions = render(run.data, offsets, digests, bank.digest_size)
         base = len(data)
         data += text
         ends.extend([base + position for position in positions])
 
-    def _digests(self, bank: Bank, pages: memoryview, offsets: Sequence[int], first: int) -> bytes:
+    def _digests(self, bank: Bank, pages: Buffer, offsets: Sequence[int], first: int) -> bytes:
         width = bank.digest_size
         if bank.algorithm is None or bank.algorithm.name == "sha1":
             return padded_digests(pages, offsets, width)
@@ -140,6 +211,10 @@ class _Rendered(ViewCache):
         return b"".join(found)
 
 
+def _cost(run: Run) -> int:
+    return len(run.data) + 4 * len(run.offsets)
+
+
 def layout_of(banks: Sequence[BankFile]) -> Layout:
     """The banks that have files, in the order of the kernel's."""
     found = []
@@ -153,15 +228,13 @@ def layout_of(banks: Sequence[BankFile]) -> Layout:
 
 
 class Catalogue:
-    """See the module. ``map_`` gives the bytes of a segment's file."""
+    """See the module. ``read`` gives the bytes of a segment's file."""
 
-    def __init__(
-        self, banks: Sequence[BankFile], map_: Map, cache: int, intact: Intact = lambda *_: None
-    ) -> None:
+    def __init__(self, banks: Sequence[BankFile], read: Read, cache: int) -> None:
         self.layout = layout_of(banks)
         self._widths = tuple(bank.digest_size for bank in self.layout.lists)
-        self._map, self._intact = map_, intact
-        self._cache = _Rendered(self.layout, cache, self._mode)
+        self._read = read
+        self._cache = _Cache(self.layout, cache, self._mode)
         self._eras: list[Era] = []
         self._chunks: list[Chunk] = []
         # At the start of each chunk, counted from the list's head: records, bytes, text.
@@ -195,7 +268,7 @@ class Catalogue:
         return sum(chunk.violations for chunk in self._chunks)
 
     def violations_before(self, boot: str) -> int:
-        """Those stored under earlier kernels than that of ``boot``."""
+        """Those stored under earlier kernels than that of ``boot``. Raises :class:`Absent`."""
         first = next((era.first for era in self._eras if era.boot == boot), self._stored_end[0])
         if self._before is None or self._before[:2] != (boot, first):
             self._before = boot, first, self._violations_until(first)
@@ -207,8 +280,8 @@ class Catalogue:
             if at + len(chunk) <= end:
                 found += chunk.violations
             elif at < end:
-                chunk.pages.check()
-                data = bytes(chunk.data[chunk.offsets[0] : chunk.offsets[end - at]])
+                run = self._cache.stored(chunk)
+                data = bytes(run.data[run.offsets[0] : run.offsets[end - at]])
                 found += sum(not any(row[3]) for row in Reader(data, 20, opaque=True).walk())
         return found
 
@@ -219,46 +292,45 @@ class Catalogue:
 
     # Growing
 
-    def begin(self, sealed: Sequence[Sealed], tail: Sealed | None, eras: Sequence[Era]) -> None:
+    def begin(self, sealed: Sequence[Sealed], tail: Tail | None, eras: Sequence[Era]) -> None:
         """What an archive has at a start."""
         self._eras = list(eras)
         for segment in sealed:
-            self._take(segment, segment.index)
+            for number, row in enumerate(segment.table.rows):
+                chunk = self._append()
+                self._fill(chunk, segment, number, row)
+                self._grown(chunk)
             self._opened = len(self._chunks)
         if tail is not None:
-            self._take(tail, tail.index)
-            for chunk in self._chunks[self._opened :]:
-                chunk.offsets = array("Q", chunk.offsets)
-            self._chunks[-1].sealed = len(self._chunks[-1]) >= CHUNK
+            self._extend(tail)
         self._settle()
 
-    def _take(self, segment: Sealed, index: Index) -> None:
-        self._indexed(index, self._pages(segment))
+    @staticmethod
+    def _fill(chunk: Chunk, segment: Sealed, number: int, row: Row) -> None:
+        table = segment.table
+        size = table.starts[number + 1] - table.starts[number]
+        chunk.take(row, _Full(segment.path, table, number), table.records(number), size)
 
-    def _pages(self, segment: Sealed) -> _Pages:
-        words = (segment.path, segment.size, segment.index.mapped)
-        return _Pages(self._map, self._intact, *words)
+    def _extend(self, tail: Tail) -> None:
+        """The open segment has these chunks now; the first of them may have been there."""
+        for number, (row, offsets) in enumerate(tail.chunks, self._opened + tail.at):
+            chunk = self._chunks[number] if number < len(self._chunks) else self._append()
+            where = _Open(tail.path, offsets)
+            chunk.take(row, where, len(offsets) - 1, offsets[-1] - offsets[0])
+            self._grown(chunk)
 
-    def _indexed(self, index: Index, pages: _Pages | _Memory) -> None:
-        for number, text in enumerate(index.texts):
-            chunk = Chunk(self._end[0], pages)
-            chunk.offsets = index.offsets[number * CHUNK : (number + 1) * CHUNK + 1]
-            chunk.text_size, chunk.longest = text, index.longest[number]
-            chunk.longest_text = index.longest_texts[number]
-            chunk.violations = index.violations[number]
-            self._append(chunk)
-
-    def _append(self, chunk: Chunk) -> None:
+    def _append(self) -> Chunk:
+        chunk = Chunk(self._end[0])
         self._chunks.append(chunk)
         for numbers, end in zip((self._records, self._bytes, self._texts), self._end, strict=True):
             numbers.append(end)
-        self._grown(chunk)
+        return chunk
 
     def _grown(self, chunk: Chunk) -> None:
         """The last chunk has its records."""
         self._end = (
             self._records[-1] + len(chunk),
-            self._bytes[-1] + chunk.offsets[-1] - chunk.offsets[0],
+            self._bytes[-1] + chunk.size,
             self._texts[-1] + chunk.text_size,
         )
         self._most = max(self._most, chunk.longest)
@@ -267,19 +339,20 @@ class Catalogue:
     def _settle(self) -> None:
         self._stored_end, self._stored_chunks = self._end, len(self._chunks)
 
-    def show(self, data: bytes) -> None:
-        """The records behind the stored ones are these: the kernel has them."""
+    def show(self, shown: Indexed) -> None:
+        """The records behind the stored ones are these: the kernel has them. To index them takes
+        as long as they are many: elsewhere than in the event loop."""
         self._hide()
-        self._pending = data
-        if not data:
-            return
-        index = Index()
-        index.take(measured(data))
-        self._indexed(index, _Memory(data))
+        self._pending = shown.data
+        for row, offsets in shown.idx.chunks():
+            chunk = self._append()
+            where = _Memory(Run(shown.data, offsets, sealed=True))
+            chunk.take(row, where, len(offsets) - 1, offsets[-1] - offsets[0])
+            self._grown(chunk)
 
     def _hide(self) -> None:
         for chunk in self._chunks[self._stored_chunks :]:
-            self._cache.forget(chunk)  # type: ignore[arg-type]
+            self._cache.forget(chunk)
         for numbers in (self._records, self._bytes, self._texts):
             del numbers[self._stored_chunks :]
         del self._chunks[self._stored_chunks :]
@@ -296,43 +369,18 @@ class Catalogue:
             *(frame.boot, frame.modes),
         ):
             self._eras.append(Era(frame.first, frame.boot, frame.modes))
-        if frame.count:
-            self._store(stored)
+        if stored.tail is not None:
+            self._extend(stored.tail)
         self._settle()
-        self.show(rest)
+        if rest:
+            self.show(indexed(rest))
 
     def _seal(self, segment: Sealed) -> None:
-        """The open segment is full: its index is a file's pages from now on."""
-        pages = self._pages(segment)
-        for number, chunk in enumerate(self._chunks[self._opened :]):
-            chunk.offsets = segment.index.offsets[number * CHUNK : (number + 1) * CHUNK + 1]
-            chunk.pages = pages
-            chunk.sealed = True
+        """The open segment is full: its index is in a file from now on."""
+        chunks = self._chunks[self._opened :]
+        for number, (chunk, row) in enumerate(zip(chunks, segment.table.rows, strict=True)):
+            self._fill(chunk, segment, number, row)
         self._opened = len(self._chunks)
-
-    def _store(self, stored: Stored) -> None:
-        frame = stored.frame
-        pages = _Pages(self._map, self._intact, stored.path, frame.off + frame.len)
-        begin = frame.off
-        found = stored.measured
-        for end, line, violation in zip(*found, strict=True):
-            if len(self._chunks) == self._opened or len(self._chunks[-1]) >= CHUNK:
-                chunk = Chunk(self._end[0], pages)
-                chunk.offsets = array("Q", (begin,))
-                chunk.sealed = False
-                self._append(chunk)
-            chunk = self._chunks[-1]
-            offsets = chunk.offsets
-            assert isinstance(offsets, array)
-            offsets.append(frame.off + end)
-            chunk.pages = pages
-            chunk.text_size += line
-            chunk.violations += violation
-            chunk.longest = max(chunk.longest, frame.off + end - begin)
-            chunk.longest_text = max(chunk.longest_text, line)
-            self._grown(chunk)
-            chunk.sealed = len(chunk) >= CHUNK
-            begin = frame.off + end
 
     # Reading: see PackedList, whose rules these are
 
@@ -349,15 +397,22 @@ class Catalogue:
         return self._position(view, len(self._chunks))
 
     def run(self, view: View, index: int) -> tuple[Run, int] | None:
-        """The run that holds record ``index``, and its number in there; None at the end."""
+        """The run that holds record ``index``, and its number in there; None at the end. Raises
+        :class:`Absent`, as :meth:`locate` and :meth:`longest` do."""
         if index >= self._end[0]:
             return None
         at = bisect_right(self._records, index) - 1
-        return self._run(self._chunks[at], view), index - self._records[at]
+        return self._cache.run(self._chunks[at], view), index - self._records[at]
 
-    def _run(self, chunk: Chunk, view: View) -> Run:
-        chunk.pages.check()
-        return self._cache.run(chunk, view)  # type: ignore[arg-type]
+    def reading(self, absent: Absent) -> Callable[[], Part]:
+        """What reads a chunk; it touches nothing of ours. Blocking."""
+        where = absent.chunk.where
+        assert not isinstance(where, _Memory)
+        return partial(where.part, self._read)
+
+    def hold(self, absent: Absent, part: Part) -> object:
+        """The chunk is this: it stays in memory for as long as the object that is returned."""
+        return self._cache.hold(absent.chunk, part)
 
     def locate(self, view: View, position: int) -> tuple[int, int]:
         """Record index at a byte position, and how many of its bytes lie before it."""
@@ -370,7 +425,7 @@ class Catalogue:
                 low = middle
             else:
                 high = middle
-        offsets = self._run(self._chunks[low], view).offsets
+        offsets = self._cache.run(self._chunks[low], view).offsets
         inside = position - self._position(view, low) + offsets[0]
         number = bisect_right(offsets, inside) - 1
         return self._records[low] + number, inside - offsets[number]
@@ -394,14 +449,19 @@ class Catalogue:
             size = (chunk.longest_text if view.ascii else chunk.longest) + wider
             if size < 4096 or size <= best:
                 continue
-            offsets = self._run(chunk, view).offsets
-            stop = min(len(chunk), end - self._records[at])
+            stop = end - self._records[at]
+            if stop >= len(chunk):
+                best = size
+                continue
+            offsets = self._cache.run(chunk, view).offsets
             best = max([best, *(offsets[i + 1] - offsets[i] for i in range(stop))])
         return best
 
     def records(self) -> RecordList:
-        """What is stored, for a join."""
+        """What is stored, for a join. Reading it is blocking, in any thread."""
         stored = self._chunks[: self._stored_chunks]
-        for chunk in stored:
-            chunk.pages.check()
-        return RecordList([Part(chunk.data, chunk.offsets) for chunk in stored])
+        return RecordList(
+            Away(len(chunk), partial(chunk.where.part, self._read))
+            for chunk in stored
+            if not isinstance(chunk.where, _Memory)
+        )

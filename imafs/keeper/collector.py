@@ -9,9 +9,11 @@ Every call into the kernel, the TPM and the disk has a deadline.
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -26,7 +28,8 @@ from imafs.errors import (
     TpmError,
 )
 from imafs.keeper import facts
-from imafs.keeper.catalogue import Catalogue
+from imafs.keeper.catalogue import Absent, Catalogue
+from imafs.keeper.index import Indexed, indexed
 from imafs.keeper.joining import PIECE, WHOLE, Joining
 from imafs.keeper.keeping import Again, Settings, State, SuspendedNow
 from imafs.keeper.records import listed
@@ -176,8 +179,9 @@ class Collector(Joining):
         if self._known is None or self.catalogue is None or self.refusal is not None:
             return  # without a join nobody knows what is new: readers wait for one, or get EIO
         try:
-            data = self._behind(await self._in_kernel(self._read_all))
-            self.catalogue.show(data)
+            data = await self._in_kernel(self._read_all)
+            head = await self._apart(len(data), partial(_head, data, self._known))
+            self.catalogue.show(head.new)
         except (Refused, FormatError) as error:
             self.told.say("readers", logging.WARNING, "a reader gets EIO: %s", error)
             return
@@ -191,22 +195,23 @@ class Collector(Joining):
         counts some that have no record. Raises :class:`Refused` (EIO)."""
         await self.fresh()
         self._counted = await self._in_kernel(self._source.violations)
-        return self.violations_known
+        kept = []
+        while True:
+            catalogue = self.catalogue
+            try:
+                return self.violations_known
+            except Absent as absent:
+                assert catalogue is not None
+                kept.append(await self.fetch(catalogue, absent))
 
     @property
     def violations_known(self) -> int:
-        """As of the last look."""
+        """As of the last look. Raises :class:`Absent`."""
         catalogue = self.catalogue
         if catalogue is None:
             return 0
         before = catalogue.violations_before(self.boot)
         return max(catalogue.violations, before + self._counted)
-
-    def _behind(self, data: bytes) -> bytes:
-        """The records of the kernel's list that are not stored."""
-        records = listed(data)
-        known = min(self._known or 0, len(records))
-        return records.joined(known, len(records))
 
     # The lock
 
@@ -289,43 +294,41 @@ class Collector(Joining):
         self._tell(State.STAGED)
         self._since = None
         data = await self._in_kernel(self._source.staged)
-        await self._store_batch(data, facts.How.STAGE, asked)
+        count = await self._store_batch(data, facts.How.STAGE, asked)
         await self._delete_staged()
-        await self._after_delete(len(listed(data)))
+        await self._after_delete(count)
 
     async def _cycle_of_first(self, asked: int) -> None:
         """Without A, or with too many to read at once: the first records, deleted by number."""
         data = await self._in_kernel(partial(self._source.current, PIECE))
-        count = len(listed(data))
-        if not count:
+        if not data:
             self._looked(asked)
             return
         self._tell(State.STAGED)
+        head = await self._apart(len(data), partial(_head, data, self._known or 0))
+        count = head.number
         rest = count < await self._in_kernel(self._source.count)
-        await self._store_batch(data, facts.How.PARTIAL, self._shown if rest else asked)
+        await self._store_head(head, facts.How.PARTIAL, self._shown if rest else asked)
         await self._delete_first(count)
         await self._after_delete(count)
         if rest:
             self._wanted.set()
 
-    async def _store_batch(self, data: bytes, how: facts.How, asked: int) -> None:
-        """Commits the records of a batch that are not stored; shows them first."""
-        records = listed(data)
-        known = min(self._known or 0, len(records))
-        new = records.joined(known, len(records))
+    async def _store_batch(self, data: bytes, how: facts.How, asked: int) -> int:
+        """Commits the records of a batch that are not stored; how many there are in it."""
+        head = await self._apart(len(data), partial(_head, data, self._known or 0))
+        await self._store_head(head, how, asked)
+        return head.number
+
+    async def _store_head(self, head: _Head, how: facts.How, asked: int) -> None:
+        """Shows the records that are not stored, and commits them."""
         assert self.catalogue is not None
-        self.catalogue.show(new)
+        self.catalogue.show(head.new)
         self._looked(asked)
-        batch = self._batch(new, len(records) - known, how)
-        await self._commit(
-            replace(
-                batch,
-                staged=len(records),
-                staged_sha256=records.sha256(0, len(records)),
-                skip=known,
-            )
-        )
-        self._known = max(known, len(records))
+        batch = await self._batch(head.new, how)
+        batch = replace(batch, staged=head.number, staged_sha256=head.sha256, skip=head.known)
+        await self._commit(batch)
+        self._known = max(head.known, head.number)
         self._tell(State.COMMITTED)
 
     async def _after_delete(self, number: int) -> None:
@@ -335,3 +338,21 @@ class Collector(Joining):
         if self._in_part and await self._in_kernel(self._source.count) <= WHOLE:
             # The join of a long list had seen no end that the PCRs could confirm.
             raise Again("most of a long list is stored: the rest is looked at whole")
+
+
+class _Head(NamedTuple):
+    """The kernel's list, or its head: so many records, of which the first ``known`` are stored."""
+
+    number: int
+    known: int
+    sha256: bytes
+    new: Indexed
+
+
+def _head(data: bytes, known: int) -> _Head:
+    """Raises :class:`FormatError`."""
+    records = listed(data)
+    count = len(records)
+    known = min(known, count)
+    sha256 = hashlib.sha256(data).digest()
+    return _Head(count, known, sha256, indexed(records.joined(known, count)))

@@ -9,12 +9,12 @@ them. Paths are below the store's own directory. Methods raise OSError.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import stat
 import threading
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 from imafs.disk import fill
 from imafs.errors import DegradedError
@@ -23,7 +23,15 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _FILE_MODE = 0o640
 _DIRECTORY_MODE = 0o750
-T = TypeVar("T")
+#: Bytes of a long file that are read at once.
+_PIECE = 1 << 20
+
+
+class CutError(OSError):
+    """A file has become shorter than ``size`` bytes, which it had."""
+
+    def __init__(self, path: str, size: int) -> None:
+        super().__init__(errno.EIO, f"somebody cut it: {size} bytes were there", path)
 
 
 class Files(Protocol):
@@ -65,14 +73,19 @@ class Files(Protocol):
     def read(self, path: str, most: int) -> bytes:
         """A regular file of at most ``most`` bytes, whole (EFBIG)."""
 
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """The same in pieces, however long it is: of one file, also where another one takes its
+        place meanwhile."""
+
     def size(self, path: str) -> int:
         """Of a regular file (EINVAL for anything else)."""
 
-    def map(self, path: str, size: int) -> memoryview:
-        """The first ``size`` bytes of a file for reading: pages of the file, no copy.
+    def read_at(self, path: str, at: int, size: int) -> bytes:
+        """``size`` bytes of a regular file from byte ``at`` on; :class:`CutError`: it has ended.
 
-        One that is open for writing is not opened again: IMA takes root's reading of a file
-        that somebody writes for a violation.
+        Never a mapping: a page that the disk does not give, or that somebody has cut off, would
+        be SIGBUS there, and the end of the keeper. One that is open for writing is not opened
+        again: IMA takes root's reading of a file that somebody writes for a violation.
         """
 
     def free(self, path: str) -> tuple[int, int]:
@@ -161,25 +174,29 @@ class Disk:
 
     def read(self, path: str, most: int) -> bytes:
         """See :class:`Files`."""
-        return self._with(path, lambda descriptor: self._content(descriptor, path, most))
+        with self._reading(path) as descriptor:
+            size = _regular(descriptor, self._path(path))
+            if size > most:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._path(path))
+            return self._piece(descriptor, path, 0, size)
 
-    def _content(self, descriptor: int, path: str, most: int) -> bytes:
-        size = _regular(descriptor, self._path(path))
-        if size > most:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._path(path))
-        data = b""
-        while len(data) < size and (piece := os.pread(descriptor, size - len(data), len(data))):
-            data += piece
-        return data
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """See :class:`Files`."""
+        with self._reading(path) as descriptor:
+            size = _regular(descriptor, self._path(path))
+            for at in range(0, size, _PIECE):
+                yield self._piece(descriptor, path, at, min(_PIECE, size - at))
 
-    def _with(self, path: str, work: Callable[[int], T]) -> T:
-        """``work`` on the file's descriptor for writing if it has one, else on one to read."""
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[int]:
+        """A descriptor of a file, the one for writing again where there is one."""
         with self._lock:
-            if (own := self._writing.get(path)) is not None:
-                return work(own)
-        descriptor = os.open(self._path(path), _READ)
+            own = self._writing.get(path)
+            descriptor = None if own is None else os.dup(own)
+        if descriptor is None:
+            descriptor = os.open(self._path(path), _READ)
         try:
-            return work(descriptor)
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -190,17 +207,28 @@ class Disk:
             raise OSError(errno.EINVAL, "is not a regular file", self._path(path))
         return found.st_size
 
-    def map(self, path: str, size: int) -> memoryview:
+    def read_at(self, path: str, at: int, size: int) -> bytes:
         """See :class:`Files`."""
-        if not size:
-            return memoryview(b"")
-        return self._with(path, lambda descriptor: self._mapped(descriptor, path, size))
+        with self._reading(path) as descriptor:
+            if _regular(descriptor, self._path(path)) < at + size:
+                raise CutError(self._path(path), at + size)
+            return self._piece(descriptor, path, at, size)
 
-    def _mapped(self, descriptor: int, path: str, size: int) -> memoryview:
-        if _regular(descriptor, self._path(path)) < size:
-            # A page behind the end would be SIGBUS, and the end of the keeper.
-            raise OSError(errno.EIO, "is shorter than its records", self._path(path))
-        return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+    def _piece(self, descriptor: int, path: str, at: int, size: int) -> bytes:
+        pieces = []
+        end = at + size
+        while at < end:
+            try:
+                piece = os.pread(descriptor, end - at, at)
+            except OSError as error:
+                # What is in front of a bad sector comes by itself: here is the place.
+                text = f"{error.strerror} at byte {at}"
+                raise OSError(error.errno, text, self._path(path)) from None
+            if not piece:
+                raise CutError(self._path(path), end)
+            pieces.append(piece)
+            at += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def free(self, path: str) -> tuple[int, int]:
         """See :class:`Files`."""

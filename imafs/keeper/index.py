@@ -5,7 +5,7 @@ A file of it stands beside the segment (``.idx``), so that a start reads no reco
 this machine's byte order: magic; u32 records; u32 records per chunk; per chunk u64 bytes of its
 SHA-1 ASCII lines, u64 longest record, u64 longest line, u64 violations; u64 where each record
 begins, and the segment's end. Pure: a file is taken only where its seal has its SHA-256, or it
-is made anew.
+is made anew. The offsets of a full segment are not kept: those of a chunk are read with it.
 """
 
 from __future__ import annotations
@@ -51,71 +51,138 @@ def measured(data: bytes) -> Measured:
     return Measured(ends, lines, bytes(violations))
 
 
+class Row(NamedTuple):
+    """A chunk: bytes of its SHA-1 lines, its longest record and line, its violations."""
+
+    text: int
+    longest: int
+    longest_text: int
+    violations: int
+
+
 class Index:
     """Grows while its segment does. ``offsets`` has one number more than there are records."""
 
-    __slots__ = ("longest", "longest_texts", "mapped", "offsets", "texts", "violations")
+    __slots__ = ("offsets", "rows")
 
     def __init__(self) -> None:
-        self.mapped = 0  # bytes of the file whose pages the offsets are
-        self.offsets: Sequence[int] = array("Q", (0,))
-        self.texts: Sequence[int] = array("Q")
-        self.longest: Sequence[int] = array("Q")
-        self.longest_texts: Sequence[int] = array("Q")
-        self.violations: Sequence[int] = array("Q")
+        self.offsets = array("Q", (0,))
+        self.rows: list[Row] = []
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def take(self, measured: Measured) -> None:
         """Records behind those that are there."""
-        offsets, texts = self.offsets, self.texts
-        longest, longest_texts, violations = self.longest, self.longest_texts, self.violations
-        assert isinstance(violations, array)
-        assert isinstance(offsets, array)
-        assert isinstance(texts, array)
-        assert isinstance(longest, array)
-        assert isinstance(longest_texts, array)
-        base = offsets[-1]
+        offsets, rows = self.offsets, self.rows
+        base = start = offsets[-1]
+        row = rows.pop() if len(self) % CHUNK else _NO_ROW
+        text, longest, longest_text, violations = row
         for end, line, violation in zip(*measured, strict=True):
-            if len(self) % CHUNK == 0:
-                for numbers in (texts, longest, longest_texts, violations):
-                    numbers.append(0)
-            violations[-1] += violation
-            longest[-1] = max(longest[-1], base + end - offsets[-1])
-            longest_texts[-1] = max(longest_texts[-1], line)
-            texts[-1] += line
-            offsets.append(base + end)
+            end += base
+            text += line
+            violations += violation
+            if end - start > longest:
+                longest = end - start
+            if line > longest_text:
+                longest_text = line
+            offsets.append(end)
+            start = end
+            if (len(offsets) - 1) % CHUNK == 0:
+                rows.append(Row(text, longest, longest_text, violations))
+                text, longest, longest_text, violations = _NO_ROW
+        if len(self) % CHUNK:
+            rows.append(Row(text, longest, longest_text, violations))
 
-    @property
-    def _columns(self) -> tuple[Sequence[int], ...]:
-        return self.texts, self.longest, self.longest_texts, self.violations
+    def chunks(self, first: int = 0) -> list[tuple[Row, array[int]]]:
+        """Its chunks from one on, each with the offsets of its records."""
+        return [
+            (row, self.offsets[number * CHUNK : (number + 1) * CHUNK + 1])
+            for number, row in enumerate(self.rows[first:], first)
+        ]
 
     def encode(self) -> bytes:
         """The file."""
         table = array("Q")
-        for row in zip(*self._columns, strict=True):
+        for row in self.rows:
             table.extend(row)
         head = _HEAD.pack(_MAGIC, len(self), CHUNK)
-        return head + table.tobytes() + array("Q", self.offsets).tobytes()
+        return head + table.tobytes() + self.offsets.tobytes()
+
+
+class Indexed(NamedTuple):
+    """Records that stand in memory."""
+
+    data: bytes
+    measured: Measured
+    idx: Index
+
+
+def indexed(data: bytes) -> Indexed:
+    """Of whole records. Raises :class:`FormatError` where they are not."""
+    found, index = measured(data), Index()
+    index.take(found)
+    return Indexed(data, found, index)
+
+
+class Table:
+    """What of a full segment's index is kept in memory; its offsets stay in the file.
+
+    ``starts``: the byte at which each chunk begins, and the segment's end.
+    """
+
+    __slots__ = ("count", "rows", "starts")
+
+    def __init__(self, count: int, rows: Sequence[Row], starts: Sequence[int]) -> None:
+        self.count, self.rows, self.starts = count, rows, starts
+
+    def __len__(self) -> int:
+        return self.count
+
+    def records(self, chunk: int) -> int:
+        """How many a chunk has."""
+        return min(CHUNK, self.count - chunk * CHUNK)
+
+    def place(self, chunk: int) -> tuple[int, int]:
+        """Where in the file the offsets of a chunk are: the first byte, and how many."""
+        front = _HEAD.size + 8 * _COLUMNS * len(self.rows)
+        return front + 8 * CHUNK * chunk, 8 * (self.records(chunk) + 1)
 
     @classmethod
-    def decode(cls, data: memoryview, count: int, size: int) -> Index:
-        """Of a file whose SHA-256 was checked: reads the pages of the file, no copy.
+    def decode(cls, data: bytes, count: int, size: int) -> Table:
+        """Of a file whose SHA-256 was checked.
 
         Raises :class:`FormatError` where it is not of ``count`` records in ``size`` bytes.
         """
         chunks = -(-count // CHUNK)
-        wanted = _HEAD.size + 8 * (_COLUMNS * chunks + count + 1)
-        if len(data) != wanted or _HEAD.unpack_from(data) != (_MAGIC, count, CHUNK):
+        if len(data) != encoded_size(count) or _HEAD.unpack_from(data) != (_MAGIC, count, CHUNK):
             raise FormatError("is no index of this segment")
-        numbers = data[_HEAD.size :].cast("Q")
-        index = cls()
-        index.mapped = wanted
+        numbers = memoryview(data)[_HEAD.size :].cast("Q")
         table = numbers[: _COLUMNS * chunks].tolist()
-        index.texts, index.longest = table[::_COLUMNS], table[1::_COLUMNS]
-        index.longest_texts, index.violations = table[2::_COLUMNS], table[3::_COLUMNS]
-        index.offsets = numbers[_COLUMNS * chunks :]
-        if index.offsets[0] != 0 or index.offsets[-1] != size:
+        columns = [table[at::_COLUMNS] for at in range(_COLUMNS)]
+        offsets = numbers[_COLUMNS * chunks :]
+        starts = array("Q", [*(offsets[at] for at in range(0, count, CHUNK)), offsets[-1]])
+        if starts[0] != 0 or starts[-1] != size:
             raise FormatError("is no index of this segment")
-        return index
+        return cls(count, [Row(*row) for row in zip(*columns, strict=True)], starts)
+
+
+def encoded_size(count: int) -> int:
+    """Bytes of the file of an index of so many records."""
+    return _HEAD.size + 8 * (_COLUMNS * -(-count // CHUNK) + count + 1)
+
+
+def offsets_of(data: bytes, start: int, end: int) -> array[int]:
+    """The offsets of a chunk as its file has them, counted from its ``start`` on.
+
+    Raises :class:`FormatError` where they are not those that were there at the start.
+    """
+    numbers = array("Q")
+    numbers.frombytes(data)
+    found = numbers.tolist()
+    if found[0] != start or found[-1] != end or found != sorted(found):
+        raise FormatError("is not the index that its segment had")
+    return array("I", [number - start for number in found])
+
+
+_NO_ROW = Row(0, 0, 0, 0)

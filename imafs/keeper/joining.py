@@ -14,7 +14,8 @@ import trio
 from imafs.keeper import evidence, facts, join
 from imafs.keeper.archive import Batch
 from imafs.keeper.facts import KernelFacts, LifeFacts, Plan, StoreFacts, TpmFacts
-from imafs.keeper.keeping import TPM_DEADLINE, Again, Keeping, State
+from imafs.keeper.index import Indexed, indexed
+from imafs.keeper.keeping import TPM_DEADLINE, UNKNOWN, Again, Keeping, State
 from imafs.keeper.records import RecordList, listed
 from imafs.keeper.source import Look
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 WHOLE = 20_000
 #: Bytes of such a piece.
 PIECE = 1 << 18
+#: Bytes of a record, at least.
+_LEAST = 33
 #: Seconds between two looks that could not decide.
 _AGAIN = 0.2
 #: Looks at the end of the kernel's list that one join takes, while records arrive.
@@ -50,11 +53,10 @@ class Joining(Keeping):
             asked = self._asked
             self._full = await self._room(0)
             found = await self._facts()
-            plan = join.plan(
-                self._store_facts(),
-                *found,
-                evidence.Choice(serve_gaps=self.settings.serve_gaps),
-            )
+            choice = evidence.Choice(serve_gaps=self.settings.serve_gaps)
+            # In a thread: it may read stored records, and hash some seconds long.
+            work = partial(join.plan, self._store_facts(), *found, choice)
+            plan = await self._apart(UNKNOWN, work)
             self.refusal = plan.refuse
             await self._carry_out(plan, found[0])
             if plan.skip is not None and plan.found is not facts.Found.SUSPENDED:
@@ -146,10 +148,11 @@ class Joining(Keeping):
             asks = look.staging and not part and not self._full and await self._has_pcrs()
             if not len(staged):
                 self._barrier(await self._in_kernel(self._source.stage) if asks else errno.EEXIST)
-                staged = listed(await self._in_kernel(self._source.staged, seconds))
+                read = await self._in_kernel(self._source.staged, seconds)
+                staged = await self._apart(len(read), partial(listed, read))
             work = partial(self._source.current, most, len(data))
             data += await self._in_kernel(work, seconds)
-            current = listed(data)
+            current = await self._apart(len(data), partial(listed, data))
             second = await self._in_kernel(self._source.stage) if asks else errno.EEXIST
             self._barrier(second)
             if second == 0:
@@ -186,7 +189,8 @@ class Joining(Keeping):
         )
 
     async def _tpm_facts(self, records: RecordList) -> TpmFacts:
-        numbers = records.pcrs(0, len(records)) | {10}
+        size = len(records) * _LEAST
+        numbers = await self._apart(size, partial(records.pcrs, 0, len(records))) | {10}
         if self.life is not None:
             numbers |= set(self.life.facts.deciding)
             numbers |= {n for own in self.life.archive.ledger.pcrs.values() for n in own}
@@ -205,7 +209,10 @@ class Joining(Keeping):
         finally:
             if self._known is not None and self.catalogue is not None:
                 left = len(k) - self._gone
-                self.catalogue.show(k.joined(self._gone + min(self._known, left), len(k)))
+                first, self._gone = self._gone + min(self._known, left), 0
+                size = (len(k) - first) * _LEAST
+                work = partial(_shown, k, first, len(k))
+                self.catalogue.show(await self._apart(size, work))
             self._gone = 0
 
     async def _act(self, action: facts.Action, kernel: KernelFacts, k: RecordList) -> None:
@@ -243,6 +250,7 @@ class Joining(Keeping):
     async def _open_life(self, action: facts.OpenLife, kernel: KernelFacts) -> None:
         assert self.look is not None
         k = kernel.records
+        deciding = await self._apart(len(k) * _LEAST, partial(evidence.deciding, k))
         life = LifeFacts(
             0,
             action.boot,
@@ -250,20 +258,21 @@ class Joining(Keeping):
             "little",
             action.clock,
             whole=action.whole,
-            deciding=evidence.deciding(k),
+            deciding=deciding,
         )
         await self._begin(life)
 
     async def _store_part(self, k: RecordList, action: facts.Store) -> None:
         last = action.place + action.count
-        data = k.joined(action.place, last)
+        size = action.count * _LEAST
+        shown = await self._apart(size, partial(_shown, k, action.place, last))
         if self.catalogue is not None:
-            self.catalogue.show(data)
-        batch = self._batch(data, action.count, action.how, action.modes)
-        batch = replace(
-            batch,
-            staged=action.batch,
-            staged_sha256=k.sha256(0, action.batch),
-            skip=action.place,
-        )
+            self.catalogue.show(shown)
+        batch = await self._batch(shown, action.how, action.modes)
+        sha256 = await self._apart(action.batch * _LEAST, partial(k.sha256, 0, action.batch))
+        batch = replace(batch, staged=action.batch, staged_sha256=sha256, skip=action.place)
         await self._commit(batch)
+
+
+def _shown(k: RecordList, first: int, last: int) -> Indexed:
+    return indexed(k.joined(first, last))

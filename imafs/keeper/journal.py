@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,8 +31,11 @@ Body = dict[str, Any]
 
 #: What stands before the first line.
 GENESIS = "0" * 64
-#: Bytes of a line at most. Ours have about 1 KiB; four banks of 24 PCRs have 12.
-LINE_MAX = 1 << 16
+#: Bytes of a line at most. Ours have about 1 KiB, four banks of 24 PCRs have 12, and a seal has all
+#: anchors and kernels of its segment besides.
+LINE_MAX = 1 << 20
+#: Bytes of a journal at most: of 50,000 full segments. What it says stands in memory.
+JOURNAL_MAX = 64 << 20
 #: Lines that no sync has made durable, at most: a ``done`` and what goes before the next D.
 UNSYNCED = 2
 _SUM = re.compile(rb',"sum":"([0-9a-f]{64})"}\Z')
@@ -41,6 +44,8 @@ _BANK = re.compile(r"[a-z0-9_-]{1,32}\Z")
 _SEGMENT = re.compile(r"[0-9]{12}\.bin\Z")
 _PCR = re.compile(r"[0-9]{1,2}\Z")
 _LARGEST = 1 << 62
+#: Banks in a table at most; TPMs have up to five.
+_BANKS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,28 +103,57 @@ def hashed(whole: bytes) -> str:
     return hashlib.sha256(whole.removesuffix(b"\n")).hexdigest()
 
 
-def chain(data: bytes) -> Chain:
-    """The lines that count. A torn tail is left out: lines that no sync made durable.
+class Lines:
+    """Which lines count, as the bytes of a journal come; no more than a line of them is kept.
 
-    Raises :class:`StoreBrokenError` where a line is damaged that was durable once.
+    A torn tail does not count: lines that no sync made durable. Raises
+    :class:`StoreBrokenError` where a line is damaged that was durable once.
     """
-    bodies: list[Body] = []
-    head, good = GENESIS, 0
-    lines = data.split(b"\n")
-    whole, rest = lines[:-1], lines[-1]
-    for number, text in enumerate(whole):
-        body = _body(text, head)
-        if body is None:
-            behind = len(whole) - number - 1 + bool(rest)
-            if behind >= UNSYNCED:
-                raise StoreBrokenError(
-                    f"journal, line {number + 1}: damaged, with {behind} lines behind it"
-                )
-            break
-        bodies.append(body)
-        head = hashlib.sha256(text).hexdigest()
-        good += len(text) + 1
-    return Chain(bodies, head, good)
+
+    def __init__(self) -> None:
+        self.head, self.good = GENESIS, 0
+        self._number = 0
+        self._rest = b""
+        self._damaged = 0  # the first line that is
+
+    def feed(self, data: bytes) -> Iterator[Body]:
+        """The bodies of the lines that ``data`` ends."""
+        texts = (self._rest + data).split(b"\n")
+        self._rest = texts.pop()
+        for text in texts:
+            self._number += 1
+            body = None if self._damaged else _body(text, self.head)
+            if body is None:
+                self._behind(self._number)
+                continue
+            self.head = hashlib.sha256(text).hexdigest()
+            self.good += len(text) + 1
+            yield body
+        if len(self._rest) > UNSYNCED * LINE_MAX:
+            raise StoreBrokenError(
+                f"journal, line {self._number + 1}: longer than any line of a keeper"
+            )
+
+    def end(self) -> None:
+        """That was all."""
+        if self._rest:
+            self._behind(self._number + 1)
+
+    def _behind(self, number: int) -> None:
+        self._damaged = self._damaged or number
+        if number - self._damaged >= UNSYNCED:
+            raise StoreBrokenError(
+                f"journal, line {self._damaged}: damaged, with {number - self._damaged} lines or "
+                "more behind it"
+            )
+
+
+def chain(data: bytes) -> Chain:
+    """The lines of a whole journal that count. Raises :class:`StoreBrokenError`."""
+    lines = Lines()
+    bodies = list(lines.feed(data))
+    lines.end()
+    return Chain(bodies, lines.head, lines.good)
 
 
 def _body(text: bytes, prev: str) -> Body | None:
@@ -250,7 +284,7 @@ class _Reader:
 
     def table(self, name: str) -> Body:
         value = self._body.get(name)
-        if not isinstance(value, dict) or not all(map(_BANK.match, value)):
+        if not isinstance(value, dict) or len(value) > _BANKS or not all(map(_BANK.match, value)):
             raise self.wrong(name)
         return value
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import enum
 import errno
+import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,16 +17,24 @@ from typing import NoReturn, TypeVar
 
 import trio
 
-from imafs.errors import DegradedError, ImafsError, Refused, TpmError, UsageError
+from imafs.errors import (
+    DegradedError,
+    ImafsError,
+    Refused,
+    StoreBrokenError,
+    TpmError,
+    UsageError,
+)
 from imafs.host.ratelimit import Ratelimit
 from imafs.keeper import facts
 from imafs.keeper.archive import Archive, Batch, Stored
-from imafs.keeper.catalogue import Catalogue
+from imafs.keeper.catalogue import Absent, Catalogue
 from imafs.keeper.facts import LifeFacts, Mode, Modes
-from imafs.keeper.records import listed, replayed
+from imafs.keeper.index import Indexed, indexed
+from imafs.keeper.records import Part, RecordList, replayed
 from imafs.keeper.source import NEEDED, Look, Source
 from imafs.keeper.store import Life, Store
-from imafs.keeper.worker import Worker
+from imafs.keeper.worker import Pool, Worker
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,10 +45,19 @@ TPM_DEADLINE = 20.0
 #: Of the TPM's clock, which only names what happened.
 CLOCK_DEADLINE = 2.0
 DISK_DEADLINE = 60.0
-
+#: Seconds that a reader of the view waits for stored records, and threads that read them.
+READ_DEADLINE = 15.0
+READERS = 4
+#: Bytes of records that are looked at in the event loop: the watchdog hears nothing meanwhile, and
+#: no reader. Records may have 30 bytes, and each takes some 20 us.
+AT_ONCE = 1 << 16
 
 #: Records of a frame of a life that is forked.
 _FORKED = 1 << 16
+#: Bytes of what lies on a disk: it is never looked at at once.
+UNKNOWN = 1 << 62
+#: Places that are told damaged, at most.
+_DAMAGES = 100
 
 
 class State(enum.StrEnum):
@@ -98,6 +117,8 @@ class Keeping:
         self._kernel = Worker("kernel")
         self._disk = Worker("disk")
         self._tpm = Worker("tpm")
+        self._reckoner = Worker("reckoner")
+        self._readers = Pool("reader", READERS, READ_DEADLINE)
         self.state = State.START
         self.why = ""
         #: Why a view is not to be served; None: it is the truth.
@@ -109,6 +130,7 @@ class Keeping:
         self.verified: tuple[int, float] | None = None
         self.deleted = 0
         self.alarms: dict[str, str] = {}
+        self._damages: set[str] = set()
         self.view_measured = "unknown"
         self._modes: dict[str, Mode] = {}
         self._flush: bool | None = None
@@ -214,6 +236,31 @@ class Keeping:
         except Refused as error:
             raise DegradedError(str(error)) from None
 
+    async def _apart(self, size: int, work: Callable[[], T]) -> T:
+        """What pure ``work`` on so many bytes of records returns, while the event loop goes on."""
+        return work() if size <= AT_ONCE else await self._reckoner.call(work, math.inf)
+
+    async def fetch(self, catalogue: Catalogue, absent: Absent) -> object:
+        """Stored records come into memory, for as long as somebody has what is returned.
+
+        Raises :class:`Refused` (EIO).
+        """
+        try:
+            part = await self._readers.call(absent.chunk.serial, catalogue.reading(absent))
+        except (StoreBrokenError, DegradedError) as error:
+            self.damaged(str(error))
+            raise Refused(errno.EIO, str(error)) from None
+        except Refused as error:
+            self.told.say("reads", logging.WARNING, "a reader of the view gets EIO: %s", error)
+            raise Refused(errno.EIO, str(error)) from None
+        return catalogue.hold(absent, part)
+
+    def damaged(self, text: str) -> None:
+        """Stored records are not to be had: once in the log, however many places are so."""
+        if len(self._damages) < _DAMAGES and text not in self._damages:
+            self._damages.add(text)
+            self.alarm("damaged", text)
+
     def _refused(self, call: str, number: int) -> NoReturn:
         if number in (errno.EACCES, errno.ESTALE, errno.ENODEV, errno.ENOTCONN):
             self._suspended = (self.boot, number)
@@ -233,7 +280,7 @@ class Keeping:
         if life is None:
             self.catalogue = None
             return
-        catalogue = Catalogue(life.banks, self._store.map, self.settings.cache, self._store.intact)
+        catalogue = Catalogue(life.banks, self._store.read_at, self.settings.cache)
         archive = life.archive
         catalogue.begin(archive.sealed, archive.tail, archive.ledger.eras)
         self.catalogue = catalogue
@@ -268,8 +315,9 @@ class Keeping:
         for last in sorted(edge for edge in edges | {action.index} if edge <= action.index):
             if last > at:
                 modes = next((e.modes for e in reversed(ledger.eras) if e.first <= at), None)
-                data = records.joined(at, last)
-                await self._commit(self._batch(data, last - at, facts.How.JOIN, modes))
+                data = await self._apart(UNKNOWN, partial(records.joined, at, last))
+                shown = await self._apart(len(data), partial(indexed, data))
+                await self._commit(await self._batch(shown, facts.How.JOIN, modes))
                 at = last
             for mark in [mark for mark in marks if mark.index == at]:
                 await self._mark(mark)
@@ -281,20 +329,12 @@ class Keeping:
 
     # Storing and deleting
 
-    def _batch(self, data: bytes, count: int, how: facts.How, modes: Modes | None = None) -> Batch:
+    async def _batch(self, shown: Indexed, how: facts.How, modes: Modes | None = None) -> Batch:
         """``modes``: in which its records were extended, where that is not this kernel's."""
         modes = dict(self._modes if modes is None else modes)
-        records = listed(data)
-        pcrs = self._archive().ledger.pcrs
-        return Batch(
-            data,
-            count,
-            self.boot,
-            staged=count,
-            staged_sha256=records.sha256(0, count),
-            how=how,
-            pcrs=replayed(pcrs, records, modes, 0, count),
-            modes=modes,
+        pcrs, boot = self._archive().ledger.pcrs, self.boot
+        return await self._apart(
+            len(shown.data), partial(_batch, shown, boot=boot, how=how, pcrs=pcrs, modes=modes)
         )
 
     async def _room(self, size: int) -> str | None:
@@ -363,5 +403,23 @@ class Keeping:
         if self.life is not None:
             with suppress(ImafsError):
                 await self._on_disk(self.life.archive.close)
-        for worker in (self._kernel, self._disk, self._tpm):
+        for worker in (self._kernel, self._disk, self._tpm, self._reckoner, self._readers):
             worker.end()
+
+
+def _batch(
+    shown: Indexed, *, boot: str, how: facts.How, pcrs: facts.PcrValues, modes: Modes
+) -> Batch:
+    data, count = shown.data, len(shown.idx)
+    records = RecordList([Part(data, shown.idx.offsets)])
+    return Batch(
+        data,
+        count,
+        boot,
+        staged=count,
+        staged_sha256=hashlib.sha256(data).digest(),
+        how=how,
+        pcrs=replayed(pcrs, records, modes, 0, count),
+        modes=modes,
+        measured=shown.measured,
+    )

@@ -18,6 +18,10 @@ from imafs.keeper.facts import (
 )
 from imafs.keeper.journal import GENESIS, Body, Era, Item, Seal, body_of, hashed, item_of, line
 
+#: Bytes of a batch at most: a staged list and the one behind it, both as long as the keeper reads.
+#: What a frame stands for is read whole, and a segment takes no more once it is full.
+BATCH_MAX = 1 << 29
+
 
 class Ledger:
     """What a journal's lines add up to. What a seal stands for is folded into it."""
@@ -37,6 +41,10 @@ class Ledger:
         self.number = -1
         self.end = 0
         self.pcrs: PcrValues = {}
+        #: The open segment; None where the next record begins a new one.
+        self.segment: str | None = None
+        #: Bytes of the open segment that count; anchors and gaps since the last seal.
+        self.offset = self.marks = 0
         self._open: list[Frame | Anchor | Gap | int] = []  # since the last seal, in order
 
     @property
@@ -68,16 +76,6 @@ class Ledger:
         return max(places, default=0)
 
     @property
-    def segment(self) -> str | None:
-        """The open segment; None where the next record begins a new one."""
-        return next((frame.seg for frame in self.frames if frame.count), None)
-
-    @property
-    def offset(self) -> int:
-        """Bytes of the open segment that count."""
-        return sum(frame.len for frame in self.frames)
-
-    @property
     def sealed(self) -> int:
         """Records in sealed segments."""
         return self.seals[-1].end if self.seals else 0
@@ -89,6 +87,7 @@ class Ledger:
         twin.eras, twin.frames, twin.last = self.eras[:], self.frames[:], self.last
         twin.done, twin.number = self.done, self.number
         twin.end, twin.pcrs = self.end, self.pcrs
+        twin.segment, twin.offset, twin.marks = self.segment, self.offset, self.marks
         twin._open = self._open[:]
         return twin
 
@@ -122,13 +121,18 @@ class Ledger:
             *(self.number + 1, self.end, expected, self.offset),
         ):
             raise StoreBrokenError(f"journal: frame {frame.n} does not follow frame {self.number}")
-        if (frame.count == 0) != (frame.len == 0):
-            raise StoreBrokenError(f"journal: frame {frame.n}: bytes without records, or none")
+        if (frame.count == 0) != (frame.len == 0) or not frame.count <= frame.len <= BATCH_MAX:
+            raise StoreBrokenError(
+                f"journal: frame {frame.n}: {frame.count} records in {frame.len} bytes"
+            )
         self.frames.append(frame)
         self._open.append(frame)
         self.number = frame.n
         if frame.g_count or frame.count:
             self.last = frame
+        if frame.count:
+            self.segment = frame.seg
+        self.offset += frame.len
         self.end += frame.count
         self.pcrs = frame.pcrs
         self._era(Era(frame.first, frame.boot, frame.modes))
@@ -150,6 +154,7 @@ class Ledger:
         if isinstance(mark, Anchor) and mark.index < self.end:
             raise StoreBrokenError(f"journal: an anchor at {mark.index} behind record {self.end}")
         self._open.append(mark)
+        self.marks += 1
         self._marked(mark)
 
     def _marked(self, mark: Anchor | Gap) -> None:
@@ -186,10 +191,15 @@ class Ledger:
         self.seals.append(seal)
         self.frames.clear()
         self._open.clear()
+        self.segment, self.offset, self.marks = None, 0, 0
 
     def _folded(self, seal: Seal) -> None:
         if seal.first != self.end or seal.segment != f"{seal.first:012d}.bin" or not seal.count:
             raise StoreBrokenError(f"journal: {seal.segment} does not follow record {self.end}")
+        if not seal.count <= seal.size <= 2 * BATCH_MAX:
+            raise StoreBrokenError(
+                f"journal: {seal.segment}: {seal.count} records in {seal.size} bytes"
+            )
         last = seal.last
         if last is not None and not (last.n < seal.frames and last.first + last.count <= seal.end):
             raise StoreBrokenError(f"journal: the seal of {seal.segment} speaks of another frame")
@@ -201,11 +211,13 @@ class Ledger:
         self.number = seal.frames - 1
         self.done = self.number if seal.done or last is None else last.n - 1
 
-    def written(self) -> bytes:
-        """A journal of this ledger, whose earlier lines are folded into their seals."""
+    def written(self) -> tuple[bytes, str]:
+        """A journal of this ledger, whose earlier lines are folded into their seals.
+
+        And the hash of its last line."""
         pieces, head = [], GENESIS
         for item in (*self.seals, *self._open):
             text = line(body_of(item), head)
             pieces.append(text)
             head = hashed(text)
-        return b"".join(pieces)
+        return b"".join(pieces), head

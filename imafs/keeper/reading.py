@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imafs.errors import FormatError, NotThereError, StoreBrokenError
-from imafs.keeper import journal
-from imafs.keeper.book import JOURNAL
+from imafs.keeper.book import JOURNAL, told
 from imafs.keeper.facts import Anchor, Frame, PcrValues
 from imafs.keeper.files import Disk, failed
-from imafs.keeper.ledger import Ledger
 from imafs.keeper.records import RecordList, listed, replayed
 
 _LIFE = re.compile(r"[0-9]{6,12}-[0-9a-zA-Z-]{1,64}")
-_JOURNAL_MAX = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +66,11 @@ class Reading:
     def __init__(self, store: str, life: str) -> None:
         self._disk = Disk(f"{store}/lives/{life}")
         self.life = life
-        self.ledger = Ledger()
         try:
             with self._beside_writer(JOURNAL):
-                data = self._disk.read(JOURNAL, _JOURNAL_MAX)
+                self.ledger, _ = told(self._disk, JOURNAL)
         except OSError as error:
             raise failed(f"{store}/lives/{life}/{JOURNAL}", error) from None
-        try:
-            self.ledger.read(journal.chain(data).bodies)
         except StoreBrokenError as error:
             raise StoreBrokenError(f"{life}: {error}") from None
 
@@ -124,8 +118,7 @@ class Reading:
         sealed = any(seal.segment == piece.segment for seal in self.ledger.seals)
         try:
             with nullcontext() if sealed else self._beside_writer(piece.segment):
-                mapped = self._disk.map(piece.segment, piece.offset + piece.size)
-                data = bytes(mapped[piece.offset :])
+                data = self._disk.read_at(piece.segment, piece.offset, piece.size)
         except OSError as error:
             raise StoreBrokenError(f"{self.life}/{piece.segment}: {error.strerror}") from None
         if hashlib.sha256(data).digest() != piece.sha256:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""Records that stand in memory or in mapped segments, as joins and replays walk over them.
+"""Records that stand in memory or in segments, as joins and replays walk over them.
 
-Pure. See :class:`imafs.keeper.facts.Records`.
+Pure, but for what reads a segment. See :class:`imafs.keeper.facts.Records`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from imafs.errors import FormatError
@@ -21,6 +21,8 @@ from imafs.keeper.facts import Mode, Modes, PcrValues
 Buffer = bytes | memoryview
 _BOOT_AGGREGATE = b"boot_aggregate"
 _WIDTH = 20
+#: Parts of files that one list keeps in memory.
+_READ = 4
 
 
 class Part(NamedTuple):
@@ -30,16 +32,38 @@ class Part(NamedTuple):
     offsets: Sequence[int]
 
 
-class RecordList:
-    """Some parts, one behind the other."""
+class Away(NamedTuple):
+    """``number`` records in a file: ``read`` gives them. Blocking."""
 
-    def __init__(self, parts: Iterable[Part] = ()) -> None:
-        self.parts = [part for part in parts if len(part.offsets) > 1]
+    number: int
+    read: Callable[[], Part]
+
+
+class RecordList:
+    """Some parts, one behind the other. Of those in files some are kept that were read last."""
+
+    def __init__(self, parts: Iterable[Part | Away] = ()) -> None:
+        self.parts: list[Part | Away] = []
         self._firsts: list[int] = []
         self._end = 0
-        for part in self.parts:
-            self._firsts.append(self._end)
-            self._end += len(part.offsets) - 1
+        self._read: dict[int, Part] = {}
+        for part in parts:
+            count = part.number if isinstance(part, Away) else len(part.offsets) - 1
+            if count > 0:
+                self.parts.append(part)
+                self._firsts.append(self._end)
+                self._end += count
+
+    def _part(self, at: int) -> Part:
+        part = self.parts[at]
+        if isinstance(part, Part):
+            return part
+        found = self._read.get(at)
+        if found is None:
+            while len(self._read) >= _READ:
+                del self._read[next(iter(self._read))]
+            found = self._read[at] = part.read()
+        return found
 
     def __len__(self) -> int:
         return self._end
@@ -48,7 +72,7 @@ class RecordList:
         """The parts of a range, each with its own numbers."""
         at = bisect_right(self._firsts, first) - 1
         while first < last:
-            part, begin = self.parts[at], self._firsts[at]
+            part, begin = self._part(at), self._firsts[at]
             end = min(last - begin, len(part.offsets) - 1)
             yield part, first - begin, end
             first, at = begin + end, at + 1
@@ -127,8 +151,7 @@ def digest_of(bank: str, mode: Mode) -> _Extended:
 def listed(data: bytes) -> RecordList:
     """The records of one list. Raises :class:`FormatError` where it is not whole records."""
     offsets = array("Q", (0,))
-    for *_, end in Reader(data, _WIDTH, opaque=True).walk():
-        offsets.append(end)
+    offsets.extend(Reader(data, _WIDTH, opaque=True).ends())
     return RecordList([Part(data, offsets)])
 
 

@@ -27,7 +27,7 @@ from imafs.keeper import files as files_
 from imafs.keeper.archive import Archive
 from imafs.keeper.book import JOURNAL
 from imafs.keeper.facts import Clock, LifeFacts, Mode
-from imafs.keeper.files import Disk, Files, failed
+from imafs.keeper.files import CutError, Disk, Files, failed
 from imafs.keeper.reading import Reading
 
 FORMAT = 1
@@ -104,21 +104,15 @@ class Store:
             f" and a segment of {archives.SEGMENT_SIZE >> 20} MiB"
         )
 
-    def map(self, path: str, size: int) -> memoryview:
-        """The first bytes of a file of the store, mapped. Raises :class:`DegradedError`."""
+    def read_at(self, path: str, at: int, size: int) -> bytes:
+        """Bytes of a file of the store. Raises :class:`StoreBrokenError` where it has them no more,
+        :class:`DegradedError` where the disk does not give them."""
         try:
-            return self._files.map(path, size)
+            return self._files.read_at(path, at, size)
+        except (CutError, FileNotFoundError) as error:
+            raise StoreBrokenError(f"{self.path}/{path}: {error.strerror}") from None
         except OSError as error:
             raise failed(f"{self.path}/{path}", error) from None
-
-    def intact(self, path: str, size: int) -> None:
-        """Raises :class:`StoreBrokenError` where a file has become shorter than that."""
-        try:
-            found = self._files.size(path)
-        except OSError as error:
-            raise StoreBrokenError(f"{self.path}/{path}: {error.strerror}") from None
-        if found < size:
-            raise StoreBrokenError(f"{self.path}/{path}: somebody cut it: {size} bytes were there")
 
     def lives(self) -> list[str]:
         """Directories of the lives, oldest first. Raises :class:`DegradedError`."""

@@ -14,15 +14,16 @@ import logging
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import trio
 
-from imafs.errors import DegradedError, ImafsError, Refused, StoreBrokenError
-from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle
+from imafs.errors import FormatError, ImafsError, Refused
+from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle, WaitFirst
 from imafs.interface.profiles import lookup
 from imafs.interface.profiles.model import Kind, directory
-from imafs.keeper.catalogue import Catalogue
+from imafs.keeper.catalogue import Absent, Catalogue
 from imafs.keeper.collector import Collector
 from imafs.lists.banks import View
 from imafs.lists.seqfile import Bytes, SeqFile
@@ -86,9 +87,12 @@ class ListHandle(Handle):
             return b""
         try:
             return self._seq.read(position, size, fill=fill)
-        except (StoreBrokenError, DegradedError) as error:
-            self._collector.alarm("damaged", str(error))
+        except Absent as absent:
+            fetch = partial(self._collector.fetch, self._catalogue, absent)
+        except FormatError as error:
+            self._collector.damaged(str(error))
             raise Refused(errno.EIO, str(error)) from None
+        raise WaitFirst(fetch)
 
 
 async def seen(collector: Collector) -> Catalogue:
@@ -145,14 +149,14 @@ class WholeDirectory(Directory[File]):
         catalogue = self._collector.catalogue
         if catalogue is None or entry.kind is Kind.POLICY:
             return 0
-        return (
-            len(self._text(entry, catalogue)) if entry.view is None else catalogue.size(entry.view)
-        )
-
-    def _text(self, entry: File, catalogue: Catalogue) -> bytes:
+        if entry.view is not None:
+            return catalogue.size(entry.view)
         if entry.kind is Kind.COUNT:
-            return b"%d\n" % len(catalogue)
-        return b"%d\n" % self._collector.violations_known
+            return len(b"%d\n" % len(catalogue))
+        try:
+            return len(b"%d\n" % self._collector.violations_known)
+        except Absent:
+            return 0  # nobody has read them yet
 
     def open(self, entry: File, flags: int, tid: int) -> Handle:
         """Raises :class:`Refused` (EIO) where the list is not whole."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 import trio
@@ -80,3 +80,35 @@ class Worker:
         while (job := self._jobs.get()) is not None:
             job.run()
             del job  # its result may be a list of millions
+
+
+class Pool:
+    """Some such threads for reading: a disk that is silent holds up one of them, for the others'
+    sake, and what was asked for there is refused until it comes back."""
+
+    def __init__(self, name: str, count: int, deadline: float) -> None:
+        self._workers = [Worker(f"{name} {number}") for number in range(count)]
+        self._waiting = dict.fromkeys(self._workers, 0)
+        self._deadline = deadline
+        self._stuck: dict[Hashable, Worker] = {}
+
+    async def call(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What ``work`` on ``key`` returns, or raises; :class:`Refused` (ETIMEDOUT) as above."""
+        for known in [known for known, worker in self._stuck.items() if not worker.hangs]:
+            del self._stuck[known]
+        free = [worker for worker in self._workers if not worker.hangs]
+        if key in self._stuck or not free:
+            raise Refused(errno.ETIMEDOUT, "the disk does not answer")
+        worker = min(free, key=self._waiting.__getitem__)
+        self._waiting[worker] += 1
+        try:
+            return await worker.call(work, self._deadline)
+        finally:
+            self._waiting[worker] -= 1
+            if worker.hangs:
+                self._stuck[key] = worker
+
+    def end(self) -> None:
+        """As of one."""
+        for worker in self._workers:
+            worker.end()

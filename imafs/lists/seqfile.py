@@ -81,10 +81,20 @@ class SeqFile:
     def read(self, position: int, size: int, *, fill: bool = False) -> Bytes:
         """``seq_read_iter``: up to ``size`` bytes at ``position``; empty at the end.
 
-        ``fill``: all ``size`` bytes if there are so many, instead of stopping at a page.
+        One that raises has changed nothing. ``fill``: all ``size`` bytes if there are so many,
+        instead of stopping at a page.
         """
         if size <= 0:
             return b""
+        before = self._index, self._rest, self._size, self._position
+        try:
+            return self._read(position, size, fill=fill)
+        except BaseException:
+            # The records before the place where it failed are not passed over by the next one.
+            self._index, self._rest, self._size, self._position = before
+            raise
+
+    def _read(self, position: int, size: int, *, fill: bool) -> Bytes:
         if position == 0:
             self._index = 0
             self._rest = b""

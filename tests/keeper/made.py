@@ -4,10 +4,37 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
 
 from imafs.formats.algorithms import SHA1
 from imafs.formats.binary import Record, encode
 from imafs.formats.templates import TEMPLATES
+from imafs.keeper.catalogue import Absent, Catalogue
+from imafs.lists.banks import View
+
+T = TypeVar("T")
+
+
+def waited(catalogue: Catalogue, look: Callable[[], T]) -> T:
+    """What ``look`` returns, with the chunks that it needs read meanwhile."""
+    kept = []
+    while True:
+        try:
+            return look()
+        except Absent as absent:
+            kept.append(catalogue.hold(absent, catalogue.reading(absent)()))
+
+
+def pieces(catalogue: Catalogue, view: View) -> Iterator[bytes]:
+    """All that a catalogue has, run by run."""
+    at = 0
+    while (found := waited(catalogue, partial(catalogue.run, view, at))) is not None:
+        run, first = found
+        yield bytes(run.data[run.offsets[first] : run.offsets[-1]])
+        at += len(run.offsets) - 1 - first
+    assert at == len(catalogue)
 
 
 def record(name: str, pcr: int = 10, *, digest: bytes | None = None) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import tracemalloc
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from imafs.keeper import source as sources
 from imafs.keeper.archive import Batch
 from imafs.keeper.catalogue import Catalogue
 from imafs.keeper.facts import LifeFacts, Mode
-from imafs.keeper.files import Disk
+from imafs.keeper.index import Table
 from imafs.keeper.source import NoPcrs, Place, Source
 from imafs.keeper.store import BankFile, open_store
 from imafs.lists.banks import View
-from tests.keeper.made import record
+from tests.keeper.made import pieces, record
 
 LIST, STAGED = "binary_runtime_measurements_sha1", "binary_runtime_measurements_sha1_staged"
 MODES = {"sha1": Mode.REAL}
@@ -186,15 +187,11 @@ def memory(place: Path) -> int:
         store = open_store(str(place))
         life = store.newest()
         assert life is not None
-        catalogue = Catalogue(life.banks, store.map, CACHE)
+        catalogue = Catalogue(life.banks, store.read_at, CACHE)
         catalogue.begin(life.archive.sealed, life.archive.tail, life.archive.ledger.eras)
         for view in (View(False, 0), View(True, 0)):
-            at = 0
-            while (found := catalogue.run(view, at)) is not None:
-                run, first = found
-                at += len(run.offsets) - 1 - first
-            del found
-            assert at == RECORDS == len(catalogue)
+            deque(pieces(catalogue, view), maxlen=0)
+            assert len(catalogue) == RECORDS
         held = tracemalloc.get_traced_memory()[0]
         life.archive.close()
         store.close()
@@ -213,18 +210,28 @@ def test_stored_records_take_no_memory(stored: Path) -> None:
     bounded(stored)
 
 
-def copied(original: Any) -> Any:
-    """Segments in memory: their bytes, not their pages."""
+def kept(original: Any) -> Any:
+    """The offsets of full segments stay in memory."""
 
-    def map_(self: Disk, path: str, size: int) -> memoryview:
-        return memoryview(bytes(original(self, path, size)))
+    def decode(data: bytes, count: int, size: int) -> Table:
+        found: Table = original(data, count, size)
+        found.rows = [*found.rows]
+        found.starts = Kept([*found.starts])
+        found.starts.offsets = memoryview(data)[found.place(0)[0] :].tolist()
+        return found
 
-    return map_
+    return decode
+
+
+class Kept(list[int]):
+    """With something beside."""
+
+    offsets: list[int]
 
 
 def unbounded(original: Any) -> Any:
-    def begin(self: Catalogue, banks: Any, map_: Any, cache: int) -> None:
-        original(self, banks, map_, 1 << 30)
+    def begin(self: Catalogue, banks: Any, read: Any, cache: int) -> None:
+        original(self, banks, read, 1 << 30)
 
     return begin
 
@@ -232,7 +239,7 @@ def unbounded(original: Any) -> Any:
 @pytest.mark.parametrize(
     ("owner", "name", "made"),
     [
-        pytest.param(Disk, "map", copied, id="copies of segments"),
+        pytest.param(Table, "decode", kept, id="offsets of segments"),
         pytest.param(Catalogue, "__init__", unbounded, id="a cache without a limit"),
     ],
 )

@@ -18,6 +18,7 @@ from imafs.keeper.source import Place, Source
 from imafs.keeper.store import open_store
 from imafs.keeper.tcti_pcrs import TctiPcrs
 from imafs.lists.banks import View
+from tests.keeper import made
 from tests.mount.daemon import BINARY, Daemon
 from tests.mount.fixtures import Starter
 from tests.support import ExpectedLogs, wait_for_async
@@ -61,12 +62,7 @@ class Kept:
         catalogue = self.collector.catalogue
         assert catalogue is not None
         view = View(ascii_, bank)
-        pieces, at = [], 0
-        while (found := catalogue.run(view, at)) is not None:
-            run, first = found
-            pieces.append(bytes(run.data[run.offsets[first] : run.offsets[-1]]))
-            at += len(run.offsets) - 1 - first
-        data = b"".join(pieces)
+        data = b"".join(made.pieces(catalogue, view))
         assert len(data) == catalogue.size(view)
         return data
 

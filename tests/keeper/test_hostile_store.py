@@ -7,8 +7,11 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,10 @@ import pytest
 
 from imafs.cli import keep
 from imafs.cli.main import main
-from imafs.errors import ControlError, StoreBrokenError, UntrustedError, UsageError
+from imafs.errors import ControlError, DegradedError, StoreBrokenError, UntrustedError, UsageError
 from imafs.keeper import config, journal, status
-from imafs.keeper.facts import LifeFacts, Mode
-from imafs.keeper.reading import lives
+from imafs.keeper.facts import Gap, LifeFacts, Mode
+from imafs.keeper.reading import Reading, lives
 from imafs.keeper.store import BankFile, open_store
 
 NOBODY = 65534
@@ -109,6 +112,129 @@ def test_a_journal_with_values_that_no_keeper_writes(body: dict[str, Any]) -> No
     assert journal.item_of({**GAP, "verified_at": 12.5})
     with pytest.raises(StoreBrokenError):
         journal.item_of({**body, "prev": "0" * 64})
+
+
+# A journal of any length
+
+
+def journal_of(store: Path, begin: bytes, size: int) -> Path:
+    """A life whose journal begins so, and has that size on a disk that stores no zeros."""
+    made(store)
+    (path,) = store.glob("lives/*/journal")
+    with path.open("wb") as file:
+        file.write(begin)
+        file.truncate(size)
+    return path
+
+
+def lines(count: int, *bodies: Mapping[str, Any]) -> bytes:
+    """A chain of whole lines: ``bodies``, the last one again and again."""
+    found, head = [], journal.GENESIS
+    for number in range(count):
+        text = journal.line(bodies[min(number, len(bodies) - 1)], head)
+        found.append(text)
+        head = journal.hashed(text)
+    return b"".join(found)
+
+
+FIRST = {**FRAME, "g_count": 1, "pcrs": {}, "modes": {}}
+DONE = {"kind": "done", "n": 0}
+GOOD_LINES = lines(1, FIRST)
+
+
+@pytest.mark.parametrize(
+    ("begin", "size", "why"),
+    [
+        (b"", 8 << 30, "journal, line 1: longer than any"),
+        (GOOD_LINES, 8 << 30, "journal, line 2: longer than any"),
+        (GOOD_LINES + b"x\n" * 2, 8 << 30, "journal, line 4: longer than any"),
+        (b"x" * 100 + b"\n" * 3, 8 << 30, "journal, line 1: damaged"),
+    ],
+    ids=["one line", "behind a line", "behind damage", "damage"],
+)
+def test_a_journal_of_gigabytes_takes_no_memory(
+    begin: bytes, size: int, why: str, tmp_path: Path
+) -> None:
+    path = journal_of(tmp_path / "store", begin, size)
+    before = path.stat().st_blocks
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreBrokenError, match=why):
+            opened(tmp_path / "store")
+        with pytest.raises(StoreBrokenError, match=why):
+            Reading(str(tmp_path / "store"), path.parent.name)
+        assert tracemalloc.get_traced_memory()[1] < 16 * journal.LINE_MAX
+    finally:
+        tracemalloc.stop()
+    assert (path.stat().st_size, path.stat().st_blocks) == (size, before)
+
+
+def opened(store: Path) -> None:
+    found = open_store(str(store))
+    try:
+        life = found.newest()
+        assert life is not None
+        life.archive.close()
+    finally:
+        found.close()
+
+
+def test_a_journal_of_more_lines_than_any_keeper_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them are whole, and follow."""
+    data = lines(20_000, FIRST, DONE)
+    path = journal_of(tmp_path / "store", data, len(data))
+    opened(tmp_path / "store")
+    path.write_bytes(data)
+    monkeypatch.setattr(journal, "JOURNAL_MAX", 2 << 20)
+    with pytest.raises(StoreBrokenError, match="journal: more than 2 MiB, which no keeper writes"):
+        opened(tmp_path / "store")
+    with pytest.raises(StoreBrokenError, match="journal: more than 2 MiB, which no keeper writes"):
+        Reading(str(tmp_path / "store"), path.parent.name)
+
+
+def test_a_keeper_writes_no_journal_that_it_would_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path / "store")
+    store = open_store(str(tmp_path / "store"))
+    life = store.newest()
+    assert life is not None
+    monkeypatch.setattr(journal, "JOURNAL_MAX", 10_000)
+    mark = partial(life.archive.mark, Gap(0, "again"))
+    with pytest.raises(DegradedError, match="no more fits"):
+        deque(iter(mark, "never"), maxlen=0)
+    life.archive.close()
+    monkeypatch.undo()
+    life = store.newest()
+    assert life is not None
+    assert 10 < len(life.archive.ledger.gaps) < 1000
+    life.archive.close()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"count": 1, "len": 1 << 40}, {"count": 1 << 40, "len": 1 << 20}, {"count": 5, "len": 4}],
+)
+def test_a_journal_that_speaks_of_more_bytes_than_a_batch_has(
+    change: dict[str, int], tmp_path: Path
+) -> None:
+    """They would be read at once; a disk that stores no zeros has them."""
+    data = lines(1, {**FIRST, **change})
+    path = journal_of(tmp_path / "store", data, len(data))
+    with (path.parent / "000000000000.bin").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StoreBrokenError, match="journal: frame 0: "):
+        opened(tmp_path / "store")
+
+
+def test_a_table_of_more_banks_than_any_tpm() -> None:
+    """Each would be an object of memory."""
+    banks: dict[str, Any] = {f"bank-{number}": {} for number in range(1000)}
+    with pytest.raises(StoreBrokenError, match="'pcrs' is not to be understood"):
+        journal.item_of({**FRAME, "prev": "0" * 64, "pcrs": banks})
 
 
 def test_lives_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:

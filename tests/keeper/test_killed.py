@@ -30,6 +30,7 @@ from imafs.keeper.records import RecordList, listed, replayed
 from imafs.keeper.source import Source
 from imafs.keeper.store import open_store
 from imafs.lists.banks import View
+from tests.keeper import made
 from tests.keeper.victim import DISK, SELDOM, STEPS, Victims
 from tests.mount.daemon import Daemon
 from tests.mount.fixtures import Starter
@@ -184,13 +185,7 @@ def shown(collector: Collector) -> bytes:
     catalogue = collector.catalogue
     assert catalogue is not None
     names = [bank.name for bank in catalogue.layout.lists]
-    view = View(False, names.index("sha1"))
-    pieces, at = [], 0
-    while (found := catalogue.run(view, at)) is not None:
-        run, first = found
-        pieces.append(bytes(run.data[run.offsets[first] : run.offsets[-1]]))
-        at += len(run.offsets) - 1 - first
-    return b"".join(pieces)
+    return b"".join(made.pieces(catalogue, View(False, names.index("sha1"))))
 
 
 def extended(records: RecordList, place: int = 0, value: bytes = bytes(20)) -> bytes:

@@ -12,7 +12,7 @@ import itertools
 import random
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import cast
 
@@ -186,16 +186,7 @@ async def test_a_long_list_is_read_once_while_records_arrive(tmp_path: Path) -> 
 def shown(collector: Collector) -> bytes:
     """The view's SHA-1 binary list."""
     assert collector.catalogue is not None
-    return b"".join(pieces(collector))
-
-
-def pieces(collector: Collector) -> Iterator[bytes]:
-    at, catalogue = 0, collector.catalogue
-    assert catalogue is not None
-    while (found := catalogue.run(View(False, 0), at)) is not None:
-        run, first = found
-        yield bytes(run.data[run.offsets[first] : run.offsets[-1]])
-        at += len(run.offsets) - 1 - first
+    return b"".join(made.pieces(collector.catalogue, View(False, 0)))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import pytest
 
 from imafs.errors import DegradedError, StoreBrokenError
 from imafs.keeper import archive as archives
-from imafs.keeper.archive import Archive, Batch
+from imafs.keeper.archive import Archive, Batch, Sealed, Tail
 from imafs.keeper.facts import Anchor, Gap
 from tests.keeper import made
 from tests.keeper.diskmodel import Image, RecordingDisk, Step, after_cut
@@ -117,8 +117,8 @@ def _failing(rng: random.Random) -> Callable[[Step], int]:
 
 def stored(archive: Archive, disk: RecordingDisk) -> bytes:
     """All the bytes that readers see."""
-    parts = [*archive.sealed, *([archive.tail] if archive.tail else [])]
-    return b"".join(bytes(disk.map(part.path, part.size)) for part in parts)
+    parts: list[Sealed | Tail] = [*archive.sealed, *([archive.tail] if archive.tail else [])]
+    return b"".join(disk.read_at(part.path, 0, part.size) for part in parts)
 
 
 def recovered(image: Image, root: Path) -> tuple[bytes, RecordingDisk]:

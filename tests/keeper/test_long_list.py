@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+"""A list of very many very short records: it takes long, and everybody else goes on meanwhile."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+
+from imafs.cli import keep_daemon
+from imafs.errors import FormatError
+from imafs.formats.algorithms import SHA1
+from imafs.formats.binary import Reader, Record, encode
+from imafs.formats.templates import TEMPLATES, named
+from imafs.keeper.collector import Collector, Settings
+from imafs.keeper.records import listed, replayed
+from imafs.keeper.source import Source
+from imafs.keeper.store import open_store
+from imafs.lists.banks import View
+from tests.keeper import made
+from tests.keeper.paper import MODES, PaperKernel
+from tests.support import ExpectedLogs
+
+WAIT = 120.0
+#: Records that take some seconds.
+MANY = 60_000
+
+
+def tiny(number: int) -> bytes:
+    """A record of 36 bytes."""
+    template = named("x")
+    data = number.to_bytes(3, "big")
+    return encode(Record(10, template, data), template.digest(data, SHA1))
+
+
+@contextmanager
+def service_manager(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What it is told."""
+    words: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(place))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(place))
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+
+        def listen() -> None:
+            while (text := sock.recv(4096)) != b"end":
+                words.append(text.decode())
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        try:
+            yield words
+        finally:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+                other.sendto(b"end", str(place))
+            thread.join()
+
+
+@pytest.mark.parametrize("joins", [False, True], ids=["a cycle", "a join"])
+async def test_the_watchdog_is_fed_while_a_long_list_is_taken(
+    joins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
+) -> None:
+    """In the event loop 64 MiB of such records took 21 s; the service manager waits for 10."""
+    kernel = PaperKernel()
+    monkeypatch.setattr(kernel, "flushes", lambda: True)  # it takes no N: all is read at once
+    heard: dict[str, list[int]] = {}
+    with service_manager(tmp_path / "notify", monkeypatch) as words:
+
+        def hook(step: str) -> None:
+            heard.setdefault(step, []).append(len(words))
+
+        store = open_store(str(tmp_path / "store"))
+        settings = Settings(records=1 << 30, age=3600.0, keep_free=0.0)
+        collector = Collector(cast(Source, kernel), store, settings, hook)
+
+        def add() -> bytes:
+            records = [tiny(number) for number in range(MANY)]
+            data = b"".join(records)
+            kernel._pcrs = replayed(kernel._pcrs, listed(data), MODES, 0, MANY)
+            kernel._current += records
+            return data
+
+        try:
+            data = add() if joins else b""
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keep_daemon._report, collector)
+                nursery.start_soon(collector.run)
+                with trio.fail_after(WAIT):
+                    await collector.flush()
+                    if not joins:
+                        data = await trio.to_thread.run_sync(add)
+                        heard.clear()
+                        before = len(words)
+                        await collector.flush()
+                    else:
+                        before = 0
+                nursery.cancel_scope.cancel()
+            catalogue = collector.catalogue
+            assert catalogue is not None
+            assert catalogue.stored == MANY + 1
+            (text,) = [b"".join(made.pieces(catalogue, View(False, 0)))]
+            assert text == made.record("boot_aggregate") + data
+            # Between what the kernel was asked for and what is stored it is looked at, and hashed.
+            assert heard["commit"][-1] - (heard["staged"][-1] if not joins else before) > 3
+        finally:
+            with trio.CancelScope(shield=True):
+                await collector.close()
+            store.close()
+
+
+def walked(data: bytes, width: int, **options: Any) -> array[int]:
+    return array("Q", [row[-1] for row in Reader(data, width, **options).walk()])
+
+
+def test_the_short_way_to_the_ends_of_records() -> None:
+    """The same ends, and the same refusals, as of the walk."""
+    ima = TEMPLATES["ima"]
+    body = ima.join([bytes(20), b"/a"])
+    records = [
+        *(
+            made.record("/a"),
+            tiny(5),
+            made.violation("/v"),
+            encode(Record(10, ima, body), bytes(20)),
+        ),
+        *(made.record("/b"), tiny(6)),
+    ]
+    for first in range(len(records)):
+        for last in range(first, len(records) + 1):
+            data = b"".join(records[first:last])
+            assert Reader(data, 20, opaque=True).ends() == walked(data, 20, opaque=True)
+    whole = b"".join(records)
+    for change in range(len(whole)):
+        for bad in (whole[:change], whole[:change] + b"\xff" + whole[change + 1 :]):
+            found: list[object] = []
+            for way in (partial(walked, bad, 20, opaque=True), Reader(bad, 20, opaque=True).ends):
+                try:
+                    found.append(way())
+                except FormatError as error:
+                    found.append((str(error), error.record, error.offset))
+            assert found[0] == found[1]
+
+
+def test_a_list_of_as_many_templates_as_records_is_remembered_in_part() -> None:
+    data = b"".join(
+        encode(Record(10, named(f"t{number}"), b"x"), bytes(20)) for number in range(5000)
+    )
+    reader = Reader(data, 20, opaque=True)
+    assert len(reader.ends()) == 5000
+    assert len(reader._templates) <= 1024
