@@ -37,6 +37,8 @@ _BUFFER = 1 << 20
 _MIB = 1 << 20
 #: Records per second that arrive while the view is opened, and how many at a time.
 _RATE, _PIECE = 1000, 50
+#: Keepers that are started for one first read each.
+COLD_ROUNDS = 3
 
 
 class Keeper(Server):
@@ -97,12 +99,12 @@ def run(records: int, largest: int, rounds: int, report: Report, place: Path) ->
             report.section(f"a store of {short(count)} records: made through the archive")
             store = place / f"store-{count}"
             fill(store, count, _boot_id(source))
-            where = place / f"keeper-{count}"
-            keeper = Keeper(where, source, store)
+            if count == records:
+                _read(report, client, source, store, place / "read", count, rounds)
+            keeper = Keeper(place / f"keeper-{count}", source, store)
             stack.callback(keeper.close)
             _start(report, keeper, count)
             if count == records:
-                _read(report, client, keeper, where, count, rounds, stack)
                 _opens(report, client, keeper, source, rounds)
             for name in (_FILE, "ascii_runtime_measurements_sha256"):
                 client.do("checksum", path=keeper.file(name), buffer=_BUFFER)
@@ -156,43 +158,66 @@ def _memory(report: Report, keeper: Keeper, count: int) -> None:
 def _read(
     report: Report,
     client: Client,
-    keeper: Keeper,
+    source: Imafs,
+    store: Path,
     place: Path,
     count: int,
     rounds: int,
-    stack: ExitStack,
 ) -> None:
-    """Cold: the first read of the keeper's life, its pages dropped. Warm: those behind it."""
+    """Full reads next to those of the yardstick, in turns. Cold: the first of a keeper's life, the
+    pages of its store dropped. Warm: those behind the first."""
     data, lengths = place / "data", place / "lengths"
-    client.do("drop", directory=str(keeper.store))
-    cold = client.do("compare", paths=[keeper.file()], buffer=_BUFFER, turn=1 << 40)["ns"][0]
-    client.do("capture", path=keeper.file(), buffer=_BUFFER, data=str(data), lengths=str(lengths))
-    bare = Bare(place / "bare", data, lengths)
-    stack.callback(bare.close)
-    times: list[list[float]] = [[], []]
-    before = [server.processors() for server in (keeper, bare)]
-    for _ in range(rounds):
-        answer = client.do(
-            "compare", paths=[keeper.file(), bare.file], buffer=_BUFFER, turn=2 << 20
+    with ExitStack() as stack:
+        keeper = Keeper(place / "keeper", source, store)
+        stack.callback(keeper.close)
+        client.do(
+            "capture", path=keeper.file(), buffer=_BUFFER, data=str(data), lengths=str(lengths)
         )
-        if len(set(answer["bytes"])) != 1 or len(set(answer["requests"])) != 1:
-            raise BenchError(f"the yardstick reads otherwise: {answer}")
-        for kept, ns in zip(times, answer["ns"], strict=True):
-            kept.append(ns)
-    mine_s, theirs_s = (
-        server.processors() - begun for server, begun in zip((keeper, bare), before, strict=True)
-    )
+        bare = Bare(place / "bare", data, lengths)
+        stack.callback(bare.close)
+        # On one processor: see pin().
+        for process in (client, keeper, bare):
+            process.pin()
+        stack.callback(client.unpin)
+        _turns(client, keeper, bare)
+        before = [server.processors() for server in (keeper, bare)]
+        warm = [_turns(client, keeper, bare) for _ in range(rounds)]
+        spent = [
+            server.processors() - begun
+            for server, begun in zip((keeper, bare), before, strict=True)
+        ]
+        keeper.close()
+        cold = []
+        for number in range(COLD_ROUNDS):
+            keeper = Keeper(place / f"cold-{number}", source, store)
+            stack.callback(keeper.close)
+            keeper.pin()
+            client.do("drop", directory=str(store))
+            cold.append(_turns(client, keeper, bare))
+            keeper.close()
     size = data.stat().st_size
-    for title, mine, least in (("cold", cold, COLD_SHARE), ("warm", median(times[0]), WARM_SHARE)):
-        share = median(times[1]) / mine
+    for title, times, least in (("cold", cold, COLD_SHARE), ("warm", warm, WARM_SHARE)):
+        mine, theirs = (median(one[at] for one in times) for at in (0, 1))
         text = f"keeper {size * 1e3 / mine:7,.0f} MB/s  "
-        text += f"bare {size * 1e3 / median(times[1]):7,.0f} MB/s  ratio {share:5.2f}"
-        figures = {"keeper_ns": mine, "bare_ns": median(times[1])}
-        report.add(Line(f"read {title} {short(count)}", text, share, least, figures=figures))
-    text = f"keeper {mine_s:6.2f} s  bare {theirs_s:6.2f} s of processors, warm  ratio "
-    text += f"{theirs_s / mine_s:5.2f}"
-    figures = {"keeper_s": mine_s, "bare_s": theirs_s}
-    report.add(Line(f"processors {short(count)}", text, theirs_s / mine_s, figures=figures))
+        text += f"bare {size * 1e3 / theirs:7,.0f} MB/s  ratio {theirs / mine:5.2f}"
+        figures = {"keeper_ns": mine, "bare_ns": theirs}
+        name = f"read {title} {short(count)}"
+        report.add(Line(name, text, theirs / mine, least, figures=figures))
+    mine, theirs = spent
+    text = f"keeper {mine:6.2f} s  bare {theirs:6.2f} s of processors, warm  ratio "
+    text += f"{theirs / mine:5.2f}"
+    figures = {"keeper_s": mine, "bare_s": theirs}
+    report.add(Line(f"processors {short(count)}", text, theirs / mine, figures=figures))
+
+
+def _turns(client: Client, keeper: Keeper, bare: Bare) -> tuple[float, float]:
+    """Nanoseconds of a full read of either."""
+    paths = [keeper.file(), bare.file]
+    answer = client.do("compare", paths=paths, buffer=_BUFFER, turn=2 << 20)
+    if len(set(answer["bytes"])) != 1 or len(set(answer["requests"])) != 1:
+        raise BenchError(f"the yardstick reads otherwise: {answer}")
+    mine, theirs = answer["ns"]
+    return mine, theirs
 
 
 def _opens(report: Report, client: Client, keeper: Keeper, source: Imafs, rounds: int) -> None:

@@ -94,6 +94,11 @@ class Process:
         """See :func:`pin`."""
         pin(self.child.pid, away=away)
 
+    def unpin(self) -> None:
+        """It may run on any processor again."""
+        for thread in os.listdir(f"/proc/{self.child.pid}/task"):
+            os.sched_setaffinity(int(thread), os.sched_getaffinity(0))
+
     def close(self) -> None:
         """SIGTERM, then SIGKILL."""
         self.child.terminate()
