@@ -329,3 +329,42 @@ def test_a_handle_that_is_not_read_on_holds_no_run() -> None:
         assert type(file.seq._rest) is bytes
     file.seq.read(12_345, 1000)
     assert type(file.seq._rest) is bytes
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("size", [100, 1000, 5000])
+def test_a_read_that_fails_passes_nothing_over(
+    size: int, fill: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the list fails once: what had been taken before is there for the next read."""
+    monkeypatch.setattr(packed, "SEGMENT", 3)
+    file = File(*[150] * 40)
+    whole = b"".join(file.records)
+    found = b""
+    lengths = []
+    original, seen = PackedList.run, set[int]()
+
+    def run(self: PackedList, view: View, index: int) -> tuple[Run, int] | None:
+        if index not in seen:
+            seen.add(index)
+            raise ConnectionError
+        return original(self, view, index)
+
+    monkeypatch.setattr(PackedList, "run", run)
+    while len(found) < len(whole):
+        try:
+            got = bytes(file.seq.read(len(found), size, fill=fill))
+        except ConnectionError:
+            continue
+        assert got, "the next read is behind records that nobody has got"
+        lengths.append(len(got))
+        found += got
+    assert found == whole
+    assert len(seen) > 3
+    # Nor does a failure change how much a read gives.
+    monkeypatch.undo()
+    other = SeqFile(lambda: file.queue.current, BINARY)
+    at = 0
+    for length in lengths:
+        assert len(other.read(at, size, fill=fill)) == length
+        at += length
