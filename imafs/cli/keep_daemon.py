@@ -21,7 +21,7 @@ from imafs.fuse import session
 from imafs.host import covers, logs, mounts, programs
 from imafs.host.covers import Ground
 from imafs.host.sd_notify import notify
-from imafs.keeper import machine
+from imafs.keeper import lasting, machine
 from imafs.keeper.collector import Collector, Settings
 from imafs.keeper.config import Config
 from imafs.keeper.source import NEEDED, Source
@@ -75,7 +75,7 @@ def run(plan: Plan) -> int:
         on_read=plan.settings.on_read,
         keep_free=plan.settings.keep_free,
         serve_gaps=plan.accept_gap or plan.settings.on_gap == "serve",
-        volatile=machine.volatile(store_path),
+        volatile=lasting.volatile(store_path),
     )
     try:
         showing = keep_view.showing(place, ground, store, of, gid)

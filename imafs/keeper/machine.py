@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import re
 from dataclasses import dataclass
 
-from imafs.errors import FileError, UsageError
-from imafs.host import mount_table, mounts
+from imafs.errors import UsageError
+from imafs.host import mounts
 from imafs.host.covers import Ground
 from imafs.keeper.source import NoPcrs, Pcrs, Place, SysfsPcrs
 
@@ -19,14 +16,6 @@ SYSFS = "/sys/class/tpm/tpm0"
 #: Names that an emulator's mount finds, but does not list.
 _EMULATED_TPM = ".class-tpm/tpm0"
 _EMULATED_BOOT_ID = ".boot_id"
-#: File systems that a reboot empties.
-_VOLATILE = ("tmpfs", "ramfs")
-#: Options of an overlay that syncs nothing: of Linux 5.10, and of newer ones.
-_UNSYNCED = {b"volatile", b"fsync=volatile"}
-#: Overlays of overlays that are looked through; Linux stacks two (FILESYSTEM_MAX_STACK_DEPTH).
-_LAYERS = 8
-#: FS_IOC_FIEMAP, and a struct fiemap without extents.
-_FIEMAP, _FIEMAP_SIZE = 0xC020660B, 32
 
 
 def _mount_of(path: str) -> mounts.Mount:
@@ -98,76 +87,3 @@ def pcrs(spec: str | None, of: Machine) -> Pcrs:
             f"--source {of.directory}: where is its TPM? Give --pcrs TCTI, or none for no TPM"
         )
     return NoPcrs()
-
-
-def volatile(store: str) -> str | None:
-    """Why records in ``store``, which is open, would not outlive this boot; None: nothing says so.
-
-    Raises :class:`FileError`.
-    """
-    try:
-        return _volatile(store)
-    except OSError as error:
-        raise FileError(store, error, option="--store") from None
-
-
-def _volatile(store: str) -> str | None:
-    file = os.path.join(os.path.realpath(store), "lock")
-    for layer in range(_LAYERS):
-        mount = mounts.beneath(file)
-        if mount is None:
-            return None
-        if mount.fstype in _VOLATILE:
-            where = "is on an overlay over" if layer else "is on"
-            return f"{store} {where} {mount.fstype}, which a reboot empties: nothing is deleted"
-        if mount.fstype != "overlay":
-            return None
-        if _UNSYNCED & set(mount.options.split(b",")):
-            return f"{store} is on an overlay that is mounted volatile: nothing is deleted"
-        below = _below(mount, file)
-        if below is None:
-            return _unseen(store)
-        file = below
-    return None
-
-
-def _below(mount: mounts.Mount, file: str) -> str | None:
-    """The same file in the upper layer of an overlay; None where no path of ours leads there.
-
-    The layer was named by who mounted that, maybe in another mount namespace.
-    """
-    upper = mount_table.option(mount.options, b"upperdir") or b""
-    within = os.path.relpath(file, mount.path)
-    if within.startswith(".."):
-        return None
-    # mount(2) takes "\\," for a comma, and the option shows it so; fsconfig(2) takes it as it is.
-    for name in dict.fromkeys((upper, re.sub(rb"\\(.)", rb"\1", upper))):
-        below = os.path.normpath(f"{os.fsdecode(name)}/{mount.root}/{within}")
-        try:
-            if os.path.isabs(name) and _like(os.lstat(below)) == _like(os.lstat(file)):
-                return below
-        except OSError:
-            continue
-    return None
-
-
-def _like(found: os.stat_result) -> tuple[int, ...]:
-    """What an overlay shows as its upper layer has it: the inode's number need not be."""
-    return found.st_ctime_ns, found.st_mtime_ns, found.st_mode, found.st_uid, found.st_size
-
-
-def _unseen(store: str) -> str | None:
-    """The same where no path leads to the upper layer: of a container, or of a system whose root
-    is an overlay. An overlay hands FIEMAP on, which tmpfs and ramfs do not have."""
-    descriptor = os.open(os.path.join(store, "lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.ioctl(descriptor, _FIEMAP, bytes(_FIEMAP_SIZE))
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
-            return (
-                f"{store} is on an overlay whose upper layer is on no disk that is seen from "
-                "here: nothing is deleted; put it on a file system of its own"
-            )
-    finally:
-        os.close(descriptor)
-    return None

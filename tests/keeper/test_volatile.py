@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imafs.host import mount_table
-from imafs.keeper import machine
+from imafs.keeper import lasting
 from imafs.keeper.store import open_store
 from tests.support import run
 
@@ -67,7 +67,7 @@ def judged(place: Path) -> str | None:
     store = str(place / "store")
     opened = open_store(store)
     try:
-        return machine.volatile(store)
+        return lasting.volatile(store)
     finally:
         opened.close()
 
@@ -84,13 +84,13 @@ def test_a_memory_and_an_overlay_over_it(kind: str, mounts: Mounts) -> None:
     assert f"is on {kind}," in (judged(memory) or "")
     if kind == "ramfs":
         return  # it has no xattrs, which an overlay needs
-    assert "is on an overlay over tmpfs," in (judged(mounts.overlay(memory)) or "")
+    assert "lies over tmpfs," in (judged(mounts.overlay(memory)) or "")
 
 
 @pytest.mark.parametrize("name", ["with blank", "with,comma", "with\\backslash"])
 def test_a_name_that_the_table_escapes(name: str, mounts: Mounts) -> None:
     memory = mounts.mount("tmpfs")
-    assert "is on an overlay over tmpfs," in (judged(mounts.overlay(memory, name=name)) or "")
+    assert "lies over tmpfs," in (judged(mounts.overlay(memory, name=name)) or "")
 
 
 def test_a_part_of_an_overlay(mounts: Mounts) -> None:
@@ -98,14 +98,14 @@ def test_a_part_of_an_overlay(mounts: Mounts) -> None:
     (over / "a" / "b").mkdir(parents=True)
     part = mounts.mount("none", "bind", over / "a")
     (part / "b" / "c").mkdir()
-    assert "is on an overlay over tmpfs," in (judged(part / "b" / "c") or "")
+    assert "lies over tmpfs," in (judged(part / "b" / "c") or "")
 
 
 def test_an_overlay_over_an_overlay(mounts: Mounts) -> None:
     """Linux 6.18 takes none for an upper layer."""
     memory = mounts.mount("tmpfs")
     first = mounts.overlay(memory)
-    assert "is on an overlay over tmpfs," in (judged(mounts.overlay(first)) or "")
+    assert "lies over tmpfs," in (judged(mounts.overlay(first)) or "")
 
 
 def test_an_overlay_over_a_disk(mounts: Mounts) -> None:
@@ -131,6 +131,18 @@ def test_the_store_below_a_mount_that_another_covers(mounts: Mounts) -> None:
         subprocess.run(["umount", outer], check=True)
 
 
+def test_a_disk_in_a_file_of_a_memory(mounts: Mounts) -> None:
+    """A loop device; and an overlay over that."""
+    file = mounts.mount("tmpfs") / "disk"
+    with file.open("wb") as disk:
+        disk.truncate(16 << 20)
+    run(["mkfs.ext4", "-q", file])
+    place = mounts.mount("ext4", "loop", file)
+    assert "lies over tmpfs," in (judged(place) or "")
+    upper = mounts.overlay(place)
+    assert "lies over tmpfs," in (judged(upper) or "")
+
+
 @pytest.mark.parametrize("then", ["nothing", "a disk"])
 def test_an_upper_layer_that_no_path_leads_to(then: str, mounts: Mounts, tmp_path: Path) -> None:
     """As of a root that is an overlay, whose tmpfs the initrd has unmounted; and of a container."""
@@ -147,6 +159,22 @@ def test_an_upper_layer_that_no_path_leads_to(then: str, mounts: Mounts, tmp_pat
     over = mounts.overlay(place)
     os.rename(place, tmp_path / "elsewhere")
     assert judged(over) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [("ram0", "memory of ram0"), ("zram1", "memory of zram1"), ("dm-0", "memory of zram1")],
+)
+def test_devices_that_are_memory(device: str, why: str, tmp_path: Path) -> None:
+    """By the directories that sysfs has of them."""
+    for name in ("ram0", "zram1", "zram1/zram1p1", "sda", "dm-0/slaves", "dm-1/slaves"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "zram1/zram1p1/partition").write_text("1\n")
+    (tmp_path / "dm-0/slaves/sda").symlink_to(tmp_path / "sda")
+    (tmp_path / "dm-0/slaves/zram1p1").symlink_to(tmp_path / "zram1/zram1p1")
+    (tmp_path / "dm-1/slaves/sda").symlink_to(tmp_path / "sda")
+    assert why in (lasting._of_block(str(tmp_path / device), "lock", 8) or "")
+    assert lasting._of_block(str(tmp_path / "dm-1"), "lock", 8) is None
 
 
 def test_options_of_a_mount() -> None:
