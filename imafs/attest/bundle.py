@@ -268,7 +268,7 @@ def parse_manifest(data: bytes) -> Manifest:
     row = _object(value, "the manifest")
     if row.get("format") != FORMAT:
         raise _wrong("no manifest of a bundle")
-    if row.get("version") != VERSION:
+    if row.get("version") != VERSION or row["version"] is True:
         raise _wrong("the manifest is of another version than 1: a newer imafs reads it")
     _only(row, _KEYS, "the manifest")
     clock = _object(row["clock"], "clock")

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from imafs.attest import bundle as bundles
 from imafs.attest import firmware, quote, signed
+from imafs.attest.excludes import OutOfTimeError
 from imafs.attest.explain import BOOT, boots, explain
 from imafs.attest.judgement import Demand, Found, Judgement
 from imafs.attest.kinds import Kind
@@ -305,9 +306,12 @@ class _Case:
         return quoted, logged
 
     def _is_boot(self, field: bytes) -> bool:
-        """Whether it is shown that this is the digest of a boot_aggregate: no file has zeros."""
-        shown_ones = (firmware.Boot.MATCHES, firmware.Boot.BYPASS)
-        return any(found in shown_ones for found in self._aggregates(field))
+        """Whether it is shown that this is the digest of a boot_aggregate.
+
+        Zeros show nothing: so is a file that could not be read (``ima_collect_measurement``), and a
+        kernel without a TPM, whose boot_aggregate has them, extends none.
+        """
+        return firmware.Boot.MATCHES in self._aggregates(field)
 
     # The verdict
 
@@ -318,10 +322,7 @@ class _Case:
         if matched < verdict.records:
             part = Part(part.data[: end_of(part, matched)], part.order)
         later = self._later_boots(part)
-        files = None
-        if self._demand.reference is not None:
-            begins = self._first == 0
-            files = judge(self._demand.reference, [part], OWN, self._is_boot, begins=begins)
+        files = self._files(part)
         kind, words = self._kind(rebooted, later, verdict, files)
         so_far = replace(
             self.so_far,
@@ -337,6 +338,22 @@ class _Case:
         return replace(
             so_far, kind=kind, said=f"{count}{known if not rebooted else ''}{behind}{words}"
         )
+
+    def _files(self, part: Part) -> Files | None:
+        """What the records are to the reference. Raises where one of its patterns does not end."""
+        known = self._demand.reference
+        if known is None:
+            return None
+        try:
+            return judge(known, [part], OWN, self._is_boot, begins=self._first == 0)
+        except OutOfTimeError as error:
+            raise Found(
+                Kind.REFERENCE,
+                f"the exclude {shown(error.pattern, 80)} of --reference comes to no end over "
+                f"{shown(error.path, 80)}, so that the files are not judged, and the state stays: "
+                "write it without a repetition inside of one (it is a regular expression), and "
+                "ask the machine again",
+            ) from None
 
     def _later_boots(self, part: Part) -> list[int]:
         """Numbers (of the bundle) of boot_aggregates behind a life's first record."""
@@ -368,9 +385,11 @@ class _Case:
                 f"{verdict.violations} violations: files that changed while they were measured; "
                 "no digest proves their names"
             )
-        banks = {bank for bank, _ in self.so_far.proven}
-        if banks and banks <= {SHA1.name}:
-            found.append("only SHA-1 confirms the records: quote a bank of SHA-256 too")
+        strong = {pcr for bank, pcr in self.so_far.proven if bank != SHA1.name}
+        weak = sorted({pcr for _, pcr in self.so_far.proven} - strong)
+        if weak:
+            which = f" of PCR {', '.join(map(str, weak))}" if strong else ""
+            found.append(f"only SHA-1 confirms the records{which}: quote a bank of SHA-256 too")
         if self._manifest is not None and self._manifest.diverged:
             found.append(
                 f"the machine says that PCRs diverged at {list(self._manifest.diverged)[:10]}"

@@ -17,7 +17,7 @@ from imafs.attest.lanes import HASHES, Lane, extended
 from imafs.attest.verify import Choice, Value, Verdict, first_common
 from imafs.attest.walking import Part, proven_name
 from imafs.formats.algorithms import SHA1, Bank
-from imafs.formats.binary import Parsed, Reader
+from imafs.formats.binary import Parsed, Reader, Record
 from imafs.formats.list_file import name_of
 from imafs.lists.replay import PcrValues
 from imafs.text import shown
@@ -31,6 +31,8 @@ MOST_RECORDS = 200_000
 #: Lists of which every order is tried, and places at which a repetition is looked for.
 _MOST_LISTS = 5
 _MOST_PLACES = 16
+#: Records that a sentence names.
+_NAMED = 10
 BOOT = b"boot_aggregate"
 
 #: Numbers of records in the order of a supposition.
@@ -74,9 +76,12 @@ def boots(parts: Sequence[Part], width: int) -> list[int]:
     """Numbers of the records that are a boot_aggregate."""
     if not any(BOOT in part.data for part in parts):
         return []
-    return [
-        n for n, parsed in enumerate(records(parts, width)) if proven_name(parsed.record) == BOOT
-    ]
+    return [n for n, parsed in enumerate(records(parts, width)) if is_boot(parsed.record)]
+
+
+def is_boot(record: Record) -> bool:
+    """Whether a record is proven to be called boot_aggregate: of a violation no name is."""
+    return not record.violation and proven_name(record) == BOOT
 
 
 def remark(parts: Sequence[Part], own: Bank, verdict: Verdict) -> Explanation | None:
@@ -253,6 +258,8 @@ class _Search:
         begins = joints | set(self._boots)
         for begin in sorted(begins - {0, self._count}):
             for place in first[self._keys[begin]][:_MOST_PLACES]:
+                if self._effort < 0:
+                    return None
                 length = self._same(place, begin)
                 # One boot_aggregate alone is rather that of another boot.
                 if place >= begin or length < (1 if begin in joints else 2):
@@ -282,6 +289,7 @@ class _Search:
             and self._keys[place + length] == self._keys[begin + length]
         ):
             length += 1
+        self._spend(length)
         return length
 
     def moved(self) -> Explanation | None:
@@ -296,6 +304,8 @@ class _Search:
                     said = ", ".join(names[one] for one in some)
                     return Explanation("order", f"in this order the lists match: {said}")
         for boot in self._boots:
+            if self._effort < 0:
+                break
             order = [*range(boot, self._count), *range(boot)]
             if boot and self._leads(order) is not None:
                 return Explanation(
@@ -430,4 +440,5 @@ def _again(begin: int, place: int, length: int) -> str:
 def _numbers(numbers: Sequence[int]) -> str:
     if len(numbers) == 1:
         return f"record {numbers[0]} is a"
-    return f"records {', '.join(map(str, numbers))} are a"
+    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+    return f"records {', '.join(map(str, numbers[:_NAMED]))}{more} are a"

@@ -14,6 +14,7 @@ class Kind(enum.Enum):
     REBOOT = ("reboot", 21, "all is well; the machine was rebooted since the last bundle")
     FILES = ("files", 22, "the records are confirmed; some are of files that --reference has not")
     VIOLATIONS = ("violations", 23, "the records are confirmed; some are violations")
+    REFERENCE = ("reference", 38, "a pattern of --reference comes to no end: files are not judged")
     UNPROVEN = ("unproven", 24, "the quote says nothing of some records")
     STALE = ("stale", 25, "the verifier's state is lost or older than the bundle begins")
     START = ("start", 26, "the bundle begins with values that are not the verifier's own")

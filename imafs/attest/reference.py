@@ -5,7 +5,8 @@ Read: Keylime's runtime policy and its older allow list (JSON), lines of digest 
 ``sha256sum`` prints them, and the list of a golden machine (binary or ASCII).
 
 A record is judged by its template data alone: the name of a template is in no digest, so that
-who holds a list may turn it into another one of as many fields.
+who holds a list may turn it into another one of as many fields. Patterns are tried on the paths
+that nothing else says anything good of, all at the end: :mod:`imafs.attest.excludes`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from imafs.attest.explain import BOOT, records
+from imafs.attest.excludes import Excludes, compiled
+from imafs.attest.explain import BOOT, is_boot, records
 from imafs.attest.lanes import HASHES
-from imafs.attest.walking import Part, proven, proven_name
+from imafs.attest.walking import Part, proven
 from imafs.errors import FormatError
 from imafs.formats import list_file
 from imafs.formats.algorithms import ALGORITHMS, Bank
@@ -27,7 +29,6 @@ _LINE = re.compile(
     rb"\\?(?:(?P<name>[A-Za-z0-9][\w-]*):)?(?P<digest>(?:[0-9A-Fa-f]{2}){16,64})"
     rb"[ \t]+\*?(?P<path>.+)"
 )
-_PATH_MAX = 4096
 _SIZES = frozenset(a.digest_size for a in ALGORITHMS)
 #: Paths of each kind that a verdict names.
 NAMED = 1000
@@ -38,17 +39,7 @@ class Reference:
     """Digests by path, and patterns of paths that may be anything."""
 
     digests: Mapping[bytes, frozenset[bytes]]
-    excludes: tuple[re.Pattern[str], ...] = ()
-
-    def excluded(self, path: bytes) -> bool:
-        """Whether a pattern matches from the path's beginning on, as Keylime takes them.
-
-        Nothing that is longer than a path (PATH_MAX): a pattern could go on over it for ever.
-        """
-        if len(path) >= _PATH_MAX:
-            return False
-        text = path.decode("utf-8", "surrogateescape")
-        return any(pattern.match(text) for pattern in self.excludes)
+    excludes: Excludes = field(default_factory=Excludes)
 
 
 @dataclass(slots=True)
@@ -98,16 +89,8 @@ def _json(data: bytes, source: str) -> Reference:
     excludes = policy.get("excludes", policy.get("exclude", []))
     if not isinstance(excludes, list):
         raise FormatError("excludes is no list", source=source)
-    return Reference(_frozen(found), tuple(_pattern(text, source) for text in excludes if text))
-
-
-def _pattern(text: object, source: str) -> re.Pattern[str]:
-    if not isinstance(text, str):
-        raise FormatError("an exclude is no text", source=source)
-    try:
-        return re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise FormatError(f"exclude {text[:80]!r}: {error}", source=source) from None
+    patterns = tuple(compiled(text, source) for text in excludes if text)
+    return Reference(_frozen(found), Excludes(patterns))
 
 
 def _add(found: dict[bytes, set[bytes]], path: bytes, value: object, source: str) -> None:
@@ -189,28 +172,30 @@ def judge(
     reference: Reference,
     parts: Sequence[Part],
     own: Bank,
-    is_boot: Callable[[bytes], bool] = lambda digest: False,
+    explained: Callable[[bytes], bool] = lambda digest: False,
     *,
     begins: bool = True,
 ) -> Files:
     """Every record of a list that is known to be sound.
 
     A file may be called boot_aggregate as well. The record of that name is one where it
-    ``begins`` a list, where its digest is that of the one there, or ``is_boot`` explains it.
+    ``begins`` a list, where its digest is that of the one there, or it is ``explained``.
+    Raises :class:`OutOfTimeError` where a pattern of the reference comes to no end.
     """
     files = Files()
     first: bytes | None = None
     for number, parsed in enumerate(records(parts, own.digest_size)):
-        boot = proven_name(parsed.record) == BOOT and BOOT not in reference.digests
-        if boot and not parsed.record.violation:
+        boot = is_boot(parsed.record) and BOOT not in reference.digests
+        if boot:
             digest = proven(parsed.record)[0]
             if begins and number == 0:
                 first = digest
-            boot = digest == first or is_boot(digest)
+            boot = digest == first or explained(digest)
         if boot:
             files.other += 1
         else:
             _one(reference, files, parsed.record)
+    _exclude(reference.excludes, files)
     return files
 
 
@@ -226,11 +211,17 @@ def _one(reference: Reference, files: Files, record: Record) -> None:
     known = reference.digests.get(as_listed(path))
     if known is not None and digest in known:
         files.known += 1
-    elif reference.excluded(path):
-        files.excluded += 1
     else:
         wrong = files.unknown if known is None else files.changed
         wrong[path] = wrong.get(path, 0) + 1
+
+
+def _exclude(excludes: Excludes, files: Files) -> None:
+    """Takes what a pattern matches from what is unknown or changed."""
+    found = excludes.matched(dict.fromkeys((*files.unknown, *files.changed)))
+    for wrong in (files.unknown, files.changed):
+        for path in found & wrong.keys():
+            files.excluded += wrong.pop(path)
 
 
 def named(paths: Mapping[bytes, int]) -> Iterator[bytes]:

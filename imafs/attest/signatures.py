@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
@@ -46,7 +46,7 @@ _DEPTH = 8
 _MOST_CERTIFICATES = 64
 #: id tcg-kp-AIKCertificate (TCG EK Credential Profile): a certificate for attestation.
 _AIK = x509.ObjectIdentifier("2.23.133.8.3")
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +83,29 @@ class Key:
         return f"ECC P-{self.public.key_size}"
 
 
+def _pems(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Label and text of the PEM blocks of a file, up to one that has no end.
+
+    No pattern over the whole: one that looks for the end of each of many beginnings takes a minute.
+    """
+    at = 0
+    while match := _PEM.search(data, at):
+        last = b"-----END %s-----" % match[1]
+        end = data.find(last, match.end())
+        if end < 0:
+            return
+        at = end + len(last)
+        yield match[1], data[match.start() : at]
+
+
 def read_keys(data: bytes, source: str) -> list[Key]:
     """The key of a file, or all of several PEM ones. Raises :class:`FormatError`."""
-    if not _PEM.search(data):
-        return [read_key(data, source)]
     found = []
-    for number, match in enumerate(_PEM.finditer(data)):
+    for number, (_, text) in enumerate(_pems(data)):
         if number >= _MOST_CERTIFICATES * 1024:
             raise FormatError("too many keys", source=source)
-        found.append(read_key(match[0] + b"\n", source))
-    return found
+        found.append(read_key(text + b"\n", source))
+    return found or [read_key(data, source)]
 
 
 def read_key(data: bytes, source: str) -> Key:
@@ -196,7 +209,7 @@ _UNREADABLE = (
 
 def read_certificates(data: bytes, source: str) -> list[x509.Certificate]:
     """One DER certificate, or PEM ones. Raises :class:`FormatError`."""
-    pems = [match[0] for match in _PEM.finditer(data) if match[1] == b"CERTIFICATE"]
+    pems = [text for label, text in _pems(data) if label == b"CERTIFICATE"]
     if len(pems) > _MOST_CERTIFICATES:
         raise FormatError(f"{len(pems)} certificates", source=source)
     try:

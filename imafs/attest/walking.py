@@ -25,6 +25,7 @@ from imafs.formats.templates import TEMPLATES, Order, Template
 
 #: Records of a block: few enough for a processor's cache, more than what a block itself costs.
 BLOCK = 4096
+_ORDERS: tuple[Order, ...] = ("little", "big")
 #: Names of templates that are looked at in search of a record.
 _CANDIDATES = 256
 #: Bytes of a first field that is looked over in a run: a digest and its algorithm, and more.
@@ -155,12 +156,15 @@ def proven(record: Record) -> list[bytes]:
     """The fields of a record as its digest alone has them; one, of what is not made of fields.
 
     The name of a template is in no digest: who holds a list may call it another one, such as
-    one whose fields nobody knows, or ``ima``, whose bytes another template's may have as well.
+    one whose fields nobody knows, or ``ima``, whose bytes another template's may have as well. Nor
+    is the byte order of the list, which is the manifest's word: the lengths in what is hashed tell
+    theirs, for a kernel's make sense in one order only.
     """
     hashed = record.template.hash_input(record.data)
-    fields = chain(hashed, record.template.order)
-    if fields is not None:
-        return fields
+    for order in _ORDERS:
+        fields = chain(hashed, order)
+        if fields is not None:
+            return fields
     for size in (20, 16):
         if len(hashed) == size + NAME_MAX + 1:
             return [hashed[:size], hashed[size:]]

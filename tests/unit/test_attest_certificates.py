@@ -22,6 +22,7 @@ from imafs.attest.kinds import Kind
 from imafs.attest.signatures import read_certificates
 from imafs.errors import FormatError
 from tests.papertpm import NOW, PaperTpm, key_of
+from tests.support import processor_time
 
 ROOT, MIDDLE = key_of("p256", 100), key_of("p384", 101)
 AIK = x509.ObjectIdentifier("2.23.133.8.3")
@@ -196,6 +197,17 @@ def test_a_circle_of_authorities_ends() -> None:
 def test_files_that_hold_no_certificate(data: bytes) -> None:
     with pytest.raises(FormatError):
         read_certificates(data, "ak.crt")
+
+
+def test_beginnings_without_an_end_are_read_once() -> None:
+    """A pattern that looks for the end of each keeps a verifier busy, and anybody may send them."""
+    beginnings = b"".join(b"-----BEGIN A%d-----\n" % n for n in range(12_000))
+    with processor_time(2), pytest.raises(FormatError, match="no certificate"):
+        read_certificates(beginnings, "ak.crt")
+    whole = LEAF.public_bytes(Encoding.PEM)
+    assert read_certificates(whole + beginnings, "ak.crt") == [LEAF]
+    other = b"-----BEGIN X-----\n-----END X-----\n"
+    assert read_certificates(other + whole + other + whole, "ak.crt") == [LEAF, LEAF]
 
 
 def test_a_name_that_writes_on_the_terminal() -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from imafs.attest.evidence import check
+from imafs.attest.excludes import Excludes, OutOfTimeError
 from imafs.attest.kinds import Kind
 from imafs.attest.reference import Files, Reference, judge, read
+from imafs.attest.verifier import Verifier
 from imafs.attest.walking import Part
 from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, list_bank
+from imafs.formats.binary import Reader
 from tests.papertpm import PaperTpm
 from tests.property.reference import Rec, ascii_list, binary_list, ng, violation
 
@@ -195,6 +200,71 @@ def test_no_template_name_hides_a_kexec() -> None:
         assert check(one, machine.demand(nonce=b"\1"), first.state).kind is Kind.KEXEC
 
 
+def in_big_endian(records: bytes) -> bytes:
+    """The same template data in the other byte order's frame, under a name that nobody knows."""
+    out = b""
+    for parsed in Reader(records, 20):
+        data = parsed.record.data
+        out += struct.pack(">I20sI6sI", parsed.record.pcr, parsed.digest, 6, b"hidden", len(data))
+        out += data
+    return out
+
+
+def test_no_byte_order_hides_a_boot_or_a_kexec() -> None:
+    """It is the manifest's word alone, and the frame of a record is in no digest."""
+    machine = PaperTpm()
+    machine.boot_only()
+    machine.measure(ng(10, b"boot_aggregate", b"other firmware"), ng(10, b"/a"))
+    whole = machine.bundle(selection=machine.selection(*range(11)))
+    assert check(whole, machine.demand()).kind is Kind.BOOT
+    assert whole.manifest is not None
+    other = replace(
+        whole,
+        records=in_big_endian(whole.records),
+        manifest=replace(whole.manifest, order="big"),
+    )
+    assert check(other, machine.demand()).kind is Kind.BOOT
+    machine = PaperTpm()
+    first = check(machine.bundle(), machine.demand())
+    machine.measure(ng(10, b"boot_aggregate"))
+    part = machine.bundle(b"\1", first=1)
+    assert part.manifest is not None
+    other = replace(
+        part,
+        records=in_big_endian(part.records),
+        manifest=replace(part.manifest, order="big"),
+    )
+    for one in (part, other):
+        assert check(one, machine.demand(nonce=b"\1"), first.state).kind is Kind.KEXEC
+
+
+def test_a_violation_is_no_boot_whatever_it_is_called() -> None:
+    """No digest proves its name: who holds the list would tell a kexec that was none."""
+    known = read(json.dumps(POLICY).encode(), "policy")
+    machine = PaperTpm()
+    first = check(machine.bundle(), machine.demand())
+    machine.measure(violation(10, b"/log/messages"))
+    bundle = machine.bundle(b"\1")
+    head = machine.list()[: -len(machine.list(1))]
+    records = head + binary_list([violation(10, b"boot_aggregate")], "sha1")
+    for one in (bundle, replace(bundle, records=records)):
+        demand = machine.demand(nonce=b"\1", reference=known)
+        found = check(one, demand, first.state)
+        assert (found.kind, found.boots, found.violations) == (Kind.OK, 0, 1)
+        assert found.files is not None
+        assert (found.files.violations, found.files.other) == (1, 1)
+
+
+def test_a_file_without_a_digest_is_no_boot() -> None:
+    """A kernel stores zeros for a file that it could not read (a FUSE that says EINVAL)."""
+    known = read(json.dumps(POLICY).encode(), "policy")
+    machine = PaperTpm()
+    machine.measure(Rec(10, "ima-ng", (b"sha256:\0" + bytes(32), b"boot_aggregate\0")))
+    found = check(machine.bundle(), machine.demand(reference=known))
+    assert found.files is not None
+    assert list(found.files.unknown) == [b"boot_aggregate"]
+
+
 def test_no_pattern_is_tried_on_what_is_longer_than_a_path() -> None:
     """PATH_MAX: over a megabyte a pattern with two stars goes on for hours."""
     policy = {"digests": {}, "excludes": ["/.*a.*b.*c$", "/tmp/"]}
@@ -202,6 +272,86 @@ def test_no_pattern_is_tried_on_what_is_longer_than_a_path() -> None:
     longest = b"/tmp/" + b"a" * 4090
     files = judged(reference, [ng(10, longest), ng(10, b"/tmp/" + b"ab" * (1 << 19))])
     assert (files.excluded, len(files.unknown)) == (1, 1)
+
+
+#: Patterns that come to no end -> a path over which they do not.
+ENDLESS = {
+    "one in the other": ("(a+)+$", b"a" * 60 + b"!"),
+    "two that are alike": ("(a|a)*$", b"a" * 60 + b"!"),
+    "many stars": ("/.*a.*a.*a.*a.*a.*a.*!", b"/" + b"a" * 900),
+    "ahead": ("(?=(a+)+$)", b"a" * 60 + b"!"),
+    "again": (r"(a*)*\1b", b"a" * 60),
+    "bytes": ("(?s:(.+)+)x", b"\xff" * 60),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_pattern_without_end_is_no_verdict(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can name a file on the machine kept its verifier busy for years."""
+    monkeypatch.setattr("imafs.attest.excludes.SECONDS", 0.2)
+    pattern, path = ENDLESS[what]
+    machine = PaperTpm()
+    known = read(json.dumps({"digests": {}, "excludes": ["/tmp/", pattern]}).encode(), "policy")
+    first = check(machine.bundle(), machine.demand(reference=known))
+    assert (first.kind, first.state is None) == (Kind.OK, False)
+    machine.files(b"/tmp/x", path)
+    found = check(machine.bundle(b"\1"), machine.demand(nonce=b"\1", reference=known), first.state)
+    assert (found.kind, found.state, found.files) == (Kind.REFERENCE, None, None)
+    assert pattern in found.said
+    assert not found.kind.accepted
+    assert found.said.isprintable()
+    # What ran out of time once keeps nobody else's files from being judged.
+    other = PaperTpm(number=1)
+    other.files(b"/tmp/y", b"/evil")
+    found = check(other.bundle(), other.demand(reference=known))
+    assert found.files is not None
+    assert (list(found.files.unknown), found.files.excluded) == ([b"/evil"], 1)
+
+
+def test_many_paths_have_their_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each path adds what an honest pattern takes, and hostile ones share that."""
+    monkeypatch.setattr("imafs.attest.excludes.SECONDS", 0.2)
+    monkeypatch.setattr("imafs.attest.excludes._SOME", 100)
+    honest = Excludes(tuple(re.compile(f"/opt/{n}/.*") for n in range(100)))
+    paths = [b"/opt/%d/x" % (n % 200) for n in range(5000)]
+    assert len(honest.matched(paths)) == 100
+    slow = Excludes((re.compile("(a+)+$"),))
+    with pytest.raises(OutOfTimeError):
+        slow.matched(b"a" * 18 + b"%d!" % n for n in range(5000))
+
+
+def test_a_matcher_that_was_killed_is_told_and_the_next_one_asked() -> None:
+    excludes = Excludes((re.compile("/tmp/"),))
+    assert excludes.matched([b"/tmp/\xff", b"/var"]) == {b"/tmp/\xff"}
+    process = excludes._process
+    assert process is not None
+    process.kill()
+    process.wait(60)
+    assert excludes.matched([b"/tmp/1"]) == {b"/tmp/1"}
+    assert excludes._process is not process
+
+
+def test_processes_of_a_pool_have_a_matcher_each(tmp_path: Path) -> None:
+    """Two that share one would read each other's answers."""
+    known = read(json.dumps(POLICY | {"digests": {}}).encode(), "policy")
+    assert known.excludes.matched([b"/tmp/here"]) == {b"/tmp/here"}
+    machine = PaperTpm()
+    machine.files(*(b"/tmp/%d" % n for n in range(200)))
+    paths = []
+    for number in range(12):
+        machine.files(b"/evil/%d" % number)
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(machine.bundle().encode())
+        paths.append(str(path))
+    found = Verifier(machine.demand(reference=known)).check_all(paths, 3)
+    counts = [(j.files.excluded, len(j.files.unknown)) for _, j in found if j.files is not None]
+    assert counts == [(200, number + 1) for number in range(12)]
+
+
+def test_a_pattern_that_python_warns_of_is_no_line_of_its_own() -> None:
+    """A possible nested set (FutureWarning): Keylime compiles it as this does."""
+    reference = read(json.dumps({"digests": {}, "excludes": ["/[[a-z]x/"]}).encode(), "policy")
+    assert judged(reference, [ng(10, b"/[x/")]).excluded == 1
 
 
 def test_the_verdict_of_files() -> None:

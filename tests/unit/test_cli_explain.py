@@ -13,6 +13,7 @@ import pytest
 from imafs.attest.lanes import Lane
 from imafs.cli.main import main
 from tests.property.reference import WIDTHS, Rec, binary_list, extend, ng, violation
+from tests.support import processor_time
 
 Output = pytest.CaptureFixture[str]
 BANKS = ("sha1", "sha256")
@@ -244,6 +245,16 @@ def test_a_hostile_list_is_looked_at_for_a_while_only(
     assert case.verify([recs], LIST)[0] == 8
     # Two runs of the command; some suppositions are under way when the effort is spent.
     assert spent < 2 * (1000 + 8 * count * 2 + 4 * count)
+
+
+def test_a_list_of_one_boot_again_and_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may begin the list, or a repetition: looking at that took minutes beside the hashes."""
+    monkeypatch.setattr("imafs.attest.explain.EFFORT", 1000)
+    with processor_time(10):
+        said = of(case.verify([[BOOT] * 5000], LIST), "incomplete")
+    assert said.startswith(
+        "records 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 4989 more are a boot_aggregate again, and "
+    )
 
 
 def test_a_very_long_list_is_not_searched(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
