@@ -22,8 +22,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imafs.attest.api import anchors, attest, check, context, create_key, keys, persistent
+    from imafs.attest.api import (
+        anchors,
+        attest,
+        check,
+        context,
+        create_key,
+        flush,
+        keys,
+        persistent,
+    )
     from imafs.attest.bundle import Bundle
+    from imafs.attest.gather import Held
     from imafs.attest.judgement import Demand, Judgement
     from imafs.attest.kinds import Kind
     from imafs.attest.reference import Reference
@@ -31,9 +41,11 @@ if TYPE_CHECKING:
 
 _PLACES = {
     **dict.fromkeys(
-        ("anchors", "attest", "check", "context", "create_key", "keys", "persistent"), "api"
+        ("anchors", "attest", "check", "context", "create_key", "flush", "keys", "persistent"),
+        "api",
     ),
     "Bundle": "bundle",
+    "Held": "gather",
     **dict.fromkeys(("Demand", "Judgement"), "judgement"),
     "Kind": "kinds",
     "Reference": "reference",
@@ -43,6 +55,7 @@ _PLACES = {
 __all__ = [
     "Bundle",
     "Demand",
+    "Held",
     "Judgement",
     "Kind",
     "Reference",
@@ -52,6 +65,7 @@ __all__ = [
     "check",
     "context",
     "create_key",
+    "flush",
     "keys",
     "persistent",
 ]

@@ -31,7 +31,7 @@ NONCE = 64
 
 
 def attest(
-    directory: StrPath,
+    source: StrPath | gather.Source,
     *,
     tcti: str,
     key: quoting.Key,
@@ -44,34 +44,47 @@ def attest(
     certificates: bytes | None = None,
     firmware: bytes | None = None,
     kept: Callable[[], gather.Kept] | None = None,
+    deadline: float | None = None,
 ) -> Bundle:
-    """Evidence for ``nonce``: a quote, and the records of ``directory`` that lead to it.
+    """Evidence for ``nonce``: a quote, and the records of ``source`` that lead to it.
 
+    ``source`` is an IMA directory, of which the records from ``since`` on are given; or, of those
+    who keep the records themselves, a function that gives the list to a quote (:class:`Held`).
     ``banks``: SHA-256 where the TPM has it; ``pcrs``: those that records went to; ``kept``: what
-    the keeper of the directory says of the list. Raises :class:`ImafsError`: :class:`TpmError`,
-    :class:`MismatchError` where the list does not lead to the quote, :class:`FileError`.
+    the keeper of the directory says of the list; ``deadline``: seconds for each quote.
+
+    Raises :class:`ImafsError`: :class:`TpmError`, :class:`MismatchError` where the list does not
+    lead to the quote, :class:`FileError`; and what the function raises.
     """
     if len(nonce) > NONCE:
         raise UsageError(f"a nonce of {len(nonce)} bytes: a TPM takes {NONCE} at most")
-    chosen = _banks(tcti, banks)
+    chosen = _banks(tcti, banks, deadline)
     asked = gather.Asked(
-        nonce, chosen, tuple(pcrs) if pcrs is not None else None, since, tuple(padded), pcr
+        nonce, chosen, tuple(pcrs) if pcrs is not None else None, tuple(padded), pcr
     )
-    place = Path(directory)
-    # Of an emulator's kernel this machine's boot_id says nothing.
-    real = os.path.realpath(place).startswith("/sys/kernel/security/")
+    read, boot_ids = (source, tuple) if callable(source) else _directory(Path(source), since)
     return gather.gather(
         asked,
-        lambda asked_for, selection: quoting.quote(tcti, key, asked_for, selection),
-        lambda: gather.read_directory(place),
+        lambda asked_for, selection: quoting.quote(tcti, key, asked_for, selection, deadline),
+        read,
         beside=gather.Beside(certificates, firmware),
-        kept=kept or (lambda: gather.Kept(boot_ids=gather.boot_id() if real else ())),
+        kept=kept or (lambda: gather.Kept(boot_ids=boot_ids())),
     )
 
 
-def _banks(tcti: str, asked: Sequence[str]) -> tuple[str, ...]:
+def _directory(place: Path, since: int) -> tuple[gather.Source, Callable[[], tuple[str, ...]]]:
+    """What reads an IMA directory, and what gives the boot_ids of its kernels."""
+    # Of an emulator's kernel this machine's boot_id says nothing.
+    real = os.path.realpath(place).startswith("/sys/kernel/security/")
+    return (
+        lambda clock: gather.Held(gather.read_directory(place), since),
+        gather.boot_id if real else tuple,
+    )
+
+
+def _banks(tcti: str, asked: Sequence[str], deadline: float | None) -> tuple[str, ...]:
     """The banks to quote. Raises :class:`UsageError` for one that the TPM has not."""
-    there = [quote.bank_name(tpm_id) for tpm_id in quoting.banks(tcti)]
+    there = [quote.bank_name(tpm_id) for tpm_id in quoting.banks(tcti, deadline)]
     missing = [bank for bank in asked if bank not in there]
     if missing:
         raise UsageError(f"the TPM has no bank {missing[0]}; it has: {', '.join(there)}")
@@ -92,12 +105,24 @@ def persistent(handle: int) -> quoting.Key:
     return quoting.Key(named, handle=quoting.handle_named(named))
 
 
-def create_key(tcti: str, kind: str = "ecdsa-p256-sha256") -> quoting.Key:
+def create_key(
+    tcti: str, kind: str = "ecdsa-p256-sha256", *, deadline: float | None = None
+) -> quoting.Key:
     """A key under the endorsement hierarchy; the same again where there was one of this kind.
 
-    Its ``context`` is what a file of :func:`context` holds, until the TPM is reset.
+    Its ``context`` is what a file of :func:`context` holds, until the TPM is reset. Raises
+    :class:`TpmError`, also behind ``deadline`` seconds.
     """
-    return quoting.create(tcti, kind)
+    return quoting.create(tcti, kind, deadline)
+
+
+def flush(tcti: str, *, deadline: float | None = None) -> None:
+    """Frees what killed programs have left in a TPM without a resource manager.
+
+    There is room for three objects and three sessions, and those of programs that still run are
+    flushed too: for a TPM that nobody else uses. Raises :class:`TpmError`.
+    """
+    quoting.flush(tcti, deadline)
 
 
 def keys(*paths: StrPath) -> tuple[signatures.Key, ...]:

@@ -44,17 +44,30 @@ Quoter = Callable[[bytes, quote.Selection], Quoted]
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """The whole binary list since the boot.
+
+    Records in front of ``since`` are left out of the bundle: the verifier knows them.
+    """
+
+    records: bytes = field(repr=False)
+    since: int = 0
+
+
+#: Gives the list that leads to a quote, whose clock tells the boot.
+Source = Callable[[quote.Clock], Held]
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What the verifier asked for. ``pcrs`` None: those that records went to.
 
-    ``padded`` banks hold zero-padded SHA-1. Records in front of ``since`` are left out: the
-    verifier knows them.
+    ``padded`` banks hold zero-padded SHA-1.
     """
 
     nonce: bytes
     banks: Sequence[str] = ("sha256",)
     pcrs: Sequence[int] | None = None
-    since: int = 0
     padded: tuple[str, ...] = ()
     pcr: int = DEFAULT_PCR
 
@@ -88,14 +101,14 @@ _NOTHING = Beside()
 def gather(
     asked: Asked,
     quoter: Quoter,
-    read: Callable[[], bytes],
+    read: Source,
     *,
     beside: Beside = _NOTHING,
     kept: Callable[[], Kept] = Kept,
     pause: Callable[[float], None] = time.sleep,
 ) -> Bundle:
-    """The bundle of now. ``read`` gives the whole binary list since the boot, ``kept`` what its
-    keeper says of it, asked when it was read.
+    """The bundle of now. ``read`` gives the list behind each quote, ``kept`` what its keeper says
+    of it, asked when it was read.
 
     Raises :class:`MismatchError` where no part of the list leads to the quote,
     :class:`TpmError`, and what ``read`` raises.
@@ -105,7 +118,8 @@ def gather(
     while True:
         selection = quote.selection_of(dict.fromkeys(asked.banks, pcrs))
         answer = quoter(asked.nonce, selection)
-        found = _Found(asked, selection, answer, read())
+        said = quote.parse_quote(answer.message)
+        found = _Found(asked, selection, answer, said, read(said.clock))
         if asked.pcrs is None and not found.used <= set(pcrs):
             pcrs = tuple(sorted({*pcrs, *found.used}))
             continue
@@ -122,16 +136,22 @@ class _Found:
     """One quote and the list that was read after it."""
 
     def __init__(
-        self, asked: Asked, selection: quote.Selection, answer: Quoted, data: bytes
+        self,
+        asked: Asked,
+        selection: quote.Selection,
+        answer: Quoted,
+        said: quote.Quote,
+        held: Held,
     ) -> None:
         self._asked = asked
         self._selection = selection
         self._answer = answer
-        shape = detected(data)
+        shape = detected(held.records)
         if shape.bank.name != OWN.name:
             raise FormatError(f"the list is of bank {shape.bank.name}, not {OWN.name}")
-        self._part = Part(data, shape.order)
-        self._quote = quote.parse_quote(answer.message)
+        self._part = Part(held.records, shape.order)
+        self._first = held.since
+        self._quote = said
         self._algorithm = quote.parse_signature(answer.signature).algorithm
         self._values: PcrValues = {}
         self._padded = asked.padded
@@ -191,7 +211,7 @@ class _Found:
 
     def bundle(self, place: int, beside: Beside, kept: Kept) -> Bundle:
         """The records up to there, and all that belongs to them."""
-        first = self._asked.since
+        first = self._first
         if first > place:
             raise UsageError(f"--since {first}: the list has {place} records up to the quote")
         begin, end = end_of(self._part, first), end_of(self._part, place)

@@ -20,12 +20,16 @@ ST_SESSIONS = 0x8002
 CC_PCR_ALLOCATE = 0x12B
 CC_STARTUP = 0x144
 CC_SHUTDOWN = 0x145
+CC_FLUSH_CONTEXT = 0x165
 CC_GET_CAPABILITY = 0x17A
 CC_PCR_READ = 0x17E
 CC_PCR_EXTEND = 0x182
 
+CAP_HANDLES = 1
 CAP_PCRS = 5
 CAP_TPM_PROPERTIES = 6
+LOADED_SESSION_FIRST = 0x02000000
+TRANSIENT_FIRST = 0x80000000
 PT_MANUFACTURER = 0x105
 PT_VENDOR_STRING_1 = 0x106
 
@@ -43,6 +47,8 @@ HEADER_SIZE = 10
 PCR_COUNT = 24
 """PCRs of a PC client TPM; a selection is ``PCR_COUNT // 8`` bytes per bank."""
 
+#: MAX_CAP_HANDLES of a TPM whose answers have 1,024 bytes.
+_MOST_HANDLES = 254
 _RH_PLATFORM = 0x4000000C
 _RS_PW = 0x40000009
 # One empty password session: size, TPM_RS_PW, no nonce, no attributes, no password.
@@ -138,6 +144,16 @@ def build_get_pcr_banks() -> bytes:
 def build_get_properties(first: int, count: int) -> bytes:
     """TPM2_GetCapability(TPM2_CAP_TPM_PROPERTIES)."""
     return _command(CC_GET_CAPABILITY, struct.pack(">III", CAP_TPM_PROPERTIES, first, count))
+
+
+def build_get_handles(first: int) -> bytes:
+    """TPM2_GetCapability(TPM2_CAP_HANDLES): those of the type of ``first``, as many as fit."""
+    return _command(CC_GET_CAPABILITY, struct.pack(">III", CAP_HANDLES, first, _MOST_HANDLES))
+
+
+def build_flush_context(handle: int) -> bytes:
+    """TPM2_FlushContext of an object or a session."""
+    return _command(CC_FLUSH_CONTEXT, struct.pack(">I", handle))
 
 
 def _selection(selection: Selection) -> bytes:
@@ -265,6 +281,16 @@ def parse_pcr_banks(response: bytes) -> list[tuple[int, list[int]]]:
     check(response, "TPM2_GetCapability")
     try:
         return _parse_selection(response, HEADER_SIZE + 5)[0]
+    except struct.error:
+        raise TpmError("TPM2_GetCapability: the TPM's answer is cut short") from None
+
+
+def parse_handles(response: bytes) -> tuple[int, ...]:
+    """TPM2_CAP_HANDLES."""
+    check(response, "TPM2_GetCapability")
+    try:
+        (count,) = struct.unpack_from(">I", response, HEADER_SIZE + 5)
+        return struct.unpack_from(f">{count}I", response, HEADER_SIZE + 9)
     except struct.error:
         raise TpmError("TPM2_GetCapability: the TPM's answer is cut short") from None
 

@@ -16,10 +16,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from imafs.errors import ImafsError, TpmError, UsageError
 from imafs.tpm import commands
+
+if TYPE_CHECKING:
+    from imafs.tpm.link import Link
 
 T = TypeVar("T")
 
@@ -95,33 +98,58 @@ def handle_named(text: str) -> int | None:
     return number
 
 
-def banks(tcti: str) -> dict[int, list[int]]:
+def banks(tcti: str, deadline: float | None = None) -> dict[int, list[int]]:
     """The allocated banks of a TPM, and the PCRs of each. Raises :class:`TpmError`."""
 
     def ask() -> dict[int, list[int]]:
         from imafs.tpm.real import allocation
-        from imafs.tpm.tcti import TctiLink
 
-        link = TctiLink(tcti)
-        try:
+        with _link(tcti) as link:
             return {tpm_id: pcrs for tpm_id, pcrs in allocation(link) if pcrs}
-        finally:
-            link.drop()
 
-    return within(DEADLINE, ask, tcti)
+    return within(deadline or DEADLINE, ask, tcti)
 
 
-def quote(tcti: str, key: Key, nonce: bytes, selection: Selection) -> Quoted:
+def flush(tcti: str, deadline: float | None = None) -> None:
+    """Flushes every object and session of a TPM, whoever has left it. Raises :class:`TpmError`."""
+
+    def ask() -> None:
+        from imafs.tpm.real import transact
+
+        with _link(tcti) as link:
+            for first in (commands.TRANSIENT_FIRST, commands.LOADED_SESSION_FIRST):
+                found = transact(link, commands.build_get_handles(first))
+                for handle in commands.parse_handles(found):
+                    answer = transact(link, commands.build_flush_context(handle))
+                    commands.check(answer, f"TPM2_FlushContext of {handle:#x}")
+
+    within(deadline or DEADLINE, ask, tcti)
+
+
+@contextmanager
+def _link(tcti: str) -> Iterator[Link]:
+    from imafs.tpm.tcti import TctiLink
+
+    link = TctiLink(tcti)
+    try:
+        yield link
+    finally:
+        link.drop()
+
+
+def quote(
+    tcti: str, key: Key, nonce: bytes, selection: Selection, deadline: float | None = None
+) -> Quoted:
     """One quote. Raises :class:`TpmError`, also where the TPM does not answer."""
 
     def ask() -> Quoted:
         with _session(tcti) as tpm:
             return tpm.quote(key, nonce, selection)
 
-    return within(DEADLINE, ask, tcti)
+    return within(deadline or DEADLINE, ask, tcti)
 
 
-def create(tcti: str, kind: str) -> Key:
+def create(tcti: str, kind: str, deadline: float | None = None) -> Key:
     """A key under the endorsement hierarchy, as a context that tpm2-tools read too.
 
     The same kind gives the same key on the same TPM, until its endorsement hierarchy is
@@ -132,7 +160,7 @@ def create(tcti: str, kind: str) -> Key:
         with _session(tcti) as tpm:
             return tpm.create(kind)
 
-    return within(CREATION, ask, tcti)
+    return within(deadline or CREATION, ask, tcti)
 
 
 def within(seconds: float, work: Callable[[], T], tcti: str) -> T:

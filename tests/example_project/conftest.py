@@ -75,9 +75,8 @@ class Agent:
         """What `imafs check` says to the newest that was sent, knowing all before it."""
         (newest,) = self._places()[-1:]
         state = self.sent.parent / "verifier"
-        found = self._ima.check(
-            newest / "bundle.tar", bytes.fromhex(NONCE), state=state, new=not state.exists()
-        )
+        bundle = newest if newest.is_file() else newest / "bundle.tar"
+        found = self._ima.check(bundle, bytes.fromhex(NONCE), state=state, new=not state.exists())
         claim = newest / "value"
         if found.kind.accepted and claim.exists():
             if found.excess:

@@ -73,9 +73,9 @@ def test_the_agent_as_its_document_calls_it(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = run(["sh", "-c", called], cwd=tmp_path, env=path_with_imafs(), deadline=60)
     assert done.stdout.splitlines() == [
-        "1 record attested: evidence/boot-1-000000000000",
+        "1 record attested: evidence/boot-1-000000000.tar",
         "added: 5",
-        "6 records attested: evidence/boot-2-000000000000",
+        "6 records attested: evidence/boot-2-000000000.tar",
     ]
 
 

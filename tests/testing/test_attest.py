@@ -21,6 +21,7 @@ from imafs.attest.signatures import read_key
 from imafs.errors import FileError, ImafsError, MismatchError, TpmError
 from imafs.scenarios import library
 from imafs.testing import Ima
+from imafs.testing.ima import parse
 from imafs.tpm import quoting
 from imafs.tpm.quoting import KINDS
 from tests.support import ROOT, require
@@ -165,6 +166,38 @@ def test_what_happens_between_two_bundles(ima: Ima, tmp_path: Path, happening: s
     happens(ima)
     ima.call("generate", count=5, name="/later/")
     assert verdict(ima, tmp_path, b"after") == expected
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_kexec_of_a_list_that_nobody_trims(ima: Ima, tmp_path: Path, staged: bool) -> None:
+    """Of the kernel's own directory, without a keeper: kexec, once, and every record once."""
+    ima.generate(20, "/before/")
+    ima.violation("/var/log/messages")
+    ima.wait()
+    state = tmp_path / "state"
+    first = ima.attest(b"1")
+    assert ima.check(first, b"1", state=state, new=True).kind is Kind.OK
+    if staged:  # what is staged is carried in front of what is not
+        ima.other_agent.stage()
+        ima.generate(3, "/staged/")
+    ima.kexec()
+    ima.generate(5, "/later/")
+    bundle = ima.attest(b"2")
+    found = ima.check(bundle, b"2", state=state)
+    assert (found.kind, found.boots) == (Kind.KEXEC, 1), found.said
+    assert bundle.records.startswith(first.records)
+    names = [record.name for record in parse(bundle.records, "sha1")]
+    assert names.count("boot_aggregate") == 2
+    files = [name for name in names if name.startswith("/")]
+    assert len(set(files)) == len(files) == 20 + 1 + 3 * staged + 5
+    again = ima.attest(b"3")
+    told = ima.check(again, b"3", state=state)
+    assert (told.kind, told.boots, again.records) == (Kind.OK, 1, bundle.records)
+    # The same over another kexec, asked for the new records alone.
+    ima.kexec()
+    rest = ima.attest(b"4", since=found.records)
+    last = ima.check(rest, b"4", state=state)
+    assert (last.kind, last.boots, last.first) == (Kind.KEXEC, 1, found.records), last.said
 
 
 @pytest.mark.parametrize("kind", KINDS)

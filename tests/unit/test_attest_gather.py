@@ -9,7 +9,7 @@ import pytest
 
 from imafs.attest import quote
 from imafs.attest.bundle import Gap
-from imafs.attest.gather import TRIES, Asked, Kept, gather
+from imafs.attest.gather import TRIES, Asked, Held, Kept, gather
 from imafs.errors import MismatchError
 from imafs.tpm.quoting import Quoted
 from tests.papertpm import IDS, NONCE, PaperTpm
@@ -37,9 +37,9 @@ def machine() -> PaperTpm:
 def test_what_the_keeper_says_is_asked_when_the_list_was_read(machine: PaperTpm) -> None:
     steps: list[str] = []
 
-    def read() -> bytes:
+    def read(clock: quote.Clock) -> Held:
         steps.append("read")
-        return machine.list()
+        return Held(machine.list())
 
     def kept() -> Kept:
         steps.append("kept")
@@ -49,6 +49,31 @@ def test_what_the_keeper_says_is_asked_when_the_list_was_read(machine: PaperTpm)
     assert made.manifest is not None
     assert (made.manifest.life, made.manifest.boot_ids) == ("000002-x", ("x", "y"))
     assert (made.manifest.diverged, steps) == ((1,), ["read", "kept"])
+
+
+def test_who_keeps_the_records_is_asked_behind_each_quote_and_told_the_boot(
+    machine: PaperTpm,
+) -> None:
+    """A record is in the list and not yet in the PCR, and the machine is booted again meanwhile."""
+    boots: list[int] = []
+    quoted = quoter(machine)
+
+    def ask(nonce: bytes, selection: quote.Selection) -> Quoted:
+        answer = quoted(nonce, selection)
+        if not boots:  # behind the first quote
+            machine.reboot()
+            machine.files(b"/c", b"/d")
+        return answer
+
+    def held(clock: quote.Clock) -> Held:
+        boots.append(clock.reset_count)
+        return Held(machine.list(), since=2)
+
+    made = gather(Asked(NONCE), ask, held, pause=lambda seconds: None)
+    assert boots == [7, 8]
+    assert made.manifest is not None
+    assert (made.manifest.first, made.manifest.count) == (2, 1)
+    assert made.records == machine.list(2)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +91,7 @@ def test_a_list_that_leads_nowhere(machine: PaperTpm, kept: Kept, says: str) -> 
     pauses: list[float] = []
     with pytest.raises(MismatchError, match=says):
         gather(
-            *(Asked(NONCE), quoter(machine), machine.list),
+            *(Asked(NONCE), quoter(machine), lambda clock: Held(machine.list())),
             kept=lambda: kept,
             pause=pauses.append,
         )

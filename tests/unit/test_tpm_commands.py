@@ -116,3 +116,16 @@ def test_a_code_of_the_tpms_state_is_told_as_such(code: int, said: str) -> None:
 def test_a_tpm_1_2_is_told_as_such() -> None:
     with pytest.raises(TpmError, match=r"this is a TPM 1.2 \(0x1e\)"):
         commands.check(struct.pack(">HII", 0xC4, 10, 0x1E), "TPM2_X")
+
+
+def test_what_was_left_in_a_tpm_is_asked_for_and_flushed() -> None:
+    asked = commands.build_get_handles(commands.TRANSIENT_FIRST)
+    assert asked.hex() == "8001000000160000017a" + "00000001" + "80000000" + "000000fe"
+    assert commands.build_flush_context(0x80000001).hex() == "80010000000e00000165" + "80000001"
+    body = struct.pack(">BIIII", 0, 1, 2, 0x80000000, 0x80000001)
+    assert commands.parse_handles(response(0, body)) == (0x80000000, 0x80000001)
+    assert commands.parse_handles(response(0, struct.pack(">BII", 0, 1, 0))) == ()
+    for count in (3, 1 << 32 - 1):
+        cut = struct.pack(">BIII", 0, 1, count % (1 << 32), 0x80000000)
+        with pytest.raises(TpmError, match="cut short"):
+            commands.parse_handles(response(0, cut))
