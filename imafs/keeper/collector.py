@@ -139,7 +139,7 @@ class Collector(Joining):
                 except (FileError, NotThereError) as error:
                     # The directory is gone, or nobody serves it any more: opened anew, if ever.
                     self.refusal = str(error)
-                    self._suspended = self.boot, error.errno
+                    self._suspended = self.boot, errno.ENODEV
                     pause = State.SUSPENDED, str(error), self._wait_of(failures)
                     failures += 1
         except StoreBrokenError as error:
@@ -181,6 +181,10 @@ class Collector(Joining):
         try:
             data = await self._in_kernel(self._read_all)
             head = await self._apart(len(data), partial(_head, data, self._known))
+            if head.known < self._known:
+                raise Refused(errno.EIO, "the kernel's list has become shorter")
+            if await self._is_another_kernel():
+                return  # these may be its records: a join says what is new of them
             self.catalogue.show(head.new)
         except (Refused, FormatError) as error:
             self.told.say("readers", logging.WARNING, "a reader gets EIO: %s", error)
@@ -231,17 +235,22 @@ class Collector(Joining):
         self.look = replace(self.look, staging=self._source.staging)
 
     async def _another_kernel(self) -> None:
-        """Nothing is stored or deleted until another kernel runs."""
+        """Nothing is stored or deleted until another kernel runs. This one measures nothing more,
+        but its lists are there: readers see them behind what is stored."""
         assert self._suspended is not None
-        self._known = None
         boot, number = self._suspended
+        if number not in _ENDS:
+            self._known = None
         if self.state is not State.SUSPENDED:  # else it is told already, and in better words
             why = f"measuring has ended for this kernel ({errno.errorcode.get(number, number)})"
-            self.refusal = why
+            if self._known is None:
+                self.refusal = why
             self._tell(State.SUSPENDED, why)
-        while await self._in_kernel(self._source.boot_id) == boot and number in _ENDS:
-            self._unseen(self._asked)
+        while number in _ENDS and await self._in_kernel(self._source.boot_id) == boot:
+            if self._asked > self._shown:
+                await self._show_unstored()
             await trio.sleep(POLL)
+        self._known = None
         await self._in_kernel(self._source.release)
         self.look = self._suspended = None
         self._counted = 0

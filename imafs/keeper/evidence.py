@@ -72,13 +72,16 @@ class Evidence:
             and 0 < frame.g_count <= self.longest(frame)
             and self.k.sha256(0, frame.g_count) == frame.g_sha256
         )
+        self.same_boot = store.boot == kernel.boot
         #: None: stored bytes are damaged, and tell nothing.
         self.stored = None
         pending = store.pending
         if pending is not None and store.records is not None and not store.damaged:
             longest = self.longest(pending)
-            self.stored = reach.Stored(self.k, self.kernels, store.records, pending, longest)
-        self.same_boot = store.boot == kernel.boot
+            staged = self.staged if pending.boot == kernel.boot else None
+            self.stored = reach.Stored(
+                self.k, self.kernels, store.records, pending, longest, staged
+            )
 
     def longest(self, batch: Frame) -> int:
         """How many records of K may be stored, after a batch: not this kernel's own
@@ -285,37 +288,68 @@ class Evidence:
                 return index
         return None
 
+    def is_reset_stored(self, at: int) -> bool:
+        """Whether the PCR began anew in front of stored record ``at``, as its value says, and not
+        behind all that is stored, in front of others that extended the same and are gone.
+
+        A record since then tells that cannot come twice, or else the TPM's clock.
+        """
+        stored = self.store.records
+        for index in range(self.store.end - 1, max(at, self.store.end - self.choice.tail) - 1, -1):
+            if stored is None or stored.is_boot_aggregate(index):
+                break
+            ((pcr, _),) = stored.extends(SHA1.name, Mode.REAL, index, index + 1)
+            usual = pcr in self.deciding and not reach.is_violation(stored, index)
+            if usual and self.kernel.flush is False:
+                break
+        else:
+            return self._clock_shows_reset(at)
+        return stored is not None
+
+    def _clock_shows_reset(self, at: int) -> bool:
+        """Whether the TPM began anew between the frames around ``at``, and not since."""
+        now, life = self.tpm.clock, self.store.life
+        frames = self.store.frames
+        before = [frame.clock for frame in frames if frame.first + frame.count <= at]
+        behind = [frame.clock for frame in frames if frame.first + frame.count > at]
+        first = before[-1] if before else None if life is None or self.store.seals else life.clock
+        if now is None or first is None or not behind or behind[0] is None:
+            return False
+        return counters(first) != counters(behind[0]) == counters(now)
+
     def _steady(self, since: int) -> bool:
         """Whether the TPM has not begun anew since the last anchor, or frames from an index on.
 
         True where its clock is not known: then nobody says that it has.
         """
         now = self.tpm.clock
-        return now is None or self._counters(since) <= {(now.reset, now.restart)}
+        return now is None or self._counters(since) <= {counters(now)}
 
     def _counters(self, since: int) -> set[tuple[int, int]]:
         """How often the TPM had begun anew when the last anchor was written, and frames."""
         clocks = [frame.clock for frame in self.store.frames if frame.first >= since]
         clocks += [anchor.clock for anchor in self.store.anchors[-1:]]
-        return {(clock.reset, clock.restart) for clock in clocks if clock is not None}
+        return {counters(clock) for clock in clocks if clock is not None}
 
     def comes_again(self, place: int) -> bool:
         """Whether K[:place] may be new records, equal to stored ones, whose PCR began anew.
 
-        All of S since the PCR was zero came again in it, or S repeats it over and over: then both
-        give the same values. The TPM must have begun anew since the last line of the store. A
-        record that cannot come twice under one kernel rules it out.
+        An end of K[:place] leads on from zero as well. Or all of S since the PCR was zero came
+        again in it, or S repeats it over and over: then both give the same values. The TPM must
+        have begun anew since the last line of the store. A record that cannot come twice under
+        one kernel rules it out.
         """
         stored, now, written = self.store.records, self.tpm.clock, self._counters(0)
         index, values = self._floor()
         chain = self.chains[0]
         if not place or stored is None or now is None or not written:
             return False
-        if (now.reset, now.restart) == max(written):
+        if counters(now) == max(written) or self.came_once(place):
             return False
+        for at in range(place):
+            if not self.budget.take(self.total - at) or chain.fits(chain.zero, at):
+                return True
         if self.store.anchors and chain.state(values) != chain.zero:
-            return False
-        if self.came_once(place):
             return False
         again = sum(1 for _ in self._extends(self.k, 0, place))
         since = self._extends(stored, index, self.store.end)
@@ -326,6 +360,27 @@ class Evidence:
         """What a range extends PCRs with that decide."""
         extends = records.extends(SHA1.name, Mode.REAL, first, last)
         return (extend for extend in extends if extend[0] in self.deciding)
+
+    def lacks_stored_records(self) -> bool:
+        """Of a K that leads from zero to the PCRs: whether S is of the same reset, for certain.
+        Then the extends of stored records failed, and their carry was cut.
+
+        Both begin alike, and the TPM has not begun anew since the last line of the store, nor
+        gone back.
+        """
+        stored, now, written = self.store.records, self.tpm.clock, self._counters(0)
+        if stored is None or not len(stored) or stored.record(0) != self.k.record(0):
+            return False
+        known = now is not None and counters(now) in written and counters(now) == max(written)
+        return known and not self.clock_went_back()
+
+    def has_lost_its_beginning(self) -> bool:
+        """Whether this kernel's boot_aggregate is gone, and was never seen: others deleted it, and
+        with it what came before."""
+        boots = {frame.boot for frame in self.store.frames}
+        if self.store.life is not None:
+            boots.add(self.store.life.boot)
+        return not self.kernels and self.kernel.boot not in boots
 
     def clock_went_back(self) -> bool:
         """A restored TPM has an earlier clock; without that, extends of stored records failed."""
@@ -380,6 +435,8 @@ class Evidence:
                 break
             for at in range(index, upper):
                 right = (at or 0 in self.kernels) and self.budget.take(self.total + 1)
+                if right and state == chain.zero and anchors and not self._is_since(anchors):
+                    right = False  # any list leads on from there
                 if right and chain.fits(state):
                     if head is not None and at < self.store.end and stored.record(at) == head:
                         return at
@@ -388,6 +445,12 @@ class Evidence:
                     state = self._over(chain, state, at, at + 1)
             upper = index
         return found
+
+    def _is_since(self, anchors: int) -> bool:
+        """Whether the TPM has not begun anew since that anchor; True where its clock is not
+        known."""
+        now, then = self.tpm.clock, self.store.anchors[anchors - 1].clock
+        return now is None or then is None or counters(now) == counters(then)
 
     def another_life(self) -> bool:
         """Of a list that nothing explains: did the TPM begin anew? Counters name it only."""
@@ -399,6 +462,19 @@ class Evidence:
         if clock is None or life.clock is None:
             return True
         return clock.reset != life.clock.reset
+
+    def is_another_life(self) -> bool:
+        """Of a list that neither the store explains nor a reset: is it one of another life?
+
+        The TPM's counter tells, or where it is not known the list: one that has this kernel's
+        boot_aggregate is whole from there on. As it does not lead from zero, the PCR was not zero
+        when this kernel began: it came by kexec, and the kernel before it was of this life.
+        """
+        clock = self.tpm.clock
+        told = self.store.life is not None and self.store.life.clock is not None
+        if told and clock is not None:
+            return self.another_life()
+        return self.another_life() and not self.kernels
 
     def parts(self, place: int, starts: list[reach.State]) -> tuple[tuple[int, Modes], ...]:
         """From which places of K on the banks were extended in which modes."""
@@ -415,6 +491,11 @@ class Evidence:
             if not parts or parts[-1][1] != modes:
                 parts.append((first, dict(modes)))
         return tuple(parts)
+
+
+def counters(clock: Clock) -> tuple[int, int]:
+    """How often a TPM has begun anew."""
+    return clock.reset, clock.restart
 
 
 def deciding(records: Records) -> tuple[int, ...]:

@@ -70,6 +70,9 @@ class _Steps:
         if self.kernel.suspended is not None:
             why = "measuring has ended for this kernel"
             waits = (*cuts, WaitForKernel(why), Alarm(Kind.SUSPENDED, why))
+            if answer.opens or answer.forks is not None:
+                # Nothing may be begun any more: there is no life that the list goes on.
+                return Plan(Found.SUSPENDED, None, waits, refuse=why)
             return Plan(Found.SUSPENDED, answer.skip, waits, refuse, answer.verified)
         life = list(self._life(answer))
         mended = list(self._mended(answer)) if not answer.opens else []

@@ -15,7 +15,7 @@ from imafs.keeper import evidence, facts, join
 from imafs.keeper.archive import Batch
 from imafs.keeper.facts import KernelFacts, LifeFacts, Plan, StoreFacts, TpmFacts
 from imafs.keeper.index import Indexed, indexed
-from imafs.keeper.keeping import TPM_DEADLINE, UNKNOWN, Again, Keeping, State
+from imafs.keeper.keeping import TPM_DEADLINE, UNKNOWN, Again, Keeping, State, SuspendedNow
 from imafs.keeper.records import RecordList, listed
 from imafs.keeper.source import Look
 
@@ -59,7 +59,10 @@ class Joining(Keeping):
             plan = await self._apart(UNKNOWN, work)
             self.refusal = plan.refuse
             await self._carry_out(plan, found[0])
-            if plan.skip is not None and plan.found is not facts.Found.SUSPENDED:
+            if (number := found[0].suspended) is not None:
+                self._suspended = self.boot, number
+                raise SuspendedNow
+            if plan.skip is not None:
                 break
             self._unseen(asked)
             await trio.sleep(_AGAIN)
@@ -138,7 +141,7 @@ class Joining(Keeping):
         most = PIECE if part else None
         # 16 s for 100,000 records, 391 s for 500,000 (measured): quadratic.
         seconds = (count / _IN_ONE_SECOND) ** 2
-        kernel = None
+        kernel = suspended = None
         tpm = TpmFacts()
         # Both stay as they are, but for what comes behind: of a long list that alone is read again.
         staged, data = listed(b""), b""
@@ -147,14 +150,15 @@ class Joining(Keeping):
             # Nor where there is no room for what would be staged.
             asks = look.staging and not part and not self._full and await self._has_pcrs()
             if not len(staged):
-                self._barrier(await self._in_kernel(self._source.stage) if asks else errno.EEXIST)
+                first = await self._in_kernel(self._source.stage) if asks else errno.EEXIST
+                suspended = self._barrier(first)
                 read = await self._in_kernel(self._source.staged, seconds)
                 staged = await self._apart(len(read), partial(listed, read))
             work = partial(self._source.current, most, len(data))
             data += await self._in_kernel(work, seconds)
             current = await self._apart(len(data), partial(listed, data))
             second = await self._in_kernel(self._source.stage) if asks else errno.EEXIST
-            self._barrier(second)
+            suspended = self._barrier(second) or suspended
             if second == 0:
                 data = b""  # it is staged now
                 continue
@@ -169,6 +173,7 @@ class Joining(Keeping):
                 records,
                 len(staged) if look.staging else None,
                 pinned=pinned,
+                suspended=suspended,
             )
             if pinned or part:
                 break
@@ -176,9 +181,14 @@ class Joining(Keeping):
             raise Again("the list grew at every look")
         return kernel, tpm
 
-    def _barrier(self, number: int) -> None:
+    def _barrier(self, number: int) -> int | None:
+        """The number of an A that a kernel refuses which measures nothing more: what it has is
+        extended, too. None: it was taken, or there is nothing to stage."""
+        if number == errno.EACCES:
+            return number
         if number not in (0, errno.EEXIST, errno.ENOENT):
             self._refused("A", number)
+        return None
 
     async def _has_pcrs(self) -> bool:
         return await self._pcrs((10,)) is not None

@@ -112,11 +112,15 @@ class Judge(Evidence):
             places = self.beside(found)
             if len(places) > 1:
                 return self._undecided("records that came twice stand where the stored ones end")
+            if self.has_lost_its_beginning():
+                return self._gap("this kernel's first record was deleted", new=False)
             if self.comes_again(places[0]):
                 return self._gap(
                     "the TPM began anew: did the same records, too, or not?", new=False
                 )
             return self._fitting(places[0], self.fit(found, self.chains))
+        if zero and self.lacks_stored_records():
+            return self._gap("the PCRs are without stored records: their extends failed", new=False)
         if zero:
             return self._new_life(zero)
         fork = self.rolled_back()
@@ -132,7 +136,9 @@ class Judge(Evidence):
         if not resets:
             return None
         (place, at), *others = resets
-        return place if at < self.store.end and (not others or self.came_once(place)) else None
+        if at >= self.store.end or (others and not self.came_once(place)):
+            return None
+        return place if self.is_reset_stored(at) else None
 
     def _unreached(self) -> Answer:
         """No place leads to the PCRs: is it shown otherwise that nothing is missing?"""
@@ -145,7 +151,7 @@ class Judge(Evidence):
             if self.bytes_are_proof(self.staged) and self.store.last is not None:
                 return self._diverged(self.store.last.g_count, "the same records are there")
         why = "stored records and the kernel's do not lead to the PCRs"
-        return self._gap(why, new=self.another_life())
+        return self._gap(why, new=self.is_another_life())
 
     def _failed_extend(self, place: int) -> int | None:
         """The record of K[place:] without which the others lead to the PCRs.
@@ -172,7 +178,9 @@ class Judge(Evidence):
         """Without a TPM the store's own word decides: the last batch is there, or deleted."""
         pending = self.store.pending
         same = Answer(Found.SAME_LIFE, 0, alarms=(self._unverified(),))
-        carried = [] if pending is None else list(self._carried(pending))
+        if self.has_lost_its_beginning():
+            return self._gap("this kernel's first record was deleted", new=False)
+        carried = [] if pending is None else self._carried(pending)
         came = pending is not None and self.batch_is_here
         begins = 0 in self.kernels and not came and not carried
         if self.store.gaps:
@@ -183,6 +191,9 @@ class Judge(Evidence):
             return Answer(Found.NEW_LIFE, 0, opens=True, alarms=(self._unverified(),))
         if pending is None:
             return same
+        if self._may_be_another_boot(pending, carried):
+            why = "a kexec brought stored records along, or the machine was rebooted, and made such"
+            return self._gap(why, new=False)
         if self.batch_is_here and self._tells_apart(pending):
             return replace(same, skip=pending.g_count)
         if self._is_own_stage(pending):
@@ -195,6 +206,18 @@ class Judge(Evidence):
             return self._gap("a part of the last batch came along, it is not known which", False)
         return replace(same, skip=carried[0]) if carried else same
 
+    def _may_be_another_boot(self, pending: Frame, carried: list[int]) -> bool:
+        """Whether the head of K, which is the beginning of a kernel's list, may be stored, or else
+        of a boot since then: many boots begin alike.
+
+        Where the batch is all that is stored, and all of it is there, both give the same list.
+        """
+        if pending.boot == self.kernel.boot or 0 not in self.kernels:
+            return False
+        if self.batch_is_here:
+            return pending.g_count < self.store.end or len(carried) > 1
+        return bool(carried)
+
     def _tells_apart(self, pending: Frame) -> bool:
         """Whether the batch at the head of K is the one that was not deleted."""
         if self._is_own_stage(pending):
@@ -205,16 +228,11 @@ class Judge(Evidence):
         """Whether the batch was staged under this kernel: then it is staged, or was deleted."""
         return pending.boot == self.kernel.boot and pending.how is not How.PARTIAL
 
-    def _carried(self, pending: Frame) -> Iterator[int]:
+    def _carried(self, pending: Frame) -> list[int]:
         """How many records of the last batch a carry may have brought along that was cut."""
-        stored = self.store.records
-        first = self.store.end - pending.count - pending.skip
-        for place in self.kernels:
-            if 0 < place <= min(pending.g_count, self.longest(pending)) and stored is not None:
-                # Of a head that was stored before the batch its own records tell nothing.
-                own = range(pending.skip if place > pending.skip else 0, place)
-                if all(self.k.record(at) == stored.record(first + at) for at in own):
-                    yield place
+        if self.stored is None or pending.boot == self.kernel.boot:
+            return []
+        return [place for place in self.kernels if place and self.stored.may_be(place)]
 
     # --- kinds of answers ---------------------------------------------------------------------
 

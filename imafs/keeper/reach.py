@@ -209,9 +209,10 @@ class Stored:
     """Which heads of K may be stored already, told by their bytes.
 
     The last batch stood at the head of the kernel's list when it was committed, and nothing behind
-    it was ever stored. Since then records were taken from the front, and kexecs may have cut some
-    off the end and added others, first of all their boot_aggregate. So K[:j] is stored only if it
-    is nothing, or an end of that batch, or any part of it behind which another kernel begins.
+    it was ever stored. Since then records were taken from the front, or from behind those that
+    are staged (N), and kexecs may have cut some off the end and added others, first of all their
+    boot_aggregate. So K[:j] is stored only if it is nothing, or an end of that batch, or what is
+    staged of it and an end, or any part of it behind which another kernel begins.
     """
 
     def __init__(
@@ -221,18 +222,25 @@ class Stored:
         stored: Records,
         batch: Frame,
         longest: int,
+        staged: int | None = None,
     ) -> None:
+        """``staged``: how many records of K are, under the kernel that had the batch."""
         self._k, self._kernels, self._s = records, kernels, stored
         self._longest, self._end = min(batch.g_count, longest), len(stored)
         self._first = self._end - batch.g_count
         #: Whether the batch is the end of S; a join behind a carry that was cut stores a part.
         self._whole = self._first >= 0 and stored.sha256(self._first, self._end) == batch.g_sha256
+        #: How many records are staged that the batch begins with; 0: others are.
+        self._staged = 0
+        if self._whole and staged and staged <= self._longest:
+            self._staged = staged if self._is_at(self._first, 0, staged) else 0
 
     def places(self) -> Iterator[int]:
         """The places other than 0 that may be right, the last ones first."""
         last = self._s.record(self._end - 1) if self._end else b""
+        edges = {*self._kernels, self._staged}
         for place in range(self._longest, 0, -1):
-            ends = place in self._kernels or self._k.record(place - 1) == last
+            ends = place in edges or self._k.record(place - 1) == last
             if ends and self.may_be(place):
                 yield place
 
@@ -242,12 +250,19 @@ class Stored:
             return not place
         if not self._whole:
             return self._in_pieces(place)
-        head = self._k.sha256(0, place)
-        if self._s.sha256(self._end - place, self._end) == head:
+        if self._is_at(self._end - place, 0, place):
+            return True
+        rest = place - self._staged
+        if self._staged and rest >= 0 and self._is_at(self._end - rest, self._staged, place):
             return True
         return place in self._kernels and any(
-            self._s.sha256(at, at + place) == head for at in self._beginnings(place)
+            self._is_at(at, 0, place) for at in self._beginnings(place)
         )
+
+    def _is_at(self, index: int, first: int, last: int) -> bool:
+        """Whether K[first:last] stands in S from ``index`` on."""
+        end = index + last - first
+        return self._s.sha256(index, end) == self._k.sha256(first, last)
 
     def _beginnings(self, place: int) -> Iterator[int]:
         head = self._k.record(0)

@@ -328,8 +328,8 @@ class Source:
             _close(descriptor)
 
     def stage(self) -> int:
-        """A: 0, or the kernel's errno. In every case but EACCES a barrier: what is in the list
-        is extended, or its extend has failed."""
+        """A: 0, or the kernel's errno. A barrier in every case: what is in the list is extended, or
+        its extend has failed. EACCES: measuring has ended."""
         return self._write(self._own(), b"A\n")
 
     def delete(self) -> int:

@@ -25,8 +25,8 @@ MODES = dict.fromkeys(SIZES, Mode.REAL)
 class PaperKernel:
     """Linux 7.2 with staging, for one collector."""
 
-    def __init__(self, *, clock: bool = True) -> None:
-        self._tells_clock = clock
+    def __init__(self, *, clock: bool = True, tpm: bool = True) -> None:
+        self._tells_clock, self._tpm = clock and tpm, tpm
         self._boots = 0
         self.counted = 0  # violations
         self._clock = Clock(0, 0, 0, 0)
@@ -45,13 +45,18 @@ class PaperKernel:
 
     def _begin(self) -> None:
         self._boots += 1
+        self._suspended = False
         self.boot = f"boot-{self._boots}"
         self.add("boot_aggregate")
 
-    def kexec(self) -> None:
-        """The list comes along."""
-        self._current, self._staged = [*self._staged, *self._current], []
+    def kexec(self, carried: int | None = None) -> None:
+        """The list comes along, or the first so many of its records."""
+        self._current, self._staged = [*self._staged, *self._current][:carried], []
         self._begin()
+
+    def suspend(self) -> None:
+        """A kexec has begun: nothing is measured any more, and no request is taken."""
+        self._suspended = True
 
     def add(self, name: str, *, fails: bool = False) -> None:
         self.take(made.record(name), fails=fails)
@@ -72,6 +77,11 @@ class PaperKernel:
         """Somebody else deletes what there is."""
         self.tick()
         self._staged, self._current = [], []
+
+    def trim_current(self) -> None:
+        """Somebody else deletes by number, behind what is staged."""
+        self.tick()
+        self._current = []
 
     def hibernate(self) -> None:
         self._pcrs = {bank: {10: bytes(size)} for bank, size in SIZES.items()}
@@ -132,17 +142,21 @@ class PaperKernel:
             return errno.EEXIST
         if not self._current:
             return errno.ENOENT
+        if self._suspended:
+            return errno.EACCES
         self._staged, self._current = self._current, []
         return 0
 
     def delete(self) -> int:
         if not self._staged:
             return errno.ENOENT
+        if self._suspended:
+            return errno.ESTALE
         self._staged = []
         return 0
 
-    def pcrs(self, banks: object, numbers: object) -> PcrValues:
-        return self._pcrs
+    def pcrs(self, banks: object, numbers: object) -> PcrValues | None:
+        return self._pcrs if self._tpm else None
 
     def clock(self) -> Clock | None:
         self.tick()

@@ -203,6 +203,58 @@ def test_list_that_others_trimmed_is_refused(start: Starter, keepers: Keepers) -
     assert (status["alarms"], status["gaps"]) == ({}, [])
 
 
+def test_view_is_whole_in_the_window_of_a_kexec(start: Starter, keepers: Keepers) -> None:
+    """The kernel takes no more requests, and measures nothing more: all that it has is shown."""
+    kernel = start("--banks", "sha1,sha256")
+    keeper = keepers(kernel)
+    kernel.generate(10)
+    keeper.flush()
+    held = os.open(keeper.view / BINARY, os.O_RDONLY)
+    try:
+        data = read_to_end(held)
+        kernel.generate(5)
+        kernel.call("kexec_execute", hold=True)
+        data += read_to_end(held)
+        wait_for(lambda: keeper.status()["state"] == "suspended", WAIT, "the keeper says so")
+        assert data == keeper.read(BINARY)
+        assert keeper.read(COUNT) == b"%d\n" % data.count(b"ima-")
+        kernel.call("kexec_finish")
+        wait_for(lambda: keeper.status()["state"] == "idle", WAIT, "the next kernel is kept")
+        behind = read_to_end(held)
+    finally:
+        os.close(held)
+    assert data.count(b"kexec_execute") == 1
+    # All but what the next kernel has measured.
+    assert (behind.count(b"ima-"), behind.count(b"boot_aggregate")) == (1, 1)
+    assert data + behind == keeper.read(BINARY)
+
+
+def test_kexec_that_loses_records_is_a_gap_of_the_same_life(
+    start: Starter, keepers: Keepers
+) -> None:
+    kernel = start("--banks", "sha1")
+    kernel.logs.allow("records were not carried over")
+    keeper = keepers(kernel)
+    kernel.generate(10)
+    keeper.flush()
+    stored = keeper.read(BINARY)
+    keeper.stop()
+    kernel.call("kexec_load")
+    kernel.generate(120)  # no room was reserved for so many
+    assert kernel.call("kexec_execute")["lost"]
+    again = keepers(kernel, "--accept-gap", of=keeper)
+    again.logs.allow("gap")
+    status = again.status()
+    assert status["life"] == 1
+    assert status["alarms"]["gap"].startswith("records may be missing behind record 11:")  # type: ignore[index]
+    whole = again.read(BINARY)
+    assert whole.startswith(stored)
+    assert whole.count(b"boot_aggregate") == 2
+    again.flush()
+    assert kernel.group("records")["current"] == 0
+    assert again.read(BINARY) == whole
+
+
 def test_long_first_list_is_drained_in_pieces_and_shown(start: Starter, keepers: Keepers) -> None:
     kernel = start("--banks", "sha1")
     for _ in range(6):

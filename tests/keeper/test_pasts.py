@@ -8,6 +8,7 @@ anchor, a gap and a fork has to say the same to the keeper that starts next.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import random
 import threading
@@ -19,6 +20,7 @@ from typing import cast
 import pytest
 import trio
 
+from imafs.errors import FileError, Refused
 from imafs.keeper import joining, reading
 from imafs.keeper.collector import Collector, Settings, State
 from imafs.keeper.facts import PcrValues
@@ -45,13 +47,15 @@ def nothing(step: str) -> None:
 class Machine:
     """A kernel on paper, and a store on a disk."""
 
-    def __init__(self, place: Path, *, clock: bool = True) -> None:
-        self.kernel = PaperKernel(clock=clock)
+    def __init__(self, place: Path, *, clock: bool = True, tpm: bool = True) -> None:
+        self.kernel = PaperKernel(clock=clock, tpm=tpm)
         self.store = place / "store"
         self.alarms: set[str] = set()
 
     @contextlib.asynccontextmanager
-    async def keeper(self, hook: Callable[[str], None] = nothing) -> AsyncIterator[Collector]:
+    async def keeper(
+        self, hook: Callable[[str], None] = nothing, until: State = State.IDLE
+    ) -> AsyncIterator[Collector]:
         store = open_store(str(self.store))
         settings = Settings(records=1000, age=3600.0, keep_free=0.0)
         collector = Collector(cast(Source, self.kernel), store, settings, hook)
@@ -60,7 +64,7 @@ class Machine:
                 nursery.start_soon(collector.run)
 
                 async def joined() -> bool:
-                    return collector.state is State.IDLE and collector.joined
+                    return collector.state is until and collector.joined
 
                 await wait_for_async(joined, WAIT, "the keeper has joined")
                 yield collector
@@ -119,7 +123,7 @@ class BusyKernel(PaperKernel):
         self.arriving = arriving
         super().__init__()
 
-    def pcrs(self, banks: object, numbers: object) -> PcrValues:
+    def pcrs(self, banks: object, numbers: object) -> PcrValues | None:
         if self.arriving:
             self.arriving -= 1
             self.add(f"/arrives/{self.arriving}")
@@ -355,6 +359,284 @@ async def test_without_the_tpms_clock_that_is_a_gap(
         await collector._joined()
     kernel.restore(snapshot)
     assert await machine.kept() is not None
+
+
+async def test_violation_that_comes_again_behind_a_hibernation(machine: Machine) -> None:
+    """It is all that was extended since the PCR was zero, as the last stored one was before: the
+    batch that ends with that may be there still, or this one is another."""
+    kernel = machine.kernel
+    kernel.add("/a")
+    dies = False
+
+    def hook(step: str) -> None:
+        if dies and step == "deleted":
+            raise Crash
+
+    with contextlib.suppress(BaseExceptionGroup):
+        async with machine.keeper(hook) as collector:
+            await collector.flush()
+            kernel.hibernate()
+            kernel.take(made.violation("/v"))
+            dies = True
+            await collector._joined()
+    assert [anchor.why for anchor in machine.ledger.anchors] == ["the PCR began anew"]
+    assert not machine.ledger.confirmed
+    kernel.hibernate()
+    kernel.take(made.violation("/v"))
+    kernel.kexec()
+    assert await machine.kept() is not None
+
+
+@pytest.mark.parametrize("behind", [True, False])
+async def test_violation_that_others_delete_behind_a_hibernation(
+    machine: Machine, behind: bool
+) -> None:
+    """The PCR is as if it had begun anew in front of the last stored violation."""
+    kernel = machine.kernel
+    kernel.add("/a")
+    kernel.take(made.violation("/v"))
+    assert await machine.kept() is None
+    kernel.take(made.violation("/v"))
+    kernel.hibernate()
+    kernel.take(made.violation("/w"))
+    kernel.trim()
+    if behind:
+        kernel.add("/b")
+    assert await machine.kept() is not None
+
+
+@pytest.mark.parametrize("clock", [True, False])
+@pytest.mark.parametrize("violation", [True, False])
+async def test_hibernation_that_a_keeper_slept_through(
+    tmp_path: Path, expected_logs: ExpectedLogs, clock: bool, violation: bool
+) -> None:
+    """What came behind it is stored. A record that comes once tells so, or else the TPM's clock."""
+    expected_logs.allow("keeper")
+    machine = Machine(tmp_path, clock=clock)
+    kernel = machine.kernel
+    kernel.add("/a")
+    async with machine.keeper() as collector:
+        await collector.flush()
+        kernel.hibernate()
+        if violation:
+            kernel.take(made.violation("/v"))
+        else:
+            kernel.add("/b")
+        await collector.flush()
+    assert (await machine.kept() is None) is (clock or not violation)
+    if clock or not violation:
+        assert machine.alarms == {"pcr_reset"}
+    assert machine.complaints() == []
+
+
+async def test_kernel_whose_first_record_others_deleted(machine: Machine) -> None:
+    """The PCR began anew, and its list is equal to the stored one as far as PCRs tell."""
+    kernel = machine.kernel
+    assert await machine.kept() is None
+    kernel.add("/a")
+    kernel.hibernate()
+    kernel.kexec(0)
+    kernel.trim()
+    assert await machine.kept() is not None
+
+
+async def test_machine_that_goes_back_to_another_hibernation(machine: Machine) -> None:
+    """From zero on any list leads to its PCR: not behind the first hibernation's anchor."""
+    kernel = machine.kernel
+    kernel.add("/a")
+    async with machine.keeper() as collector:
+        await collector.flush()
+        kernel.hibernate()
+        await collector._joined()
+        kernel.add("/b")
+        await collector.flush()
+    kernel.add("/lost")
+    kernel.trim()
+    kernel.hibernate()
+    kernel.add("/c")
+    snapshot = kernel.snapshot()
+    assert await machine.kept() is not None
+    kernel.add("/d")
+    assert await machine.kept() is not None
+    kernel.restore(snapshot)
+    kernel.add("/e")
+    assert await machine.kept() is not None
+
+
+async def test_records_that_others_take_from_behind_a_stage(machine: Machine) -> None:
+    """All of them are stored, and a part of those is staged still."""
+    kernel = machine.kernel
+    assert await machine.kept() is None
+    kernel.add("/a")
+    await machine.killed("staged", 1)
+    kernel.add("/b")
+    kernel.extend()  # so that what is not staged is stored as well
+    await machine.killed("delete", 1)
+    assert machine.ledger.end == 3
+    kernel.trim_current()
+    gaps = len(machine.ledger.gaps)
+    await machine.kept()
+    assert len(machine.ledger.gaps) == gaps
+    assert machine.ledger.end == 3
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_boot_that_begins_as_the_one_before_without_a_tpm(
+    tmp_path: Path, expected_logs: ExpectedLogs, whole: bool
+) -> None:
+    """Its records may be those of the last batch, of which a kexec lost some."""
+    expected_logs.allow("keeper")
+    machine = Machine(tmp_path, tpm=False)
+    kernel = machine.kernel
+    for name in ("/a", "/b", "/c"):
+        kernel.add(name)
+    await machine.killed("delete", 1)
+    assert machine.ledger.end == 4
+    kernel.power_on()
+    for name in ("/a", "/b", "/c") if whole else ("/a",):
+        kernel.add(name)
+    kernel.kexec()
+    kernel.add("/d")
+    # Where all of them came again the list is the same whatever they are.
+    assert (await machine.kept() is None) is whole
+
+
+@pytest.mark.parametrize("clock", [True, False])
+@pytest.mark.parametrize("carried", [0, 1])
+async def test_gap_of_a_kexec_is_in_the_same_life(
+    tmp_path: Path, expected_logs: ExpectedLogs, clock: bool, carried: int
+) -> None:
+    """Its carry lost records that nobody has stored. The next reboot begins another life."""
+    expected_logs.allow("keeper")
+    machine = Machine(tmp_path, clock=clock)
+    kernel = machine.kernel
+    kernel.add("/a")
+    assert await machine.kept() is None
+    kernel.add("/b")
+    kernel.add("/c")
+    kernel.kexec(carried)
+    for _ in range(2):
+        refusal = await machine.kept()
+        assert refusal is not None
+        assert "may be missing behind record 2" in refusal
+        kernel.add("/d")
+    assert machine.lives == 1
+    assert [gap.index for gap in machine.ledger.gaps] == [2]
+    assert [anchor.why for anchor in machine.ledger.anchors] == ["a gap"]
+    assert machine.complaints() == []
+    kernel.power_on()
+    assert await machine.kept() is None
+    assert machine.lives == 2
+
+
+async def test_gap_of_a_list_without_its_beginning_is_in_another_life(
+    tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    """Of a kernel whose boot_aggregate is gone nobody knows whose life it goes on, without the
+    TPM's clock."""
+    expected_logs.allow("keeper")
+    machine = Machine(tmp_path, clock=False)
+    kernel = machine.kernel
+    kernel.add("/before")
+    assert await machine.kept() is None
+    kernel.power_on()
+    kernel.add("/gone")
+    kernel.trim()
+    kernel.add("/a")
+    assert await machine.kept() is not None
+    assert machine.lives == 2
+    assert [gap.index for gap in machine.ledger.gaps] == [0]
+
+
+@pytest.mark.parametrize("step", ["", "delete"])
+async def test_view_goes_on_where_measuring_has_ended(machine: Machine, step: str) -> None:
+    """A kexec has begun: A is refused, or the D behind a commit. The lists are there to be read."""
+    kernel = machine.kernel
+    kernel.add("/a")
+
+    def hook(name: str) -> None:
+        if name == step and len(kernel.truth) > 2:
+            kernel.suspend()
+
+    async with machine.keeper(hook) as collector:
+        await collector.flush()
+        kernel.add("/b")
+        if not step:
+            kernel.suspend()
+        for _ in range(2):
+            await collector.fresh()
+            assert shown(collector) == b"".join(kernel.truth)
+
+            async def suspended() -> bool:
+                return collector.state is State.SUSPENDED
+
+            await wait_for_async(suspended, WAIT, "it is told")
+        assert collector.refusal is None
+        stored = collector.catalogue.stored if collector.catalogue is not None else 0
+        assert stored == (3 if step else 2)
+    # One that starts now: where something is staged it hears of it by D alone.
+    async with machine.keeper(until=State.SUSPENDED) as collector:
+        await collector.fresh()
+        assert shown(collector) == b"".join(kernel.truth)
+        kernel.kexec()
+
+        async def joined() -> bool:
+            return collector.state is State.IDLE and collector.joined
+
+        await wait_for_async(joined, WAIT, "the next kernel is kept")
+        kernel.add("/c")
+        await collector.flush()
+        assert collector.refusal is None
+        assert shown(collector) == b"".join(kernel.truth)
+    assert machine.complaints() == []
+    assert machine.lives == 1
+
+
+@pytest.mark.parametrize("begins", ["first", "reboot", "gap"])
+async def test_where_measuring_has_ended_no_life_begins(machine: Machine, begins: str) -> None:
+    """What cannot be told from stored records alone is refused: nothing is written any more."""
+    kernel = machine.kernel
+    if begins != "first":
+        kernel.add("/a")
+        assert await machine.kept() is None
+    if begins == "reboot":
+        kernel.power_on()
+    elif begins == "gap":
+        kernel.add("/b")
+        kernel.trim()
+    kernel.add("/c")
+    kernel.suspend()
+    store = open_store(str(machine.store))
+    collector = Collector(cast(Source, kernel), store, Settings(keep_free=0.0))
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collector.run)
+            with pytest.raises(Refused):
+                await collector.fresh()
+            assert collector.state is State.SUSPENDED
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await collector.close()
+        store.close()
+    assert machine.lives == (0 if begins == "first" else 1)
+
+
+async def test_directory_that_may_not_be_opened_for_a_while(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No sign that the kernel ends: it is tried again."""
+    kernel = machine.kernel
+    kernel.add("/a")
+    refusals = [FileError("/paper", PermissionError(errno.EACCES, "Permission denied"))]
+
+    def acquire() -> bool:
+        if refusals:
+            raise refusals.pop()
+        return True
+
+    monkeypatch.setattr(kernel, "acquire", acquire)
+    assert await machine.kept() is None
 
 
 async def test_violations_that_the_kernel_counted_alone(machine: Machine) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import functools
 import hashlib
 import random
 from collections import Counter
@@ -77,14 +78,24 @@ class Rec:
         return self.pcr, "V" if self.violation else self.name
 
     def data(self) -> bytes:
-        return f"{self.pcr} {self.name}\n".encode()
+        return _data(self.pcr, self.name)
 
     def digest(self, bank: str, mode: Mode) -> bytes:
-        if self.violation:
-            return b"\xff" * _SIZES[bank]
-        if bank == "sha1" or mode is Mode.REAL:
-            return _HASHES[bank](self.data())
-        return _HASHES["sha1"](self.data()).ljust(_SIZES[bank], b"\0")
+        return _digest(self.pcr, self.name, bank, mode)
+
+
+@functools.cache
+def _data(pcr: int, name: str) -> bytes:
+    return f"{pcr} {name}\n".encode()
+
+
+@functools.cache
+def _digest(pcr: int, name: str, bank: str, mode: Mode) -> bytes:
+    if name.startswith("V"):
+        return b"\xff" * _SIZES[bank]
+    if bank == "sha1" or mode is Mode.REAL:
+        return _HASHES[bank](_data(pcr, name))
+    return _HASHES["sha1"](_data(pcr, name)).ljust(_SIZES[bank], b"\0")
 
 
 class Listed:
@@ -121,6 +132,8 @@ class Setting:
 
     banks: tuple[str, ...] = ("sha1", "sha256")
     tpm: bool = True
+    #: The TPM's clock is known; sysfs does not show it.
+    clock: bool = True
     flush: bool = False
     staging: bool = True
     #: Others stage, delete and trim while the keeper is not there.
@@ -480,6 +493,8 @@ class Keeper:
     beside: Callable[[], None]
     #: What must hold of a plan before it is carried out.
     check_plan: Callable[[facts.StoreFacts, facts.KernelFacts, facts.Plan], None]
+    #: What must hold of the view, where what the keeper knows ends before the walk looks.
+    check_view: Callable[[facts.Plan], None]
     known: int | None = None
     suspended: str | None = None
     plan: facts.Plan | None = None
@@ -487,6 +502,8 @@ class Keeper:
     #: K and the life's records as of the last plan, for the view.
     seen: list[Rec] = field(default_factory=list)
     at_end: bool = False
+    #: Serials of records that nobody can tell from stored ones.
+    forgotten: set[int] = field(default_factory=set)
 
     @property
     def live(self) -> bool:
@@ -538,7 +555,8 @@ class Keeper:
         return found, facts.TpmFacts(pcrs if kernel.setting.tpm else None, self.clock())
 
     def clock(self) -> facts.Clock | None:
-        return self.kernel.clock if self.kernel.setting.tpm else None
+        setting = self.kernel.setting
+        return self.kernel.clock if setting.tpm and setting.clock else None
 
     def barrier(self) -> int:
         """A. Whatever it answers, all that was appended before is extended."""
@@ -625,6 +643,7 @@ class Keeper:
                     for rec in kernel.truth
                     if k
                     if kernel.reset_at <= rec.serial < k[0].serial and rec.pcr == DECIDING
+                    if rec.serial not in kernel.unseen
                 ]
                 if whole and self.is_since_reset(k):
                     # So does K of records from before the reset, where a cut carry left them in
@@ -668,6 +687,8 @@ class Keeper:
                 self.alarms.add(kind)
             case facts.WaitForKernel():
                 if self.plan is not None and self.plan.found is facts.Found.SUSPENDED:
+                    # The view goes on until the next kernel; then all is asked anew.
+                    self.check_view(self.plan)
                     self.known = None
 
     def is_since_reset(self, shown: Sequence[Rec]) -> bool:
@@ -689,16 +710,11 @@ class Keeper:
         answer = request()
         if answer in (0, errno.ENOMEM):
             life = self.disk.lives[-1]
+            self.forget_unseen(recs, life.records)
             stored = {rec.serial for rec in life.records}
             told = {rec.history for rec in life.records}
-            equal = {rec.data() for rec in life.records}
             lost = [rec for rec in recs if rec.serial not in stored and rec.history not in told]
-            unseen = {rec.extended for rec in kernel.truth if rec.serial in kernel.unseen}
-            for rec in [rec for rec in lost if rec.extended in unseen and rec.data() in equal]:
-                # The PCR never saw one like it, and its bytes are those of one that is stored.
-                kernel.truth.remove(rec)
-                lost.remove(rec)
-                self.counts["not to be told from a stored one"] += 1
+            lost = [rec for rec in lost if rec.serial not in self.forgotten]
             same = in_place(kernel.truth, life.records)
             lost = [rec for rec in lost if rec.serial not in same]
             if kernel.setting.tpm and lost:
@@ -707,8 +723,27 @@ class Keeper:
             self.seen = self.seen[len(recs) :]
         else:
             self.suspended = self.kernel.boot if answer in (errno.ESTALE, errno.EACCES) else None
+            if self.suspended is not None and self.plan is not None:
+                self.check_view(self.plan)
             self.end()
             raise DiskError
+
+    def forget_unseen(self, recs: Sequence[Rec], records: Sequence[Rec]) -> None:
+        """Of records that are taken for stored ones: the PCR never saw one like them, and their
+        bytes are those of one that is stored. Nobody can tell them apart."""
+        kernel = self.kernel
+        if not recs or not kernel.unseen:
+            return
+        stored = {rec.serial for rec in records}
+        told = {rec.history for rec in records}
+        equal = {rec.data() for rec in records}
+        unseen = {rec.extended for rec in kernel.truth if rec.serial in kernel.unseen}
+        for rec in recs:
+            known = rec.serial in stored or rec.history in told or rec not in kernel.truth
+            if not known and rec.extended in unseen and rec.data() in equal:
+                kernel.truth.remove(rec)
+                self.forgotten.add(rec.serial)
+                self.counts["not to be told from a stored one"] += 1
 
 
 def setting(seed: int) -> Setting:
@@ -751,8 +786,9 @@ class Walk:
         self.kernel = Kernel(self.rng, setting)
         self.disk = Disk(self.rng, setting)
         self.crashing = True
+        checks = self.check_plan, self.check_view
         self.keeper = Keeper(
-            self.kernel, self.disk, self.rng, self.counts, self.step, self.beside, self.check_plan
+            self.kernel, self.disk, self.rng, self.counts, self.step, self.beside, *checks
         )
         self.snapshot: dict[str, object] | None = None
         #: Serials that others deleted, or a carry lost: the keeper cannot help it.
@@ -954,6 +990,8 @@ class Walk:
         for rec in [rec for rec in self.lost() if rec.serial in kernel.unseen]:
             kernel.truth.remove(rec)  # no PCR tells of it: nobody can miss it
             self.counts["lost and never extended"] += 1
+        k = [*kernel.staged, *kernel.current]
+        self.keeper.forget_unseen(k[: self.keeper.known], life.records)
         lost = self.lost()
         gone = [rec.name for rec in lost if rec.serial not in self.excused]
         if gone and self.setting.tpm:
@@ -993,6 +1031,8 @@ class Walk:
         """A refusal has a reason: records are lost, or nobody can know whether any are."""
         if plan.refuse is None or plan.found is facts.Found.UNDECIDED:
             return
+        if plan.found is facts.Found.SUSPENDED and plan.skip is None:
+            return  # there is no life that it goes on, and none may be begun
         before = bool(store.gaps) and plan.found is not facts.Found.NEW_LIFE
         held = kernel.known is not None and store.life is not None and store.life.whole
         unknowable = not self.setting.tpm or (self.kernel.disturbed and not held)

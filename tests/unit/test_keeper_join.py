@@ -99,6 +99,30 @@ def test_a_carry_that_lost_what_was_not_stored() -> None:
     assert "TakeAnchor" in done(found)
 
 
+def test_without_the_clock_a_list_tells_itself_whose_life_it_goes_on() -> None:
+    """One that has its kernel's boot_aggregate, and does not lead from zero: a kexec's."""
+    k = split(B, "d")
+    lost = replace(tpm([*TRUTH, *split("lost"), *k]), clock=None)
+    before = store(TRUTH, TRUTH, done=True)
+    assert before.life is not None
+    before = replace(before, life=replace(before.life, clock=None))
+    found = plan(before, kernel(k, boot="two"), lost)
+    assert (found.found, "OpenLife" in done(found)) == (Found.GAP, False)
+    assert [a.gap.index for a in found.actions if isinstance(a, facts.RecordGap)] == [4]
+    trimmed = plan(before, kernel(k[1:], boot="two"), lost)
+    assert (trimmed.found, "OpenLife" in done(trimmed)) == (Found.GAP, True)
+
+
+def test_a_stored_record_whose_extend_failed_is_no_other_life() -> None:
+    """Its carry was cut in front of it: what is left leads from zero to the PCRs without it."""
+    k = split(B, B, "c")
+    before = store(TRUTH[:2], TRUTH[:2])
+    found = plan(before, kernel(k, boot="two"), tpm(k))
+    assert (found.found, "OpenLife" in done(found)) == (Found.GAP, False)
+    later = plan(before, kernel(k, boot="two"), tpm(k, facts.Clock(0, 20, 2, 0)))
+    assert (later.found, later.refuse) == (Found.NEW_LIFE, None)
+
+
 def test_the_next_kernels_own_boot_aggregate_is_not_the_stored_one() -> None:
     """Hibernation, and a kexec: the list and the PCR are those of the first boot, byte by byte."""
     first = split(B)
@@ -153,6 +177,9 @@ def test_a_kernel_that_ends_is_asked_for_nothing() -> None:
     found = plan(store(TRUTH[:2], TRUTH[:2], done=True), ends, tpm(TRUTH))
     assert (found.found, found.skip, found.refuse) == (Found.SUSPENDED, 0, None)
     assert done(found) == ["WaitForKernel", "Alarm"]
+    begins = plan(facts.StoreFacts(), replace(kernel(TRUTH), suspended=13), tpm(TRUTH))
+    assert (begins.found, begins.skip, done(begins)) == (Found.SUSPENDED, None, done(found))
+    assert begins.refuse is not None
 
 
 def test_a_broken_store_serves_nothing() -> None:
