@@ -138,8 +138,10 @@ class Collector(Joining):
                     failures += 1
                 except (FileError, NotThereError) as error:
                     # The directory is gone, or nobody serves it any more: opened anew, if ever.
-                    self.refusal = str(error)
                     self._suspended = self.boot, errno.ENODEV
+                    if self.state is not State.SUSPENDED and await self._is_another_kernel():
+                        continue  # it came in between
+                    self.refusal = str(error)
                     pause = State.SUSPENDED, str(error), self._wait_of(failures)
                     failures += 1
         except StoreBrokenError as error:

@@ -251,6 +251,7 @@ async def test_killed_at_any_step(
     part: int, start: Starter, tmp_path: Path, expected_logs: ExpectedLogs
 ) -> None:
     """Five runs each."""
+    may_take(1800)
     expected_logs.allow("keeper")
     counts = await played(range(part * 5, part * 5 + 5), 30, start, tmp_path)
     assert counts["killed"] > 10

@@ -20,7 +20,7 @@ from typing import cast
 import pytest
 import trio
 
-from imafs.errors import FileError, Refused
+from imafs.errors import DegradedError, FileError, Refused
 from imafs.keeper import joining, reading
 from imafs.keeper.collector import Collector, Settings, State
 from imafs.keeper.facts import PcrValues
@@ -467,8 +467,15 @@ async def test_records_that_others_take_from_behind_a_stage(machine: Machine) ->
     """All of them are stored, and a part of those is staged still."""
     kernel = machine.kernel
     assert await machine.kept() is None
-    kernel.add("/a")
-    await machine.killed("staged", 1)
+
+    def hook(step: str) -> None:
+        if step == "staged":
+            raise Crash
+
+    with contextlib.suppress(BaseExceptionGroup):
+        async with machine.keeper(hook) as collector:
+            kernel.add("/a")
+            await collector.flush()
     kernel.add("/b")
     kernel.extend()  # so that what is not staged is stored as well
     await machine.killed("delete", 1)
@@ -630,13 +637,46 @@ async def test_directory_that_may_not_be_opened_for_a_while(
     kernel.add("/a")
     refusals = [FileError("/paper", PermissionError(errno.EACCES, "Permission denied"))]
 
-    def acquire() -> bool:
+    def count() -> int:
         if refusals:
             raise refusals.pop()
-        return True
+        return PaperKernel.count(kernel)
 
-    monkeypatch.setattr(kernel, "acquire", acquire)
-    assert await machine.kept() is None
+    async with machine.keeper() as collector:
+        monkeypatch.setattr(kernel, "count", count)
+        kernel.add("/b")
+
+        async def stored() -> bool:
+            with contextlib.suppress(DegradedError):
+                await collector.flush()
+            return not refusals and collector.state is State.IDLE and collector.refusal is None
+
+        await wait_for_async(stored, WAIT, "it is kept again")
+        assert shown(collector) == b"".join(kernel.truth)
+
+
+async def test_kernel_that_ends_between_two_questions(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its files are gone (ENODEV), and another boot_id is there: no error of the directory."""
+    kernel = machine.kernel
+    async with machine.keeper() as collector:
+        await collector.flush()
+
+        def count() -> int:
+            kernel.power_on()
+            monkeypatch.undo()
+            raise FileError("/paper/runtime_measurements_count", OSError(errno.ENODEV, "gone"))
+
+        monkeypatch.setattr(kernel, "count", count)
+
+        async def joined() -> bool:
+            return machine.lives == 2 and collector.state is State.IDLE and collector.joined
+
+        await wait_for_async(joined, WAIT, "the next kernel is kept")
+        await collector.fresh()
+        assert shown(collector) == b"".join(kernel.truth)
+    assert "/paper" not in caplog.text
 
 
 async def test_violations_that_the_kernel_counted_alone(machine: Machine) -> None:
