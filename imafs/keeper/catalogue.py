@@ -10,209 +10,21 @@ event loop only, and without a turn for anybody in between: records never become
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
-from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
-from imafs.errors import FormatError, ImafsError, StoreBrokenError
 from imafs.formats.algorithms import Bank, by_name
 from imafs.formats.binary import Reader
-from imafs.formats.views import Buffer, padded_digests, render_ascii, render_binary
-from imafs.keeper.archive import Sealed, Stored, Tail, index_name
+from imafs.keeper.archive import Sealed, Stored, Tail
+from imafs.keeper.chunks import Absent, Cache, Chunk, Full, Holed, Left, Memory, Open, Read, found
 from imafs.keeper.facts import Mode
-from imafs.keeper.index import CHUNK, Indexed, Row, Table, indexed, offsets_of
+from imafs.keeper.index import Indexed, Row, indexed
 from imafs.keeper.journal import Era
 from imafs.keeper.records import Away, Part, RecordList
 from imafs.keeper.store import BankFile
 from imafs.lists.banks import Layout, View
-from imafs.lists.segments import Run, ViewCache
-
-#: The bytes of a segment's file: path, first byte, size. Blocking; raises :class:`ImafsError`.
-Read = Callable[[str, int, int], bytes]
-_serials = count()
-#: The bytes of a chunk, in the cache of rendered forms.
-_STORED = View(False, -1)
-
-
-class _Full(NamedTuple):
-    """A chunk of a full segment."""
-
-    path: str
-    table: Table
-    number: int
-
-    def part(self, read: Read) -> Part:
-        """Its records. Raises what ``read`` does."""
-        start, end = self.table.starts[self.number : self.number + 2]
-        data = read(self.path, start, end - start)
-        at, size = self.table.place(self.number)
-        try:
-            return Part(data, offsets_of(read(index_name(self.path), at, size), start, end))
-        except ImafsError:
-            # Of an index nothing is lost: the records say where they end.
-            return self._walked(data)
-
-    def _walked(self, data: bytes) -> Part:
-        try:
-            ends = Reader(data, 20, opaque=True).ends()
-        except FormatError as error:
-            raise StoreBrokenError(f"{self.path}: {error}") from None
-        if len(ends) != self.table.records(self.number):
-            raise StoreBrokenError(f"{self.path}: its records are not those that were stored")
-        return Part(data, array("I", [0, *ends]))
-
-
-class _Open(NamedTuple):
-    """A chunk of the open segment, as of one commit."""
-
-    path: str
-    offsets: array[int]
-
-    def part(self, read: Read) -> Part:
-        """As of a full one."""
-        start, end = self.offsets[0], self.offsets[-1]
-        data = read(self.path, start, end - start)
-        return Part(data, array("I", [offset - start for offset in self.offsets]))
-
-
-class _Memory(NamedTuple):
-    """A chunk of what is in no file yet."""
-
-    run: Run
-
-
-class Chunk:
-    """Some records of one segment; what a rendering is made of."""
-
-    __slots__ = (
-        *("_count", "first", "longest", "longest_text", "sealed", "serial", "size", "text_size"),
-        *("violations", "where"),
-    )
-
-    where: _Full | _Open | _Memory
-
-    def __init__(self, first: int) -> None:
-        self.serial = next(_serials)
-        self.first = first
-        self._count = self.size = 0
-        self.sealed = True  # nothing is added to it any more
-
-    def __len__(self) -> int:
-        return self._count
-
-    def take(self, row: Row, where: _Full | _Open | _Memory, count: int, size: int) -> None:
-        """It has ``count`` records of ``size`` bytes now."""
-        self.text_size, self.longest, self.longest_text, self.violations = row
-        self.where, self._count, self.size = where, count, size
-        self.sealed = count >= CHUNK or not isinstance(where, _Open)
-
-
-class Absent(Exception):
-    """A chunk is not in memory. Nothing has changed."""
-
-    def __init__(self, chunk: Chunk) -> None:
-        super().__init__(chunk)
-        self.chunk = chunk
-
-
-class Pin:
-    """Keeps a chunk in memory as long as somebody has it, whatever the cache does."""
-
-    __slots__ = ("__weakref__", "run")
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-
-class _Cache(ViewCache):
-    """Chunks as they are stored, and their forms; digests of other banks are computed."""
-
-    def __init__(self, layout: Layout, limit: int, mode: Callable[[str, int], Mode]) -> None:
-        super().__init__(layout, limit)
-        self._mode = mode
-        self._pins: WeakValueDictionary[int, Pin] = WeakValueDictionary()
-
-    def run(self, segment: Any, view: View) -> Run:
-        """The records of a chunk in a view. Raises :class:`Absent`."""
-        if not view.ascii and self._lists[view.bank].digest_size == 20:
-            return self.stored(segment)
-        held = self._runs.get((segment.serial, view))
-        if held is None or len(held.offsets) <= len(segment):
-            self.stored(segment)  # or nothing is begun
-        return super().run(segment, view)
-
-    def stored(self, chunk: Chunk) -> Run:
-        """The bytes of a chunk. Raises :class:`Absent`."""
-        if isinstance(chunk.where, _Memory):
-            return chunk.where.run
-        key = chunk.serial, _STORED
-        held = self._runs.get(key)
-        if held is not None and len(held.offsets) > len(chunk):
-            self._runs.move_to_end(key)
-            return held
-        pin = self._pins.get(chunk.serial)
-        if pin is None or len(pin.run.offsets) <= len(chunk):
-            raise Absent(chunk)
-        return pin.run
-
-    def hold(self, chunk: Chunk, part: Part) -> Pin:
-        """The bytes of a chunk are these."""
-        assert isinstance(part.offsets, array)
-        run = Run(part.data, part.offsets, sealed=True)
-        pin = self._pins[chunk.serial] = Pin(run)
-        self._drop(chunk)
-        self._runs[chunk.serial, _STORED] = run
-        self.size += _cost(run)
-        self._shrink()
-        return pin
-
-    def _drop(self, chunk: Chunk) -> None:
-        old = self._runs.pop((chunk.serial, _STORED), None)
-        if old is not None:
-            self.size -= _cost(old)
-
-    def forget(self, segment: Any) -> None:
-        """Drops all of a chunk that is going away."""
-        self._drop(segment)
-        super().forget(segment)
-
-    def _render(
-        self, segment: Any, view: View, bank: Bank, done: int, data: bytearray, ends: array[int]
-    ) -> None:
-        run = self.stored(segment)
-        offsets = run.offsets[done:]
-        digests = self._digests(bank, run.data, offsets, segment.first + done)
-        render = render_ascii if view.ascii else render_binary
-        text, positions = render(run.data, offsets, digests, bank.digest_size)
-        base = len(data)
-        data += text
-        ends.extend([base + position for position in positions])
-
-    def _digests(self, bank: Bank, pages: Buffer, offsets: Sequence[int], first: int) -> bytes:
-        width = bank.digest_size
-        if bank.algorithm is None or bank.algorithm.name == "sha1":
-            return padded_digests(pages, offsets, width)
-        make, zeros = bank.algorithm.constructor(), bytes(width)
-        name = bank.name
-        found = []
-        data = bytes(pages[offsets[0] : offsets[-1]])
-        rows = Reader(data, 20, opaque=True).walk()
-        for index, (_, template, body, digest, _, _) in enumerate(rows, first):
-            if not any(digest):
-                found.append(zeros)
-            elif self._mode(name, index) is Mode.PADDED:
-                found.append(digest.ljust(width, b"\0"))
-            else:
-                found.append(make(template.hash_input(body)).digest())
-        return b"".join(found)
-
-
-def _cost(run: Run) -> int:
-    return len(run.data) + 4 * len(run.offsets)
+from imafs.lists.segments import Run
 
 
 def layout_of(banks: Sequence[BankFile]) -> Layout:
@@ -234,7 +46,7 @@ class Catalogue:
         self.layout = layout_of(banks)
         self._widths = tuple(bank.digest_size for bank in self.layout.lists)
         self._read = read
-        self._cache = _Cache(self.layout, cache, self._mode)
+        self._cache = Cache(self.layout, cache, self._mode)
         self._eras: list[Era] = []
         self._chunks: list[Chunk] = []
         # At the start of each chunk, counted from the list's head: records, bytes, text.
@@ -280,7 +92,7 @@ class Catalogue:
             if at + len(chunk) <= end:
                 found += chunk.violations
             elif at < end:
-                run = self._cache.stored(chunk)
+                run = self._cache.stored(self._unholed(chunk))
                 data = bytes(run.data[run.offsets[0] : run.offsets[end - at]])
                 found += sum(not any(row[3]) for row in Reader(data, 20, opaque=True).walk())
         return found
@@ -309,13 +121,13 @@ class Catalogue:
     def _fill(chunk: Chunk, segment: Sealed, number: int, row: Row) -> None:
         table = segment.table
         size = table.starts[number + 1] - table.starts[number]
-        chunk.take(row, _Full(segment.path, table, number), table.records(number), size)
+        chunk.take(row, Full(segment.path, table, number), table.records(number), size)
 
     def _extend(self, tail: Tail) -> None:
         """The open segment has these chunks now; the first of them may have been there."""
         for number, (row, offsets) in enumerate(tail.chunks, self._opened + tail.at):
             chunk = self._chunks[number] if number < len(self._chunks) else self._append()
-            where = _Open(tail.path, offsets)
+            where = Open(tail.path, offsets)
             chunk.take(row, where, len(offsets) - 1, offsets[-1] - offsets[0])
             self._grown(chunk)
 
@@ -346,7 +158,7 @@ class Catalogue:
         self._pending = shown.data
         for row, offsets in shown.idx.chunks():
             chunk = self._append()
-            where = _Memory(Run(shown.data, offsets, sealed=True))
+            where = Memory(Run(shown.data, offsets, sealed=True))
             chunk.take(row, where, len(offsets) - 1, offsets[-1] - offsets[0])
             self._grown(chunk)
 
@@ -402,15 +214,30 @@ class Catalogue:
         if index >= self._end[0]:
             return None
         at = bisect_right(self._records, index) - 1
-        return self._cache.run(self._chunks[at], view), index - self._records[at]
+        chunk, number = self._chunks[at], index - self._records[at]
+        if self._cache.holed and (holed := self._holed(chunk)) is not None:
+            part, first = holed.around(number)
+            return self._cache.run(part, view), number - first
+        return self._cache.run(chunk, view), number
 
-    def reading(self, absent: Absent) -> Callable[[], Part]:
+    def _holed(self, chunk: Chunk) -> Holed | None:
+        holed = self._cache.holed.get(chunk.serial)
+        return holed if holed is not None and holed.is_of(chunk) else None
+
+    def _unholed(self, chunk: Chunk) -> Chunk:
+        """The chunk. Raises what it has lost."""
+        holed = self._holed(chunk)
+        if holed is not None:
+            raise holed.lost()
+        return chunk
+
+    def reading(self, absent: Absent) -> Callable[[], Part | Left]:
         """What reads a chunk; it touches nothing of ours. Blocking."""
         where = absent.chunk.where
-        assert not isinstance(where, _Memory)
-        return partial(where.part, self._read)
+        assert not isinstance(where, Memory)
+        return partial(found, where, self._read)
 
-    def hold(self, absent: Absent, part: Part) -> object:
+    def hold(self, absent: Absent, part: Part | Left) -> object:
         """The chunk is this: it stays in memory for as long as the object that is returned."""
         return self._cache.hold(absent.chunk, part)
 
@@ -425,10 +252,29 @@ class Catalogue:
                 low = middle
             else:
                 high = middle
-        offsets = self._cache.run(self._chunks[low], view).offsets
-        inside = position - self._position(view, low) + offsets[0]
+        chunk, inside = self._chunks[low], position - self._position(view, low)
+        holed, first = self._holed(chunk), 0
+        if holed is not None:
+            size = self._position(view, low + 1) - self._position(view, low)
+            chunk, first, inside = self._beside(holed, view, inside, size)
+        offsets = self._cache.run(chunk, view).offsets
+        inside += offsets[0]
         number = bisect_right(offsets, inside) - 1
-        return self._records[low] + number, inside - offsets[number]
+        return self._records[low] + first + number, inside - offsets[number]
+
+    def _beside(self, holed: Holed, view: View, inside: int, size: int) -> tuple[Chunk, int, int]:
+        """The part that has a byte of a chunk with so many, its first record, and the byte's place
+        in it. Raises what is lost."""
+        front, behind = holed.ends()
+        lengths = []
+        for part, _ in (front, behind):
+            offsets = self._cache.run(part, view).offsets
+            lengths.append(offsets[-1] - offsets[0])
+        if inside < lengths[0]:
+            return (*front, inside)
+        if inside < size - lengths[1]:
+            raise holed.lost()
+        return (*behind, inside - (size - lengths[1]))
 
     def _wider(self, view: View) -> int:
         return (self._widths[view.bank] - 20) * (2 if view.ascii else 1)
@@ -453,6 +299,8 @@ class Catalogue:
             if stop >= len(chunk):
                 best = size
                 continue
+            if self._holed(chunk) is not None:
+                return size  # at most
             offsets = self._cache.run(chunk, view).offsets
             best = max([best, *(offsets[i + 1] - offsets[i] for i in range(stop))])
         return best
@@ -463,5 +311,5 @@ class Catalogue:
         return RecordList(
             Away(len(chunk), partial(chunk.where.part, self._read))
             for chunk in stored
-            if not isinstance(chunk.where, _Memory)
+            if not isinstance(chunk.where, Memory)
         )

@@ -28,7 +28,8 @@ from imafs.errors import (
     TpmError,
 )
 from imafs.keeper import facts
-from imafs.keeper.catalogue import Absent, Catalogue
+from imafs.keeper.catalogue import Catalogue
+from imafs.keeper.chunks import Absent
 from imafs.keeper.index import Indexed, indexed
 from imafs.keeper.joining import PIECE, WHOLE, Joining
 from imafs.keeper.keeping import Again, Settings, State, SuspendedNow

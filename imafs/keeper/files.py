@@ -28,10 +28,19 @@ _PIECE = 1 << 20
 
 
 class CutError(OSError):
-    """A file has become shorter than ``size`` bytes, which it had."""
+    """A file has become shorter than ``size`` bytes, which it had: it has ``left``."""
 
-    def __init__(self, path: str, size: int) -> None:
+    def __init__(self, path: str, size: int, left: int) -> None:
         super().__init__(errno.EIO, f"somebody cut it: {size} bytes were there", path)
+        self.left = left
+
+
+class BadPlaceError(OSError):
+    """The disk does not give the byte ``at``; those before it that were asked for it gives."""
+
+    def __init__(self, path: str, error: OSError, at: int) -> None:
+        super().__init__(error.errno, f"{error.strerror} at byte {at}", path)
+        self.at = at
 
 
 class Files(Protocol):
@@ -210,8 +219,9 @@ class Disk:
     def read_at(self, path: str, at: int, size: int) -> bytes:
         """See :class:`Files`."""
         with self._reading(path) as descriptor:
-            if _regular(descriptor, self._path(path)) < at + size:
-                raise CutError(self._path(path), at + size)
+            left = _regular(descriptor, self._path(path))
+            if left < at + size:
+                raise CutError(self._path(path), at + size, left)
             return self._piece(descriptor, path, at, size)
 
     def _piece(self, descriptor: int, path: str, at: int, size: int) -> bytes:
@@ -222,10 +232,9 @@ class Disk:
                 piece = os.pread(descriptor, end - at, at)
             except OSError as error:
                 # What is in front of a bad sector comes by itself: here is the place.
-                text = f"{error.strerror} at byte {at}"
-                raise OSError(error.errno, text, self._path(path)) from None
+                raise BadPlaceError(self._path(path), error, at) from None
             if not piece:
-                raise CutError(self._path(path), end)
+                raise CutError(self._path(path), end, at)
             pieces.append(piece)
             at += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -28,7 +28,8 @@ from imafs.errors import (
 from imafs.host.ratelimit import Ratelimit
 from imafs.keeper import facts
 from imafs.keeper.archive import Archive, Batch, Stored
-from imafs.keeper.catalogue import Absent, Catalogue
+from imafs.keeper.catalogue import Catalogue
+from imafs.keeper.chunks import Absent, Left
 from imafs.keeper.facts import LifeFacts, Mode, Modes
 from imafs.keeper.index import Indexed, indexed
 from imafs.keeper.records import Part, RecordList, replayed
@@ -253,6 +254,8 @@ class Keeping:
         except Refused as error:
             self.told.say("reads", logging.WARNING, "a reader of the view gets EIO: %s", error)
             raise Refused(errno.EIO, str(error)) from None
+        if isinstance(part, Left):
+            self.damaged(str(part.lost))
         return catalogue.hold(absent, part)
 
     def damaged(self, text: str) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from imafs.errors import FileError, FormatError, Refused, StoreBrokenError
+from imafs.errors import DegradedError, FileError, FormatError, Refused, StoreBrokenError
 from imafs.formats.algorithms import by_name
 from imafs.host import ownership
 from imafs.keeper import archive as archives
@@ -27,7 +27,7 @@ from imafs.keeper import files as files_
 from imafs.keeper.archive import Archive
 from imafs.keeper.book import JOURNAL
 from imafs.keeper.facts import Clock, LifeFacts, Mode
-from imafs.keeper.files import CutError, Disk, Files, failed
+from imafs.keeper.files import BadPlaceError, CutError, Disk, Files, failed
 from imafs.keeper.reading import Reading
 
 FORMAT = 1
@@ -39,6 +39,24 @@ _NAME = re.compile(r"(?P<number>[0-9]{6,12})-[0-9a-zA-Z-]{1,64}")
 _BANK = re.compile(r"[a-z0-9_-]{1,32}")
 _ALGORITHM = re.compile(r"tpm_alg_[0-9a-f]{1,4}")
 _ORDERS = ("little", "big")
+
+
+class CutFileError(StoreBrokenError):
+    """A file of the store ends at the byte ``good``."""
+
+    def __init__(self, text: str, good: int) -> None:
+        super().__init__(text)
+        self.good = good
+
+
+class BadSectorError(DegradedError):
+    """The disk does not give the byte ``good`` of a file; those before it it does."""
+
+    errno = errno.EIO
+
+    def __init__(self, text: str, good: int) -> None:
+        super().__init__(text)
+        self.good = good
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +125,17 @@ class Store:
     def read_at(self, path: str, at: int, size: int) -> bytes:
         """Bytes of a file of the store. Raises :class:`StoreBrokenError` where it has them no more,
         :class:`DegradedError` where the disk does not give them."""
+        said = f"{self.path}/{path}"
         try:
             return self._files.read_at(path, at, size)
-        except (CutError, FileNotFoundError) as error:
-            raise StoreBrokenError(f"{self.path}/{path}: {error.strerror}") from None
+        except CutError as error:
+            raise CutFileError(f"{said}: {error.strerror}", error.left) from None
+        except BadPlaceError as error:
+            raise BadSectorError(f"{said}: {error.strerror}", error.at) from None
+        except FileNotFoundError as error:
+            raise StoreBrokenError(f"{said}: {error.strerror}") from None
         except OSError as error:
-            raise failed(f"{self.path}/{path}", error) from None
+            raise failed(said, error) from None
 
     def lives(self) -> list[str]:
         """Directories of the lives, oldest first. Raises :class:`DegradedError`."""

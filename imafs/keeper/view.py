@@ -19,11 +19,12 @@ from typing import TypeVar
 
 import trio
 
-from imafs.errors import FormatError, ImafsError, Refused
+from imafs.errors import DegradedError, FormatError, ImafsError, Refused, StoreBrokenError
 from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle, WaitFirst
 from imafs.interface.profiles import lookup
 from imafs.interface.profiles.model import Kind, directory
-from imafs.keeper.catalogue import Absent, Catalogue
+from imafs.keeper.catalogue import Catalogue
+from imafs.keeper.chunks import Absent
 from imafs.keeper.collector import Collector
 from imafs.lists.banks import View
 from imafs.lists.seqfile import Bytes, SeqFile
@@ -89,7 +90,7 @@ class ListHandle(Handle):
             return self._seq.read(position, size, fill=fill)
         except Absent as absent:
             fetch = partial(self._collector.fetch, self._catalogue, absent)
-        except FormatError as error:
+        except (DegradedError, FormatError, StoreBrokenError) as error:
             self._collector.damaged(str(error))
             raise Refused(errno.EIO, str(error)) from None
         raise WaitFirst(fetch)

@@ -11,7 +11,8 @@ from typing import TypeVar
 from imafs.formats.algorithms import SHA1
 from imafs.formats.binary import Record, encode
 from imafs.formats.templates import TEMPLATES
-from imafs.keeper.catalogue import Absent, Catalogue
+from imafs.keeper.catalogue import Catalogue
+from imafs.keeper.chunks import Absent
 from imafs.lists.banks import View
 
 T = TypeVar("T")

@@ -7,8 +7,11 @@ import errno
 import json
 import os
 import random
+from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -21,8 +24,16 @@ from imafs.keeper.catalogue import Catalogue
 from imafs.keeper.facts import Anchor, LifeFacts, Mode
 from imafs.keeper.index import offsets_of
 from imafs.keeper.journal import LINE_MAX
-from imafs.keeper.store import BankFile, open_store
+from imafs.keeper.store import (
+    BadSectorError,
+    BankFile,
+    CutFileError,
+    Life,
+    Store,
+    open_store,
+)
 from imafs.lists.banks import View
+from imafs.lists.segments import Run
 from tests.keeper import made
 from tests.keeper.diskmodel import RecordingDisk, fails
 from tests.support import ExpectedLogs
@@ -422,3 +433,76 @@ def test_reading_beside_a_keeper_opens_no_file_that_it_writes_for_reading_alone(
     assert opened == {**writers, "000000000000.bin": os.O_RDONLY}
     life.archive.close()
     store.close()
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("bad", [[5], [5, 7], [0], [5, 6, 7, 8, 9, 10, 12]])
+def test_what_a_disk_does_not_give_is_lost_and_no_more(
+    sealed: bool, cut: bool, bad: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "SEGMENT_RECORDS", 500 if sealed else 1 << 16)
+    store = open_store(str(tmp_path / "store"))
+    life = store.begin(FACTS, BANKS)
+    some = records(500)
+    life.archive.commit(batch(some))
+    life.archive.commit(batch(records(10, 500)))
+
+    def read(path: str, at: int, size: int) -> bytes:
+        if path.endswith("000000000000.bin"):
+            for page in bad:
+                if at < 4096 * (page + 1) and at + size > 4096 * page:
+                    where = max(at, 4096 * page)
+                    if cut:
+                        raise CutFileError("cut", 4096 * bad[0])
+                    raise BadSectorError("bad", where)
+        return store.read_at(path, at, size)
+
+    whole = _views(life, store)
+    catalogue = Catalogue(BANKS, read, 1 << 20)
+    catalogue.begin(life.archive.sealed, life.archive.tail, life.archive.ledger.eras)
+    if not sealed:
+        some += records(10, 500)
+    ends = list(accumulate(map(len, some)))
+    gone = [
+        number
+        for number, end in enumerate(ends)
+        if end > 4096 * bad[0] and (cut or end - len(some[number]) < 4096 * (bad[-1] + 1))
+    ]
+    # Beyond some bad places nothing more is tried: a disk may take seconds for each.
+    least, most = min(gone), len(some) - 1 if len(bad) > 4 else max(gone)
+    for view, lines in whole.items():
+        starts = accumulate(map(len, lines), initial=0)
+        for number, start in enumerate(list(starts)[:-1]):
+            looks: list[Callable[[], object]] = [
+                partial(catalogue.run, view, number),
+                partial(catalogue.locate, view, start + 3),
+            ]
+            for look in looks:
+                if least <= number <= most:
+                    with pytest.raises((CutFileError, BadSectorError)):
+                        made.waited(catalogue, look)
+                    continue
+                found = made.waited(catalogue, look)
+                if look is looks[1]:
+                    assert found == (number, 3)
+                    continue
+                run, at = cast(tuple[Run, int], found)
+                assert run.data[run.offsets[at] : run.offsets[at + 1]] == lines[number]
+    life.archive.close()
+    store.close()
+
+
+def _views(life: Life, store: Store) -> dict[View, list[bytes]]:
+    """The records in some views, each as its bytes."""
+    catalogue = Catalogue(BANKS, store.read_at, 1 << 20)
+    catalogue.begin(life.archive.sealed, life.archive.tail, life.archive.ledger.eras)
+    found: dict[View, list[bytes]] = {}
+    for view in (View(False, 0), View(True, 1), View(False, 1)):
+        found[view] = []
+        for number in range(len(catalogue)):
+            place = made.waited(catalogue, partial(catalogue.run, view, number))
+            assert place is not None
+            run, at = place
+            found[view].append(bytes(run.data[run.offsets[at] : run.offsets[at + 1]]))
+    return found

@@ -93,7 +93,7 @@ def test_a_bad_sector(start: Starter, keepers: Keepers, tmp_path: Path) -> None:
     life.archive.close()
     store.close()
     (first,) = (kernel.place.base / "store").glob("lives/*/000000000000.bin")
-    # In the second chunk: the first is whole, and so is the next segment.
+    # In the second chunk: the first is whole, and so is the next segment, and what lies around.
     chunk = sum(map(len, records[:2048]))
     begin = chunk + 3 * PAGE - chunk % PAGE
     later = sum(map(len, records[:SEGMENT]))
@@ -106,10 +106,12 @@ def test_a_bad_sector(start: Starter, keepers: Keepers, tmp_path: Path) -> None:
                 found, number = read_on(descriptor)
                 assert number == errno.EIO
                 assert found == whole[: len(found)]
-                assert chunk - PAGE < len(found) <= chunk
+                assert begin - 2 * PAGE < len(found) <= begin
             assert os.pread(descriptor, 1000, later) == whole[later:][:1000]
             with pytest.raises(OSError, match="Input/output error"):
-                os.pread(descriptor, 100, chunk + 10)
+                os.pread(descriptor, 100, begin + 10)
+            behind = begin + 2 * PAGE
+            assert os.pread(descriptor, 1000, behind) == whole[behind:][:1000]
         finally:
             os.close(descriptor)
         with pytest.raises(OSError, match="Input/output error"):
