@@ -345,7 +345,9 @@ class Collector(Joining):
 
     async def _after_delete(self, number: int) -> None:
         self._known = max(0, (self._known or 0) - number)
-        await self._confirm()
+        # Where no PCRs confirm the list this line alone says that the batch is deleted. A kexec
+        # loses what is not synced, and the next batch comes along.
+        await self._confirm(sync=self.verified is None)
         self._ready()
         if self._in_part and await self._in_kernel(self._source.count) <= WHOLE:
             # The join of a long list had seen no end that the PCRs could confirm.

@@ -31,6 +31,8 @@ _LEAST = 33
 _AGAIN = 0.2
 #: Looks at the end of the kernel's list that one join takes, while records arrive.
 _LOOKS = 10
+#: Seconds between two looks at the PCRs that are to be the same, where no A is a barrier.
+_EXTENDED = 0.05
 #: Records that a kernel shows within a second, on a slow machine.
 _IN_ONE_SECOND = 10_000
 
@@ -109,7 +111,8 @@ class Joining(Keeping):
         look = self.look
         assert look is not None
         self.boot = await self._in_kernel(self._source.boot_id)
-        self._flush = await self._in_kernel(self._source.flushes)
+        said = await self._in_kernel(self._source.flushes)
+        self._flush = True if self._refuses_n == self.boot else said
         await self._look_at_policy()
         self._modes = await self._in_kernel(partial(self._source.modes, look.banks))
         count = await self._in_kernel(self._source.count)
@@ -165,8 +168,9 @@ class Joining(Keeping):
             before = await self._in_kernel(self._source.count)
             records = RecordList([*staged.parts, *current.parts])
             tpm = await self._tpm_facts(records)
+            extended = asks or part or await self._is_extended(records, tpm)
             after = await self._in_kernel(self._source.count)
-            pinned = before == after == len(current) and not part
+            pinned = before == after == len(current) and extended and not part
             kernel = KernelFacts(
                 self.boot,
                 self._modes,
@@ -189,6 +193,16 @@ class Joining(Keeping):
         if number not in (0, errno.EEXIST, errno.ENOENT):
             self._refused("A", number)
         return None
+
+    async def _is_extended(self, records: RecordList, tpm: TpmFacts) -> bool:
+        """Whether the PCRs stay as they are. A record is in the list before it is extended, and N
+        walks the list without the lock under which both happen (ima_queue_delete_partial): where
+        nothing can be staged a second look has to tell. It stands behind the extend in the TPM's
+        own queue."""
+        if tpm.pcrs is None:
+            return True
+        await trio.sleep(_EXTENDED)
+        return (await self._tpm_facts(records)).pcrs == tpm.pcrs
 
     async def _has_pcrs(self) -> bool:
         return await self._pcrs((10,)) is not None

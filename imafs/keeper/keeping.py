@@ -135,6 +135,7 @@ class Keeping:
         self.view_measured = "unknown"
         self._modes: dict[str, Mode] = {}
         self._flush: bool | None = None
+        self._refuses_n: str | None = None  # boot_id of the kernel that answered N with EINVAL
         self._known: int | None = None  # leading records of the kernel's list that are stored
         self._in_part = False  # a join saw the head of the kernel's list alone
         self._counted = 0  # violations, as the kernel said last
@@ -392,7 +393,9 @@ class Keeping:
         self._hook("delete")
         refused = await self._in_kernel(partial(self._source.delete_first, number))
         if refused == errno.EINVAL:
-            self._flush = True
+            self._refuses_n = self.boot
+            if self._source.staging:
+                raise DegradedError("this kernel takes no N (ima_flush_htable): A takes all of it")
             raise DegradedError("ima_flush_htable without staging: this kernel deletes nothing")
         if refused:
             self._refused("N", refused)

@@ -227,6 +227,7 @@ def open_store(path: str) -> Store:
     _check_place(path, there)
     try:
         os.makedirs(path, 0o750, exist_ok=True)
+        _make_durable(os.path.realpath(path))
         lock = os.open(
             os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640
         )
@@ -249,6 +250,22 @@ def open_store(path: str) -> Store:
         store.close()
         raise
     return store
+
+
+def _make_durable(path: str) -> None:
+    """The names of the directories that lead to a store, as far as its file system goes: who has
+    made them (tmpfiles, mkdir) has synced nothing. Raises OSError."""
+    device = os.stat(path).st_dev
+    while (above := os.path.dirname(path)) != path and os.stat(above).st_dev == device:
+        try:
+            descriptor = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:  # in it we have made nothing
+            return
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        path = above
 
 
 def _is_half_forked(life: Life) -> bool:
