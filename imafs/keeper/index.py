@@ -182,7 +182,7 @@ def offsets_of(data: bytes, start: int, end: int) -> array[int]:
     found = numbers.tolist()
     if found[0] != start or found[-1] != end or found != sorted(found):
         raise FormatError("is not the index that its segment had")
-    return array("I", [number - start for number in found])
+    return array("I", map((-start).__add__, found))
 
 
 _NO_ROW = Row(0, 0, 0, 0)

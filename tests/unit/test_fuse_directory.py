@@ -7,14 +7,16 @@ import errno
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import pyfuse3
 import pytest
 from pyfuse3 import FUSEError
 
 from imafs.errors import Refused
-from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle, TextHandle
+from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle, TextHandle, WaitFirst
 from imafs.fuse.operations import HIDDEN, DirectoryOperations
 from imafs.interface.grammar import Operation
 from imafs.lists.seqfile import Bytes
@@ -41,6 +43,7 @@ class Shelf(Directory[Entry]):
             Entry("link", 0o444, target="list"),
             Entry("deep/er/register", 0o444, sized=True),
             Entry("count", 0o440),
+            Entry(".far", 0o440),
             Entry(".found", stat.S_IFDIR | 0o700),
         ]
 
@@ -59,11 +62,39 @@ class Shelf(Directory[Entry]):
         self.calls.append(("open", entry.path, tid))
         if entry.path == "count":
             return TextHandle(lambda: TEXT)
+        if entry.path == ".far":
+            return Far(self)
         return ContentHandle(self.content) if entry.sized else Told(self)
 
     async def content(self) -> bytes:
         self.calls.append(("content",))
         return TEXT
+
+
+class Far(Handle):
+    """Its content is fetched in two pieces, each of which is there while somebody keeps it."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._calls = shelf.calls
+        self._there: WeakValueDictionary[int, Piece] = WeakValueDictionary()
+
+    def read(self, position: int, size: int, *, fill: bool = False) -> Bytes:
+        for number in (0, 1):
+            if number not in self._there:
+                raise WaitFirst(partial(self._fetch, number, position))
+        self._calls.append(("read", position))
+        return TEXT[position : position + size]
+
+    async def _fetch(self, number: int, position: int) -> object:
+        self._calls.append(("fetch", number))
+        if position == 9:
+            raise Refused(errno.EIO, "the disk")
+        self._there[number] = found = Piece()
+        return found
+
+
+class Piece:
+    """Something that is there, or not."""
 
 
 class Told(Handle):
@@ -342,3 +373,22 @@ async def test_a_file_of_another_directory() -> None:
     assert (shelf.calls, other.calls) == ([], [("open", "trial", 7)])
     ops.uproot(node)
     assert await code(at(ops, "trial")) == errno.ENOENT
+
+
+async def test_a_read_that_has_to_wait_for_its_content() -> None:
+    """It is not answered at once, and all that it waited for is there when it is."""
+    shelf = Shelf()
+    ops = DirectoryOperations(shelf)
+    fh = await opened(ops, ".far")
+    shelf.calls.clear()
+    assert ops.read_now(fh, 0, 5) is None
+    assert await ops.read(fh, 0, 5) == TEXT[:5]
+    assert shelf.calls == [("fetch", 0), ("fetch", 1), ("read", 0)]
+    # Nobody keeps it any more.
+    assert ops.read_now(fh, 5, 5) is None
+    assert await ops.read(fh, 5, 4) == TEXT[5:9]
+    shelf.calls.clear()
+    assert await code(ops.read(fh, 9, 1)) == errno.EIO
+    assert shelf.calls == [("fetch", 0)]
+    shelf.door = Door(shelf)
+    assert await ops.read(fh, 0, 5) == TEXT[:5]
