@@ -105,7 +105,7 @@ class BadKernel(PaperKernel):
     def flushes(self) -> bool:
         return cast(bool, self.instead.get("flushes", super().flushes)())
 
-    def pcrs(self, banks: object, numbers: object) -> PcrValues:
+    def pcrs(self, banks: object, numbers: object) -> PcrValues | None:
         if "pcrs" in self.instead:
             return cast(PcrValues, self.instead["pcrs"]())
         return super().pcrs(banks, numbers)
@@ -797,7 +797,7 @@ class LateKernel(BadKernel):
         self._extended()
         return super().stage()
 
-    def pcrs(self, banks: object, numbers: object) -> PcrValues:
+    def pcrs(self, banks: object, numbers: object) -> PcrValues | None:
         found = super().pcrs(banks, numbers)
         if cast(tuple[int, ...], numbers) != (10,) or not self.staging:
             self._extended()
