@@ -6,7 +6,10 @@ Each with planted bugs that it catches, as the walks have them for the others.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections import deque
@@ -234,6 +237,29 @@ def unbounded(original: Any) -> Any:
         original(self, banks, read, 1 << 30)
 
     return begin
+
+
+#: Large things come and go, and a few of them stay: MiB that no file backs, and what stays.
+COMING_AND_GOING = """
+import re
+from imafs.cli import keep_daemon
+{first}
+large = b"x" * (16 << 20)
+del large
+some = [b"x" * (300 << 10) for _ in range(300)]
+few = some[::10]
+del some
+print(int(re.search(r"RssAnon:\\s+([0-9]+)", open("/proc/self/status").read())[1]) >> 10)
+"""
+
+
+@pytest.mark.parametrize(("first", "bounded"), [("keep_daemon.give_back()", True), ("", False)])
+def test_freed_chunks_go_back_to_the_kernel(first: str, bounded: bool) -> None:
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("this C library has no mallopt: it is not glibc")
+    code = COMING_AND_GOING.format(first=first)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 60) is bounded, done.stdout
 
 
 @pytest.mark.parametrize(
