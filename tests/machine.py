@@ -114,12 +114,16 @@ def names(data: bytes) -> list[str]:
 
 
 def ask(
-    machine: Path, host: Path, cmdline: str = "ima_policy=tcb", disk: Path | None = None
+    machine: Path,
+    host: Path,
+    cmdline: str = "ima_policy=tcb",
+    disk: Path | None = None,
+    seconds: int = _SECONDS,
 ) -> str:
     """What ``run.sh`` of ``host`` printed in the machine; ``disk`` is its /dev/vdb."""
     command: list[str | os.PathLike[str]] = [machine / "ask-machine", _IMAGE, host, cmdline]
-    env = {"ASK_TIMEOUT": str(_SECONDS)}
+    env = {"ASK_TIMEOUT": str(seconds)}
     if disk is not None:
         env["DISK"] = str(disk)
     # As long as the test may take: a busy machine emulates slowly.
-    return run(command, deadline=_SECONDS, env=env).stdout
+    return run(command, deadline=seconds, env=env).stdout

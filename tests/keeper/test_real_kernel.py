@@ -1,101 +1,98 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""The keeper on a real kernel that stages, with its TPM, over kill -9 and kexecs.
+"""The keeper on a real kernel that stages, with its TPM, over kill -9 and five kexecs.
 
-One machine answers (tests/machine.py): minutes.
+Before each kexec the keeper is killed between A and D, at one of the calls that make a batch
+durable or delete it: the next kernel has the staged list again, and what came behind it. One
+machine answers (tests/machine.py): a quarter of an hour.
 """
 
 from __future__ import annotations
 
-import shutil
-import tarfile
+import re
 from pathlib import Path
 
 import pytest
 
-from imafs.formats.binary import Reader
 from tests import machine as machines
+from tests.support import may_take
 
 pytestmark = [pytest.mark.nightly, pytest.mark.root]
 
 #: Kernels that follow the first one.
-_KEXECS = 1
+_KEXECS = 5
 _FILES = 100
+_SECONDS = 5400
 
-#: Runs once under each of the kernels. Over 9p IMA reads every file: one archive is quicker.
+#: Runs once under each of the kernels.
 _RUN = """
 boot=$(cat /host/boots 2>/dev/null || echo 0)
 echo $((boot + 1)) > /host/boots
-export PYTHONPATH=/run/site
-ima=/sys/kernel/security/integrity/ima
-view=/run/imafs/ima
-mkdir -p /run/site $view /root/files
-tar xf /host/site.tar -C /run/site
+mkdir -p /root/files
 
-start() {
-    python3 -m imafs keep --mount $view > /run/keep.out 2>&1 &
-    keeper=$!
-    until grep -q '^imafs: keeping' /run/keep.out; do
-        [ -d /proc/$keeper ] || { cat /run/keep.out; exit 1; }
-        sleep 0.2
-    done
-}
 measure() {  # NAME: files that are measured once each
     for n in $(seq FILES); do echo $boot $1 $n > /root/files/$boot.$1.$n; done
     cat /root/files/$boot.$1.* > /dev/null
 }
+dies_at() {  # the keeper, in the Nth of its calls to CALL (of FILE): N CALL [FILE]
+    strace -f -o /run/trace -e trace=$2 -e inject=$2:signal=KILL:when=$1 ${3:+-P $3} -p $keeper &
+    # It has all threads before any of them goes on.
+    while grep -hq '^TracerPid:[^0-9]*0$' /proc/$keeper/task/*/status; do sleep 0.2; done
+    measure pending
+    head -c 1 $view/$list > /dev/null 2>&1  # stages
+    wait $keeper
+    echo died $boot $? in $*
+    tail -n 3 /run/trace
+}
 
-start
+keeping --mount $view
 measure stored
-python3 -m imafs keep flush
-echo kernel $boot $(cat $ima/runtime_measurements_count)
-kill -9 $keeper
-measure killed
-start
-python3 -m imafs keep verify && echo verified $boot
-python3 -m imafs verify $view/binary_runtime_measurements --pcrs /sys/class/tpm/tpm0 &&
-    echo match $boot
+if [ $boot = 0 ]; then
+    imafs keep flush
+    echo kernel $boot $(cat $ima/runtime_measurements_count)
+    keeper_ends KILL
+    measure killed
+    keeping --mount $view
+fi
+imafs keep verify && echo verified $boot
+imafs verify $view/$list --pcrs /sys/class/tpm/tpm0 && echo match $boot
 judged() {
     for pcr in $(seq 0 23); do
         printf 'PCR-%02d: %s\\n' $pcr $(cat /sys/class/tpm/tpm0/pcr-sha256/$pcr)
     done > /run/pcrs
-    evmctl ima_measurement --pcrs sha256,/run/pcrs $view/binary_runtime_measurements
+    evmctl ima_measurement --pcrs sha256,/run/pcrs $view/$list
 }
 judged > /dev/null 2>&1  # what it runs is measured
 judged && echo evmctl $boot
-cat $view/binary_runtime_measurements > /host/list.$boot
+cat $view/$list > /host/list.$boot
 echo violations $boot $(cat $view/violations)
-python3 -m imafs keep status
+[ $boot -lt KEXECS ] || imafs keep status
 cat /run/keep.out
 if [ $boot -lt KEXECS ]; then
-    echo A > $ima/binary_runtime_measurements_staged 2> /dev/null || echo held $boot
+    echo A > $ima/${list}_staged 2> /dev/null || echo held $boot
+    case $((boot % 3)) in
+    0) dies_at 1 fdatasync ;;  # the records are written
+    1) dies_at 2 fdatasync ;;  # and the line that counts them
+    2) dies_at 2 write $(readlink -f $ima/${list}_staged) ;;  # both are durable; D
+    esac
     measure late
-    kexec -s -l /host/bzImage --append="$(cat /proc/cmdline)"
-    sync
-    systemctl kexec
-    sleep 1000
+    echo staged $boot $(wc -c < $ima/${list}_staged)
+    # Last of all: the next kernel has room for what is in the list now, and half a page.
+    next_kernel
 fi
 """
-
-
-def _paths(data: bytes) -> list[str]:
-    """The names in a list, in its order."""
-    rows = Reader(data, 20, opaque=True).walk()
-    return [bytes(body).split(b"\0")[-2].rpartition(b"/")[2].decode() for _, _, body, *_ in rows]
 
 
 def test_kill_and_kexec(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Every record once, in the kernel's order, with no violation by the keeper."""
     machine = machines.found(request)
-    site = tmp_path / "packages"
-    site.mkdir()
-    machines.share_packages(site)
+    may_take(_SECONDS)
     host = tmp_path / "host"
     host.mkdir()
-    with tarfile.open(host / "site.tar", "w") as archive:
-        archive.add(site, ".")
-    shutil.rmtree(site)
-    (host / "run.sh").write_text(_RUN.replace("FILES", str(_FILES)).replace("KEXECS", str(_KEXECS)))
-    out = machines.ask(machine, host)
+    machines.pack(host)
+    script = _RUN.replace("FILES", str(_FILES)).replace("KEXECS", str(_KEXECS))
+    (host / "run.sh").write_text(machines.HEAD + script)
+    out = machines.ask(machine, host, seconds=_SECONDS)
+    print(out)  # figures
     lines = out.splitlines()
     before = b""
     for boot in range(_KEXECS + 1):
@@ -107,11 +104,19 @@ def test_kill_and_kexec(request: pytest.FixtureRequest, tmp_path: Path) -> None:
         before = data
         if boot < _KEXECS:
             assert f"held {boot}" in lines, out
+            assert re.search(rf"^died {boot} 137 in ", out, re.MULTILINE), out
+            assert re.search(rf"^staged {boot} [1-9]", out, re.MULTILINE), out
     assert "view      served" in lines, out
-    names = _paths(before)
+    names = [name.rpartition("/")[2] for name in machines.names(before)]
+    assert names.count("boot_aggregate") == _KEXECS + 1
     for boot in range(_KEXECS + 1):
-        kinds = ("stored", "killed", "late") if boot < _KEXECS else ("stored", "killed")
-        for kind in kinds:
+        for kind in _kinds(boot):
             wanted = [f"{boot}.{kind}.{number}" for number in range(1, _FILES + 1)]
             found = [name for name in names if name.startswith(f"{boot}.{kind}.")]
             assert sorted(found) == sorted(wanted), out
+
+
+def _kinds(boot: int) -> list[str]:
+    """Which files were measured under a kernel."""
+    kinds = ["stored", *(["killed"] if boot == 0 else [])]
+    return kinds if boot == _KEXECS else [*kinds, "pending", "late"]
