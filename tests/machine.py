@@ -45,6 +45,7 @@ until_keeping() {  # PID: the line that says ready, or the end of everything
     done
 }
 keeping() {  # OPTION...: a keeper that is ready; its process is $keeper
+    rm -f /run/keep.out  # one before may have said so
     python3 -m imafs keep "$@" > /run/keep.out 2>&1 &  # no function: $! is to be its process
     keeper=$!
     until_keeping $keeper
