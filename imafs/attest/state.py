@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from imafs import disk
 from imafs.attest.quote import Clock
-from imafs.errors import FileError, FormatError
+from imafs.errors import FileError, FormatError, UsageError
 from imafs.formats.algorithms import ALGORITHMS
 from imafs.host import ownership
 from imafs.lists.replay import PcrValues
@@ -145,7 +146,8 @@ def save(path: Path, state: State) -> None:
 
 
 def guard(path: Path) -> None:
-    """Whether nobody else can put another state there, or hold its lock for ever.
+    """Whether nobody else can put another state there, or hold its lock for ever, and it is the
+    only one: a name that is replaced leaves an older state behind its others.
 
     Raises :class:`UsageError`, :class:`FileError`.
     """
@@ -153,10 +155,22 @@ def guard(path: Path) -> None:
         with ownership.parent(path) as (directory, name):
             for each in (name, name + LOCK.encode()):
                 ownership.check_replaceable(directory, each)
+            _check_alone(path, directory, name)
     except ownership.ForeignError as error:
         raise ownership.ForeignError(f"--state {path}: {error}") from None
     except OSError as error:
         raise FileError(str(path), error, option="--state") from None
+
+
+def _check_alone(path: Path, directory: int, name: bytes) -> None:
+    try:
+        info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(info.st_mode):
+        raise UsageError(f"--state {path}: is a symbolic link: name the file that it leads to")
+    if info.st_nlink > 1:
+        raise UsageError(f"--state {path}: has another name elsewhere (a hard link): copy it")
 
 
 def place(given: Path, key: str) -> Path:

@@ -30,6 +30,10 @@ from imafs.text import shown
 
 #: Bundles that wait for each process: enough that none is idle.
 _WAITING = 4
+#: Of a bundle that is too large for where memory is limited.
+_NO_ROOM = Judgement(
+    Kind.MALFORMED, "does not fit into memory, of which it takes three times its size"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,15 @@ class Verifier:
 
         Raises :class:`ImafsError` where the file or the state cannot be read or written.
         """
+        # What is too large ends no other machine's verdict.
         try:
-            data = disk.read_whole(path, bundles.MOST)
-        except UsageError as error:  # too large, which ends no other machine's verdict
-            return Judgement(Kind.MALFORMED, shown(error))
-        return self.judge(data, self.nonces.get(path))
+            try:
+                data = disk.read_whole(path, bundles.MOST)
+            except UsageError as error:
+                return Judgement(Kind.MALFORMED, shown(error))
+            return self.judge(data, self.nonces.get(path))
+        except MemoryError:
+            return _NO_ROOM
 
     def judge(self, data: bytes, nonce: bytes | None = None) -> Judgement:
         """As :meth:`check`, of the bytes of a bundle."""

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,38 @@ def test_a_bundle_that_is_too_large_ends_no_others_verdict(
     assert "is larger than" in found[paths[1]].said
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("where", ["imafs.disk.content", "imafs.attest.evidence.judge_bundle"])
+def test_a_bundle_that_eats_the_memory_ends_no_others_verdict(
+    tmp_path: Path, jobs: int, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is limited a gigabyte is a MemoryError, and no process is killed."""
+    machine = PaperTpm()
+    module, name = where.rsplit(".", 1)
+    real = getattr(import_module(module), name)
+
+    def limited(*words: object) -> object:
+        found = real(*words)
+        if found == large:
+            raise MemoryError
+        return found
+
+    def judged(given: bytes, *words: object) -> object:
+        if given == large:
+            raise MemoryError
+        return real(given, *words)
+
+    data = machine.bundle().encode()
+    large = data + b"\0" * 512
+    monkeypatch.setattr(where, limited if name == "content" else judged)
+    for file, content in (("a", data), ("b", large), ("c", data)):
+        (tmp_path / file).write_bytes(content)
+    paths = [str(tmp_path / file) for file in "abc"]
+    found = dict(Verifier(machine.demand()).check_all(paths, jobs))
+    assert [found[path].kind for path in paths] == [Kind.OK, Kind.MALFORMED, Kind.OK]
+    assert "does not fit into memory" in found[paths[1]].said
+
+
 def strangers(machine: PaperTpm) -> dict[str, bytes]:
     """Bundles of nobody: another key, and a signature of none."""
     thief = PaperTpm(number=1)
@@ -317,6 +350,24 @@ def test_a_state_that_others_can_change_is_none(
     with pytest.raises(UsageError, match="--state"):
         Verifier(machine.demand(), file).judge(machine.bundle().encode())
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("make", [Path.symlink_to, Path.hardlink_to])
+def test_a_state_has_one_name(
+    make: Callable[[Path, Path], None], machine: PaperTpm, tmp_path: Path
+) -> None:
+    """A verdict under another name replaced that one, and the first one's state was the old one."""
+    file, other = tmp_path / "state", tmp_path / "other"
+    first, second = (machine.bundle().encode() for _ in "ab")
+    assert verifier(machine, file, new=True).judge(first).kind is Kind.OK
+    make(other, file)
+    before = file.read_bytes()
+    for new in (False, True):
+        with pytest.raises(UsageError, match=r"symbolic link|another name"):
+            verifier(machine, other, new=new).judge(second)
+    assert file.read_bytes() == before
+    other.unlink()
+    assert verifier(machine, file).judge(second).kind is Kind.OK
 
 
 def test_a_state_beside_others_in_a_directory_with_the_sticky_bit(
