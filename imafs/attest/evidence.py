@@ -77,6 +77,8 @@ class _Case:
         values = signed.values(bundle, found, demand)
         signed.consistent(bundle, said, values, demand)
         rebooted = signed.rebooted(said.clock, state)
+        if state is not None and not rebooted:
+            _as_before(values, state)
         verdict = self._replayed(values, rebooted)
         self._exact(verdict)
         self._proven(verdict, values)
@@ -425,6 +427,20 @@ class _Case:
             sequence=1 if state is None else state.sequence + 1,
             violations=verdict.violations + (state.violations if goes_on and state else 0),
             boots=later + (state.boots if goes_on and state else 0),
+        )
+
+
+def _as_before(values: PcrValues, state: State) -> None:
+    """Raises where records went to a PCR of which the quote says nothing any more: those that
+    followed may have been left out."""
+    known = {pcr for row in state.pcrs.values() for pcr in row}
+    lacking = sorted(known - {pcr for row in values.values() for pcr in row})
+    if lacking:
+        numbers = ", ".join(map(str, lacking))
+        raise Found(
+            Kind.UNPROVEN,
+            f"records went to PCR {numbers} before, and the quote says nothing of it: ask for it "
+            f"too (--pcrs {','.join(map(str, sorted(known)))})",
         )
 
 

@@ -274,6 +274,29 @@ def test_a_pcr_whose_only_record_was_left_out(machine: PaperTpm) -> None:
     assert check(later, machine.demand(nonce=b"2"), state).kind is Kind.OK
 
 
+@pytest.mark.parametrize("since", [True, False])
+def test_a_pcr_that_had_records_is_quoted_again(machine: PaperTpm, since: bool) -> None:
+    """The verifier knows where this machine's policy sends records, without having been told."""
+    machine.measure(ng(11, b"/eleven"))
+    both = machine.selection(10, 11)
+    first = check(machine.bundle(selection=both), machine.demand())
+    assert (first.kind, first.state is None) == (Kind.OK, False)
+    known = len(machine.records)
+    machine.files(b"/ten")
+    kept = list(machine.records)
+    machine.measure(ng(11, b"/evil"))
+    machine.records = kept  # without the last one, and without its PCR
+    later = machine.demand(nonce=b"2")
+    bundle = machine.bundle(b"2", first=known if since else 0, selection=machine.selection(10))
+    found = check(bundle, later, first.state)
+    assert (found.kind, found.state) == (Kind.UNPROVEN, None)
+    assert "records went to PCR 11 before" in found.said
+    bundle = machine.bundle(b"2", first=known if since else 0, selection=both)
+    assert not check(bundle, later, first.state).kind.accepted
+    machine.reboot()  # perhaps with another policy
+    assert check(machine.bundle(b"2"), later, first.state).kind is Kind.REBOOT
+
+
 def test_violations_are_told(machine: PaperTpm) -> None:
     machine.measure(violation(10, b"/log"))
     found = check(machine.bundle(), machine.demand())
