@@ -946,12 +946,13 @@ class Walk:
 
     def lost(self) -> list[Rec]:
         """Those of them that are to be missed: the others are to everybody like stored ones."""
+        gone = self.gone()
+        if not gone:
+            return []
         stored = [rec for life in self.disk.lives for rec in life.records]
         histories = {rec.history for rec in stored}
         same = in_place(self.kernel.truth, [] if self.life is None else self.life.records)
-        return [
-            rec for rec in self.gone() if rec.serial not in same and rec.history not in histories
-        ]
+        return [rec for rec in gone if rec.serial not in same and rec.history not in histories]
 
     def check(self) -> None:
         life = self.life
