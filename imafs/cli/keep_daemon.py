@@ -152,6 +152,7 @@ async def _main(
                 starting = await nursery.start(_starting, collector)
                 await nursery.start(Server(collector, store.path).run)
                 nursery.start_soon(collector.run)
+                nursery.start_soon(collector.scrub)
                 if showing is None or not showing.short:
                     await collector.looked()
                 async with AsyncExitStack() as stack:

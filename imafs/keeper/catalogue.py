@@ -162,6 +162,12 @@ class Catalogue:
             chunk.take(row, where, len(offsets) - 1, offsets[-1] - offsets[0])
             self._grown(chunk)
 
+    def forget(self, path: str) -> None:
+        """Nothing of a full segment is in memory any more: its bytes were found to be others."""
+        for chunk in self._chunks:
+            if isinstance(chunk.where, Full) and chunk.where.path == path:
+                self._cache.forget(chunk)
+
     def _hide(self) -> None:
         for chunk in self._chunks[self._stored_chunks :]:
             self._cache.forget(chunk)

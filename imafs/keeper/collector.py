@@ -32,9 +32,10 @@ from imafs.keeper.catalogue import Catalogue
 from imafs.keeper.chunks import Absent
 from imafs.keeper.index import Indexed, indexed
 from imafs.keeper.joining import PIECE, WHOLE, Joining
-from imafs.keeper.keeping import Again, Settings, State, SuspendedNow
+from imafs.keeper.keeping import DISK_DEADLINE, Again, Settings, State, SuspendedNow
 from imafs.keeper.records import listed
 from imafs.keeper.source import TooLongError
+from imafs.keeper.worker import Worker
 
 __all__ = ["Collector", "Settings", "State"]
 
@@ -151,6 +152,38 @@ class Collector(Joining):
             raise
         finally:
             self._tell()
+
+    async def scrub(self) -> None:
+        """The second task: reads all that is stored again, one full segment after the other, for
+        ever. A start reads what lies behind the last of them alone.
+
+        Not where IMA makes a record of each such reading: that would never end.
+        """
+        worker, done = Worker("scrub"), 0
+        try:
+            while True:
+                await trio.sleep(self.settings.scrub)
+                life, catalogue = self.life, self.catalogue
+                seals = [] if life is None else life.archive.ledger.seals
+                if life is None or catalogue is None or not seals or self._is_measured:
+                    continue
+                seal = seals[done % len(seals)]
+                done += 1
+                path = f"{life.archive.directory}/{seal.segment}"
+                check = partial(self._store.check, path, seal.size, seal.sha256)
+                try:
+                    await worker.call(check, DISK_DEADLINE)
+                except Refused as error:
+                    self.told.say("scrub", logging.WARNING, "%s: not read again: %s", path, error)
+                except (StoreBrokenError, DegradedError) as error:
+                    catalogue.forget(path)
+                    self.damaged(str(error))
+        finally:
+            worker.end()
+
+    @property
+    def _is_measured(self) -> bool:
+        return bool(self._flush) and self.view_measured == "yes"
 
     @staticmethod
     def _wait_of(failures: int) -> float:
@@ -271,6 +304,9 @@ class Collector(Joining):
             if await self._in_kernel(self._source.boot_id) != self.boot:
                 self._suspended = (self.boot, errno.ENODEV)
                 raise SuspendedNow
+            if self._full is not None and (full := await self._room(0)) is None:
+                self._full = full
+                self._ready()
             count = await self._in_kernel(self._source.count)
             if not count:
                 self._since = None

@@ -88,6 +88,7 @@ class Settings:
     cache: int = 64 << 20
     volatile: str | None = None  # why what is stored would not outlive this boot
     lock_wait: float = 60.0
+    scrub: float = 300.0  # seconds from one full segment that is read again to the next
 
 
 class Again(Exception):

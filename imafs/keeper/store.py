@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -83,6 +84,7 @@ class Store:
         self._files = files
         self.path = path
         self._lock = lock
+        self._damaged: dict[str, str] = {}  # by path: what a check has found
 
     def prepare(self) -> None:
         """Makes what is not there yet. Raises :class:`DegradedError`, :class:`StoreBrokenError`."""
@@ -126,6 +128,8 @@ class Store:
         """Bytes of a file of the store. Raises :class:`StoreBrokenError` where it has them no more,
         :class:`DegradedError` where the disk does not give them."""
         said = f"{self.path}/{path}"
+        if (why := self._damaged.get(path)) is not None:
+            raise StoreBrokenError(why)
         try:
             return self._files.read_at(path, at, size)
         except CutError as error:
@@ -136,6 +140,27 @@ class Store:
             raise StoreBrokenError(f"{said}: {error.strerror}") from None
         except OSError as error:
             raise failed(said, error) from None
+
+    def check(self, path: str, size: int, sha256: bytes) -> None:
+        """Reads the first bytes of a file again. Where they are others nobody reads any of them,
+        until they are right again. Raises as :meth:`read_at`."""
+        said = f"{self.path}/{path}"
+        found, left = hashlib.sha256(), size
+        try:
+            for piece in self._files.pieces(path):
+                found.update(piece[:left])
+                left = max(0, left - len(piece))
+        except FileNotFoundError as error:
+            raise StoreBrokenError(f"{said}: {error.strerror}") from None
+        except OSError as error:
+            raise failed(said, error) from None
+        if left:
+            raise StoreBrokenError(f"{said}: somebody cut it: {size} bytes were there")
+        if found.digest() == sha256:
+            self._damaged.pop(path, None)
+            return
+        self._damaged[path] = f"{said}: the bytes are not those that were stored"
+        raise StoreBrokenError(self._damaged[path])
 
     def lives(self) -> list[str]:
         """Directories of the lives, oldest first. Raises :class:`DegradedError`."""

@@ -21,7 +21,8 @@ from typing import cast
 import pytest
 import trio
 
-from imafs.errors import Refused, TpmError
+from imafs.errors import Refused, StoreBrokenError, TpmError
+from imafs.fuse.directory import WaitFirst
 from imafs.keeper import collector as collectors
 from imafs.keeper import joining, keeping, reading
 from imafs.keeper import store as stores
@@ -399,7 +400,7 @@ async def test_store_that_goes_away_while_an_agent_reads(machine: Bad) -> None:
             handle = ListHandle(collector, collector.catalogue, view)
             with contextlib.suppress(Refused):
                 await handle.prepare(0)
-                found = bytes(handle.read(0, 1 << 20, fill=True))
+                found = await content(handle, 0)
                 assert view.ascii or found == before[: len(found)]
         kernel.add("/later")
         with contextlib.suppress(Refused):
@@ -408,6 +409,61 @@ async def test_store_that_goes_away_while_an_agent_reads(machine: Bad) -> None:
         await idle(collector)
         await machine.truth(collector)
     assert await machine.kept() is None
+
+
+async def test_bit_flip_in_a_full_segment(machine: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No start reads it again. The keeper does, in time: an alarm, and EIO there, also for what
+    was in memory; what is in other segments is served."""
+    monkeypatch.setattr("imafs.keeper.archive.SEGMENT_RECORDS", 3)
+    kernel = machine.kernel
+    for number in range(8):
+        kernel.add(f"/{number}")
+        assert await machine.kept() is None
+    path = min(machine.store.glob("lives/*/*.bin"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:70] + bytes([whole[70] ^ 1]) + whole[71:])
+    async with machine.running(scrub=0.05) as collector, trio.open_nursery() as nursery:
+        await idle(collector)
+        assert collector.refusal is None
+        assert shown(collector) != b"".join(kernel.truth)  # nobody has looked
+        nursery.start_soon(collector.scrub)
+
+        async def told() -> bool:
+            return "damaged" in collector.alarms
+
+        await wait_for_async(told, WAIT, "it is noticed")
+        assert "not those that were stored" in collector.alarms["damaged"]
+        assert path.name in collector.alarms["damaged"]
+        with pytest.raises(StoreBrokenError):
+            shown(collector)
+        assert collector.catalogue is not None
+        handle = ListHandle(collector, collector.catalogue, View(False, 0))
+        with pytest.raises(Refused):
+            await content(handle, 0)
+        last = len(kernel.truth[-1])
+        assert await content(handle, len(b"".join(kernel.truth)) - last) == kernel.truth[-1]
+        kernel.add("/goes on")
+        await stored(collector)
+        assert machine.complaints()
+        path.write_bytes(whole)
+
+        async def mended() -> bool:
+            with contextlib.suppress(StoreBrokenError):
+                return shown(collector) == b"".join(kernel.truth)
+            return False
+
+        await wait_for_async(mended, WAIT, "it is read again")
+        nursery.cancel_scope.cancel()
+
+
+async def content(handle: ListHandle, position: int) -> bytes:
+    """What an agent reads from there on."""
+    kept: list[object] = []
+    while True:
+        try:
+            return bytes(handle.read(position, 1 << 20, fill=True))
+        except WaitFirst as first:
+            kept.append(await first.fetch())
 
 
 async def test_names_that_lead_to_the_store_are_durable(
