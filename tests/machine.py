@@ -9,16 +9,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import sysconfig
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from imafs.formats.binary import Reader
-from tests.support import ROOT, may_take, require, run
+from imafs.testing.mounted import children
+from tests.support import ROOT, kill_group, may_take, require, run, stopped, wait_for
 
 #: What imafs imports, by the names in site-packages.
 _NEEDED = (
@@ -114,17 +119,90 @@ def names(data: bytes) -> list[str]:
     return [bytes(body).split(b"\0")[-2].decode() for _, _, body, *_ in rows]
 
 
+_TCB = "ima_policy=tcb"
+
+
 def ask(
     machine: Path,
     host: Path,
-    cmdline: str = "ima_policy=tcb",
+    cmdline: str = _TCB,
     disk: Path | None = None,
     seconds: int = _SECONDS,
 ) -> str:
     """What ``run.sh`` of ``host`` printed in the machine; ``disk`` is its /dev/vdb."""
-    command: list[str | os.PathLike[str]] = [machine / "ask-machine", _IMAGE, host, cmdline]
+    # As long as the test may take: a busy machine emulates slowly.
+    command, env = _asking(machine, host, cmdline, disk, seconds)
+    return run(command, deadline=seconds, env=env).stdout
+
+
+def _asking(
+    machine: Path, host: Path, cmdline: str, disk: Path | None, seconds: int = _SECONDS
+) -> tuple[list[str | os.PathLike[str]], dict[str, str]]:
     env = {"ASK_TIMEOUT": str(seconds)}
     if disk is not None:
         env["DISK"] = str(disk)
-    # As long as the test may take: a busy machine emulates slowly.
-    return run(command, deadline=seconds, env=env).stdout
+    return [machine / "ask-machine", _IMAGE, host, cmdline], env
+
+
+class Running:
+    """A machine that runs; see :func:`running`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], host: Path) -> None:
+        self._process = process
+        self._host = host
+        self._emulator = wait_for(self._found, 60, "qemu runs")
+
+    def _found(self) -> int:
+        # ask-machine, timeout, qemu.
+        for pid in [below for child in children(self._process.pid) for below in children(child)]:
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().startswith("qemu"):
+                    return pid
+        return 0
+
+    def check(self) -> None:
+        """Fails where it has ended, with what was printed in it."""
+        if self._process.poll() is not None:
+            out = self._host / "out.txt"
+            pytest.fail(f"the machine has ended: {out.read_text() if out.exists() else ''}")
+
+    def written(self) -> int:
+        """Bytes that the emulator has written so far, to any file."""
+        text = Path(f"/proc/{self._emulator}/io").read_text()
+        return int(dict(line.split(": ") for line in text.splitlines())["wchar"])
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """Its files are inside what they would be if it were cut there; then it goes on."""
+        with stopped(self._emulator):
+            yield
+
+    def cut(self) -> None:
+        """The power: what the guest had not written to its disks is lost."""
+        with suppress(ProcessLookupError):
+            os.kill(self._emulator, signal.SIGKILL)
+        self._process.wait(60)
+
+
+@contextmanager
+def running(machine: Path, host: Path, cmdline: str = _TCB, *, disk: Path) -> Iterator[Running]:
+    """The same machine as :func:`ask`'s, whose power is cut at the end if not before."""
+    command, env = _asking(machine, host, cmdline, disk)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **env},
+        start_new_session=True,
+    )
+    found = None
+    try:
+        found = Running(process, host)
+        yield found
+    finally:
+        if found is not None:
+            found.cut()
+        else:
+            kill_group(process)
+            process.wait(60)

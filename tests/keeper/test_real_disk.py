@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """The store on a real file system over power cuts: at each flush of a disk that logs every write,
-and at places between.
+at places between, and of a machine that is killed.
 
 A real kernel writes the log, with the target log-writes of device-mapper below an ext4, and a
 mark in it behind each deletion (one machine, tests/machine.py: minutes). Then the disk is made
 anew up to each place, and mounted here: what was deleted in that kernel is stored, and all that is
 stored is the truth, which that machine's TPM confirms.
+
+A machine whose emulator is killed loses what its kernel had not written. The records that were
+deleted in it have left it before (the last of them perhaps in part), and lead what its disk has.
+The same holds for the disk of an emulator that stands still.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +31,7 @@ from imafs.keeper.store import open_store
 from tests import machine as machines
 from tests.keeper.writelog import Replay, entries
 from tests.mount.daemon import imafs
-from tests.support import ExpectedLogs, may_take, require, run
+from tests.support import ExpectedLogs, may_take, require, run, wait_for
 
 pytestmark = [pytest.mark.nightly, pytest.mark.root]
 
@@ -38,6 +44,8 @@ _BETWEEN = 3
 _COMMANDS = 10
 #: Segments become full too.
 _SEGMENT = 200
+#: How often a machine stands still before it is killed.
+_MOMENTS = 4
 #: Seconds for all of a test.
 _ALL = 5400
 
@@ -82,6 +90,18 @@ keeper_ends TERM
 imafs keep export --store /stored/keeper -o /host/truth
 umount /stored
 dmsetup remove logged && dmsetup remove log && dmsetup remove data && echo "logged all"
+"""
+
+#: Until the power is cut; 9p keeps nothing back: what is written to /host is out.
+_KILLED = """
+mount /dev/vdb /stored
+recording
+{
+    n=0
+    while n=$((n + 1)); do echo $n > /root/many/$n; cat /root/many/$n > /dev/null; done
+} &
+while head -c 100 $view/$list > /dev/null; do sleep 0.2; done
+cat /run/keep.out
 """
 
 #: A keeper that tells the records of each deletion behind it, in the file DELETED, and in the log
@@ -288,3 +308,67 @@ def test_power_cut_at_every_flush(
     assert seen.between
     assert len(machines.names(truth)) > 500
     assert max(seen.marks) > len(truth) // 2
+
+
+@dataclass
+class Cut:
+    """A disk when its power was cut, and the records that had been deleted till then."""
+
+    disk: Path
+    deleted: bytes
+
+
+def _cuts(machine: Path, host: Path, disk: Path, rng: random.Random) -> Iterator[Cut]:
+    """One machine's, each some time behind a deletion; the last one is of ``disk`` itself."""
+    told = host / "deleted"
+    told.unlink(missing_ok=True)
+    with machines.running(machine, host, disk=disk) as running:
+
+        def grown(least: int) -> bool:
+            running.check()
+            return told.exists() and told.stat().st_size >= least
+
+        def written(least: int) -> bool:
+            running.check()
+            return running.written() >= least
+
+        least = 1  # the records of the boot, at once
+        for number in range(_MOMENTS + 1):
+            wait_for(partial(grown, least), _ALL, "more is deleted")
+            some = running.written() + rng.randrange(60_000)
+            wait_for(partial(written, some), _ALL, "more is written")
+            if number == _MOMENTS:
+                running.cut()
+                yield Cut(disk, told.read_bytes())
+                return
+            copy = disk.with_name(f"{disk.name}.{number}")
+            with running.standing():
+                run(["cp", "--sparse=always", disk, copy])
+                cut = Cut(copy, told.read_bytes())
+            least = len(cut.deleted) + rng.randrange(1_000, 5_000)
+            yield cut
+
+
+def test_killed_machine(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expected_logs: ExpectedLogs,
+) -> None:
+    """What was deleted leads what is stored."""
+    machine = machines.found(request)
+    may_take(_ALL)
+    require("/dev/loop-control")
+    expected_logs.allow(r"imafs\.keeper\.(archive|book)")
+    monkeypatch.setattr(archives, "SEGMENT_RECORDS", _SEGMENT)
+    host = _host(tmp_path, _KILLED, deleted="/host/deleted", planted=False)
+    disk = tmp_path / "disk"
+    run(["mke2fs", "-q", "-t", "ext4", disk, f"{_SIZE // _MIB}M"])
+    before = 0
+    for cut in list(_cuts(machine, host, disk, random.Random(15))):
+        with _mounted(cut.disk, tmp_path) as where:
+            stored = _stored(where / "keeper")
+        print(f"{cut.disk.name}: {len(cut.deleted)} bytes were deleted, {len(stored)} are stored")
+        assert len(cut.deleted) > before
+        assert stored.startswith(cut.deleted)
+        before = len(cut.deleted)
