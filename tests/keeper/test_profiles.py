@@ -11,7 +11,7 @@ import pytest
 from imafs.interface.profiles.table import PROFILES
 from tests.keeper.process import Keepers
 from tests.keeper.test_keep import lists
-from tests.mount.daemon import BINARY, COUNT, imafs
+from tests.mount.daemon import BINARY, COUNT, imafs, read_to_end
 from tests.mount.fixtures import Starter
 from tests.support import wait_for
 
@@ -48,6 +48,50 @@ def test_list_is_kept_by_numbers(
     again = keepers(kernel, of=keeper)
     assert again.read(COUNT) == b"156\n"
     assert again.status()["alarms"] == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--banks", "sha1,sha256", "--flush-htable"),
+        ("--banks", "sha1,sha256", "--disable-htable"),
+        ("--banks", "sha256"),
+    ],
+    ids=" ".join,
+)
+def test_view_of_a_kernel_with_options_is_the_untrimmed_list(
+    start: Starter, keepers: Keepers, options: tuple[str, ...]
+) -> None:
+    """Byte for byte, all banks and forms, over kill -9; the PCRs confirm it."""
+    kernel, untrimmed = start(*options), start(*options)
+    keeper = keepers(kernel, records=20)
+    for number in range(3):
+        for daemon in (kernel, untrimmed):
+            daemon.generate(23)
+            daemon.call("violation", name="/etc/shadow")
+        assert shown(keeper.view) == shown(untrimmed.dir)
+        if number == 0:
+            keeper.kill()
+            keeper = keepers(kernel, of=keeper)
+    keeper.flush()
+    assert kernel.group("records")["current"] == 0
+    status = keeper.status()
+    assert (status["alarms"], status["life"], status["view"]) == ({}, 1, "served")
+    assert "as they were stored" in imafs("keep", "verify", "--store", keeper.store).stdout
+
+
+def shown(directory: Path) -> dict[str, bytes]:
+    """Every list file, in all banks and forms."""
+    names = [p.name for p in directory.glob("*_measurements*") if "staged" not in p.name]
+    found = {}
+    for name in sorted(names):
+        descriptor = os.open(directory / name, os.O_RDONLY)
+        try:
+            found[name] = read_to_end(descriptor)
+        finally:
+            os.close(descriptor)
+    assert len(found) > 4
+    return found
 
 
 def test_records_that_others_staged_on_v5_are_waited_for(start: Starter, keepers: Keepers) -> None:
