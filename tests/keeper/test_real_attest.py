@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""Evidence of a real kernel and its TPM, made there and judged here: before and after a kexec,
-through a keeper's view behind deletions, and of a list that was trimmed.
+"""Evidence of a real kernel and its TPM, made there and judged here: before and after a kexec that
+carried the kernel's own list, through a keeper's view behind deletions and another kexec, and of a
+list that was trimmed.
 
 One machine answers (tests/machine.py): minutes.
 """
@@ -8,11 +9,12 @@ One machine answers (tests/machine.py): minutes.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from imafs.attest.bundle import decode
+from imafs.attest.bundle import Bundle, decode
 from imafs.attest.kinds import Kind
 from tests import machine as machines
 from tests.mount.daemon import imafs
@@ -20,9 +22,9 @@ from tests.mount.daemon import imafs
 pytestmark = [pytest.mark.nightly, pytest.mark.root]
 
 _FILES = 50
-_TAGS = ("plain", "kept", "late")
+_TAGS = ("plain", "carried", "kept", "late")
 
-#: Runs once under each of two kernels.
+#: Runs once under each of three kernels.
 _RUN = """
 boot=$(cat /host/boots 2>/dev/null || echo 0)
 echo $((boot + 1)) > /host/boots
@@ -43,6 +45,11 @@ case $boot in
 0)
     measure plain
     evidence a0 --create-ak /root/ak.ctx $ima
+    next_kernel ;;
+1)
+    measure carried
+    evidence b0 $ak $ima
+    evidence b1 $ak $ima
     keeping --mount $view
     measure kept
     imafs keep flush
@@ -51,7 +58,7 @@ case $boot in
     evidence a2 $ak --since FILES $view
     evidence fa11 $ak $ima
     next_kernel ;;
-1)
+2)
     evidence dead $ak $ima
     keeping --mount $view
     measure late
@@ -62,16 +69,17 @@ case $boot in
 esac
 """
 
-#: The bundles that are made, in their order; options of `check`; its verdict. The third begins
-#: with a record that is not the first one behind those that the verifier knows.
+#: The bundles that are made, in their order; options of `check`; its verdict. a2 begins with a
+#: record that is not the first one behind those that the verifier knows.
 _JUDGED = (
-    *(("a0", ("--new",), Kind.OK), ("a1", (), Kind.OK), ("a2", (), Kind.START)),
-    *(("a3", (), Kind.KEXEC), ("a4", (), Kind.OK)),
+    *(("a0", ("--new",), Kind.OK), ("b0", (), Kind.KEXEC), ("b1", (), Kind.OK)),
+    *(("a1", (), Kind.OK), ("a2", (), Kind.START), ("a3", (), Kind.KEXEC), ("a4", (), Kind.OK)),
 )
 
 
 def test_bundles_of_a_real_machine(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """ok through the view; kexec, told once; what leads to no quote says why."""
+    """kexec, told once, with and without a keeper; ok through the view; what leads to no quote
+    says why."""
     machine = machines.found(request)
     host = tmp_path / "host"
     host.mkdir()
@@ -88,12 +96,13 @@ def test_bundles_of_a_real_machine(request: pytest.FixtureRequest, tmp_path: Pat
         done = imafs(*words, "--state", tmp_path / "state", check=False)
         print(done.stdout)
         assert done.returncode == kind.code, (done.stdout, done.stderr, out)
-    # The last one has every record of two kernels, whose lists were trimmed.
+    # Behind a kexec alone the kernel has every record of two, once: nobody has trimmed it.
+    assert_once(bundles["b0"], _TAGS[:2])
+    before = bundles["a0"].records
+    assert bundles["b0"].records[: len(before)] == before
+    # The last one has every record of three kernels, two of whose lists were trimmed.
     last = bundles["a4"]
-    names = machines.names(last.records)
-    wanted = [f"/root/files/{tag}.{n}" for tag in _TAGS for n in range(1, _FILES + 1)]
-    assert sorted(name for name in names if name.startswith("/root/files/")) == sorted(wanted)
-    assert names.count("boot_aggregate") == 2
+    assert_once(last, _TAGS)
     assert last.manifest is not None
     assert len(last.manifest.boot_ids) == 2
     # The kernel's own list: a keeper has it; it was trimmed.
@@ -103,3 +112,11 @@ def test_bundles_of_a_real_machine(request: pytest.FixtureRequest, tmp_path: Pat
     assert "evidence dead 8" in lines, out
     assert "records were deleted by somebody" in out
     assert "violations 0" in lines, out
+
+
+def assert_once(bundle: Bundle, tags: Sequence[str]) -> None:
+    """A bundle has a record of every file, one, and a boot_aggregate of each kernel."""
+    names = machines.names(bundle.records)
+    wanted = [f"/root/files/{tag}.{n}" for tag in tags for n in range(1, _FILES + 1)]
+    assert sorted(name for name in names if name.startswith("/root/files/")) == sorted(wanted)
+    assert names.count("boot_aggregate") == (3 if "late" in tags else 2)
