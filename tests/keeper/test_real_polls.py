@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
 """Polls of the view on a real kernel under the policy tcb: which records they make, with and
-without the rule of docs/keeper.md, with and without ima_flush_htable. And a long list.
+without the rule of docs/keeper.md, with and without ima_flush_htable. And a long list: in a store
+that goes on, and in a new one.
 
-One machine for each command line (tests/machine.py): a quarter of an hour each, emulated.
+One machine for each test (tests/machine.py): a quarter of an hour each, emulated.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from imafs.keeper.joining import WHOLE
 from tests import machine as machines
 
 pytestmark = [pytest.mark.nightly, pytest.mark.root]
@@ -126,14 +128,19 @@ def away():
                   "drained": round(drained, 1)}, not_stored_when_ready=at_ready["in_kernel"])
 
 
-with open(f"{IMA}/policy") as file:
-    policy = file.read()
-cell(rule=False)
-with open("/run/policy", "w") as file:
-    file.write(RULE + policy)
-with open(f"{IMA}/policy", "w") as file:
-    file.write(RULE + policy)
-cell(rule=True)
+def cells():
+    with open(f"{IMA}/policy") as file:
+        policy = file.read()
+    cell(rule=False)
+    with open("/run/policy", "w") as file:
+        file.write(RULE + policy)
+    with open(f"{IMA}/policy", "w") as file:
+        file.write(RULE + policy)
+    cell(rule=True)
+
+
+if POLLS:
+    cells()
 if AWAY:
     away()
 tell("violations", here=int(poll(f"{IMA}/violations")))
@@ -141,13 +148,13 @@ tell("violations", here=int(poll(f"{IMA}/violations")))
 
 
 def _asked(
-    request: pytest.FixtureRequest, host: Path, away: int, cmdline: str
+    request: pytest.FixtureRequest, host: Path, polls: int, away: int, cmdline: str
 ) -> dict[str, list[dict[str, Any]]]:
     """What the driver told, by what it is of."""
     machine = machines.found(request)
     host.mkdir()
     machines.pack(host)
-    names = f"POLLS, AWAY, RULE = {_POLLS}, {away}, {_RULE!r}\n"
+    names = f"POLLS, AWAY, RULE = {polls}, {away}, {_RULE!r}\n"
     names += f"LIST, COUNT = {_LIST!r}, {_COUNT!r}\n"
     (host / "driver.py").write_text(names + _DRIVER)
     (host / "run.sh").write_text(machines.HEAD + _RUN)
@@ -178,7 +185,7 @@ def _check_cells(rows: list[dict[str, Any]], flush: bool, added: dict[str, int])
 
 def test_every_poll_is_measured_with_flush(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Of a kernel that forgets what it has measured; with the rule none is."""
-    told = _asked(request, tmp_path / "host", 0, "ima_policy=tcb ima_flush_htable")
+    told = _asked(request, tmp_path / "host", _POLLS, 0, "ima_policy=tcb ima_flush_htable")
     added = told["cell"][0]["root"]["added"]
     _check_cells(told["cell"], flush=True, added=added)
     # Of two polls between two deletions the second makes none.
@@ -187,8 +194,18 @@ def test_every_poll_is_measured_with_flush(request: pytest.FixtureRequest, tmp_p
 
 def test_a_file_is_measured_once(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """And with the rule never. Then so many records come while the keeper is away."""
-    told = _asked(request, tmp_path / "host", _AWAY, "ima_policy=tcb")
+    told = _asked(request, tmp_path / "host", _POLLS, _AWAY, "ima_policy=tcb")
     _check_cells(told["cell"], flush=False, added={_LIST: 1, _COUNT: 1})
     (away,) = told["away"]
     assert away["count"] >= _AWAY
     assert (away["once"], away["different"]) == (_AWAY, _AWAY)
+
+
+def test_a_long_first_list_comes_in_pieces(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Of a kernel that no keeper has seen: deleted by number, and the PCRs confirm the rest."""
+    told = _asked(request, tmp_path / "host", 0, _AWAY, "ima_policy=tcb")
+    (away,) = told["away"]
+    assert away["count"] > WHOLE
+    assert (away["once"], away["different"]) == (_AWAY, _AWAY)
+    # Its first view was there before all of it was stored.
+    assert 0 < away["not_stored_when_ready"] < away["count"] // 2
