@@ -114,7 +114,10 @@ class Joining(Keeping):
         said = await self._in_kernel(self._source.flushes)
         self._flush = True if self._refuses_n == self.boot else said
         await self._look_at_policy()
-        self._modes = await self._in_kernel(partial(self._source.modes, look.banks))
+        # Of a list that is empty, or has violations alone, nobody reads them.
+        eras = [] if self.life is None else self.life.archive.ledger.eras
+        last = eras[-1].modes if eras and eras[-1].boot == self.boot else None
+        self._modes = await self._in_kernel(partial(self._source.modes, look.banks, last))
         count = await self._in_kernel(self._source.count)
         # Of a life that goes on the end of the list alone tells what is stored. And whether a list
         # may be covered is to be known before anything of it is deleted.

@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 from imafs.errors import FileError, FormatError, NotThereError, Refused, TpmError, UsageError
 from imafs.formats.algorithms import by_name
 from imafs.host import mounts
-from imafs.keeper.facts import Clock, Mode, PcrValues
+from imafs.keeper.facts import Clock, Mode, Modes, PcrValues
 from imafs.keeper.records import mode_of, whole
 from imafs.keeper.store import BankFile
 
@@ -357,8 +357,9 @@ class Source:
         :class:`Refused`."""
         return self._on_list(lambda descriptor: self._read(descriptor, most, begin))
 
-    def modes(self, banks: Iterable[BankFile]) -> dict[str, Mode]:
-        """The mode of every bank whose lists tell it; of others the usual one."""
+    def modes(self, banks: Iterable[BankFile], known: Modes | None = None) -> dict[str, Mode]:
+        """The mode of every bank whose lists tell it; of others the one that is ``known`` of this
+        kernel, or the usual one."""
         if not self._staging and self._draft_modes is not None:
             return dict(self._draft_modes)
         found = {}
@@ -370,7 +371,7 @@ class Source:
                 for end in ("_staged", "") if self._staging else ("",):
                     heads = self._head("sha1", end), self._head(bank.name, end)
                     told = told or mode_of(bank.name, *heads)
-            found[bank.name] = (told or {}).get(bank.name, Mode.REAL)
+            found[bank.name] = (told or known or {}).get(bank.name, Mode.REAL)
         return found
 
     def _head(self, bank: str, end: str) -> bytes:

@@ -116,7 +116,7 @@ class PaperKernel:
     def look(self) -> Look:
         return Look(tuple(BankFile(bank, size) for bank, size in SIZES.items()), staging=True)
 
-    def modes(self, banks: object) -> dict[str, Mode]:
+    def modes(self, banks: object, known: object = None) -> dict[str, Mode]:
         return dict(MODES)
 
     def acquire(self) -> bool:
