@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,47 @@ from imafs.keeper.store import open_store
 from imafs.lists.banks import View
 from tests.keeper import made
 from tests.keeper.paper import MODES, PaperKernel
+from tests.support import DeadlineError, wait_for
 
 WAIT = 120.0
-#: Records that take some seconds.
-MANY = 60_000
-#: Steps of the same in the event loop: behind each of them everybody else has a turn.
-STEPS = 8
+#: Their bytes are looked at beside the event loop, in one piece.
+MANY = 10_000
+#: Seconds without a word, where one is due every tenth of a second: nobody else has a turn.
+SILENCE = 1.0
+
+
+class Looks:
+    """Long looks at a list: each goes on when the service manager has heard one word more.
+
+    In the event loop none can come meanwhile. ``starved``: so it was, and nothing waits any more.
+    """
+
+    def __init__(self, words: list[str], patience: float) -> None:
+        self._words, self._patience = words, patience
+        self.armed = self.starved = False
+        self.waited = 0
+
+    def begin(self, size: int) -> None:
+        """Something looks at so many bytes of records."""
+        if not self.armed or self.starved or size < MANY * 30:
+            return
+        known = len(self._words)
+        try:
+            wait_for(lambda: len(self._words) > known, self._patience, "the watchdog is fed")
+            self.waited += 1
+        except DeadlineError:
+            self.starved = True
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All looks, from now on."""
+        for name in ("ends", "walk"):
+            real = getattr(Reader, name)
+
+            def look(reader: Reader, *words: int, real: Callable[..., Any] = real) -> Any:
+                self.begin(len(reader.data))
+                return real(reader, *words)
+
+            monkeypatch.setattr(Reader, name, look)
 
 
 def tiny(number: int) -> bytes:
@@ -65,25 +100,24 @@ def service_manager(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
             thread.join()
 
 
-async def words_meanwhile(joins: bool, place: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How often the service manager hears of a keeper between its question for a long list and the
-    commit of that: the list is looked at, hashed and indexed meanwhile."""
+async def looks(
+    joins: bool, place: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> Looks:
+    """Those of a keeper at a long list, between its question for it and the end of its commit."""
     kernel = PaperKernel()
     monkeypatch.setattr(kernel, "flushes", lambda: True)  # it takes no N: all is read at once
-    heard: dict[str, int] = {}
     with service_manager(place / "notify", monkeypatch) as words:
-
-        def hook(step: str) -> None:
-            heard[step] = len(words)
-
+        found = Looks(words, patience)
+        found.watch(monkeypatch)
         store = open_store(str(place / "store"))
         settings = Settings(records=1 << 30, age=3600.0, keep_free=0.0)
-        collector = Collector(cast(Source, kernel), store, settings, hook)
+        collector = Collector(cast(Source, kernel), store, settings)
 
         def add() -> bytes:
             records = [tiny(number) for number in range(MANY)]
             data = b"".join(records)
             kernel._pcrs = replayed(kernel._pcrs, listed(data), MODES, 0, MANY)
+            found.armed = True
             kernel._current += records
             return data
 
@@ -98,12 +132,13 @@ async def words_meanwhile(joins: bool, place: Path, monkeypatch: pytest.MonkeyPa
                         data = await trio.to_thread.run_sync(add)
                         await collector.flush()
                 nursery.cancel_scope.cancel()
+            found.armed = False
             catalogue = collector.catalogue
             assert catalogue is not None
             assert catalogue.stored == MANY + 1
             text = b"".join(made.pieces(catalogue, View(False, 0)))
             assert text == made.record("boot_aggregate") + data
-            return heard["commit"] - (0 if joins else heard["staged"])
+            return found
         finally:
             with trio.CancelScope(shield=True):
                 await collector.close()
@@ -115,7 +150,9 @@ async def test_the_watchdog_is_fed_while_a_long_list_is_taken(
     joins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the event loop 64 MiB of such records took 21 s; the service manager waits for 10."""
-    assert await words_meanwhile(joins, tmp_path, monkeypatch) > STEPS
+    found = await looks(joins, tmp_path, monkeypatch, WAIT / 2)
+    assert not found.starved
+    assert found.waited > 1
 
 
 @pytest.mark.parametrize("joins", [False, True], ids=["a cycle", "a join"])
@@ -123,7 +160,7 @@ async def test_a_long_list_in_the_event_loop_is_caught(
     joins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imafs.keeper.keeping.AT_ONCE", 1 << 63)
-    assert await words_meanwhile(joins, tmp_path, monkeypatch) <= STEPS
+    assert (await looks(joins, tmp_path, monkeypatch, SILENCE)).starved
 
 
 def walked(data: bytes, width: int, **options: Any) -> array[int]:
