@@ -310,6 +310,22 @@ def test_power_cut_at_every_flush(
     assert max(seen.marks) > len(truth) // 2
 
 
+def test_a_store_that_is_not_synced_is_caught(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expected_logs: ExpectedLogs,
+) -> None:
+    """The same with a keeper that leaves out every sync: the log tells on it."""
+    disk = _logged(request, tmp_path, files=200, planted=True)
+    expected_logs.allow(r"imafs\.keeper\.(archive|book)")
+    monkeypatch.setattr(archives, "SEGMENT_RECORDS", _SEGMENT)
+    truth = (tmp_path / "host" / "truth").read_bytes()
+    seen = _replayed(disk, truth, tmp_path, most=1)
+    print(seen)
+    assert seen.lost
+
+
 @dataclass
 class Cut:
     """A disk when its power was cut, and the records that had been deleted till then."""
@@ -349,7 +365,9 @@ def _cuts(machine: Path, host: Path, disk: Path, rng: random.Random) -> Iterator
             yield cut
 
 
+@pytest.mark.parametrize("number", range(5))
 def test_killed_machine(
+    number: int,
     request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -365,7 +383,7 @@ def test_killed_machine(
     disk = tmp_path / "disk"
     run(["mke2fs", "-q", "-t", "ext4", disk, f"{_SIZE // _MIB}M"])
     before = 0
-    for cut in list(_cuts(machine, host, disk, random.Random(15))):
+    for cut in list(_cuts(machine, host, disk, random.Random(number))):
         with _mounted(cut.disk, tmp_path) as where:
             stored = _stored(where / "keeper")
         print(f"{cut.disk.name}: {len(cut.deleted)} bytes were deleted, {len(stored)} are stored")
