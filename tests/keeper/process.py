@@ -10,15 +10,16 @@ import re
 import select
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imafs.host import mounts
 from tests.mount.daemon import IMAFS, STOP, Daemon, imafs, read_to_end
-from tests.support import ROOT, DeadlineError, ExpectedLogs, kill_group, run
+from tests.support import ROOT, DeadlineError, ExpectedLogs, kill_group, run, wait_for
 
 #: Seconds until a keeper has had its first look and its view answers.
 START = 60.0
@@ -86,16 +87,55 @@ class Keeper:
         finally:
             os.close(descriptor)
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> dict[str, Any]:
         """What ``imafs keep status --json`` says."""
         text = imafs("keep", "status", "--json", "--store", self.store).stdout
         found = json.loads(text)
         assert isinstance(found, dict)
         return found
 
+    def until(
+        self,
+        what: str,
+        wanted: Callable[[dict[str, Any]], object] | None = None,
+        *,
+        deadline: float = START,
+        **values: object,
+    ) -> dict[str, Any]:
+        """The first status in which all of ``values`` are so, and ``wanted`` holds.
+
+        It is to be judged whole: a later one may be another, since the keeper goes on.
+        """
+        last: dict[str, Any] = {}
+
+        def look() -> dict[str, Any] | None:
+            nonlocal last
+            last = self.status()
+            fits = all(last[key] == value for key, value in values.items())
+            return last if fits and (wanted is None or wanted(last)) else None
+
+        try:
+            found = wait_for(look, deadline, what)
+        except DeadlineError as error:
+            raise DeadlineError(f"{error}\n{last}\n{self.log()}") from None
+        assert found is not None
+        return found
+
     def flush(self) -> None:
-        """Everything is stored."""
+        """Everything is stored. That it is deleted comes behind it: :meth:`emptied`."""
         imafs("keep", "flush", "--store", self.store)
+
+    def emptied(self, kernel: Daemon) -> dict[str, Any]:
+        """A status behind the flush and the deletion of all that the kernel has; no record
+        arrives meanwhile."""
+        self.flush()
+
+        def empty() -> bool:
+            records = kernel.group("records")
+            return bool(records["current"] == records["staged"] == 0)
+
+        wait_for(empty, START, "the kernel's list is empty")
+        return self.until("the deletion is noted", state="idle")
 
     def terminate(self) -> None:
         """SIGTERM: it ends in order."""

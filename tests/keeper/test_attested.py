@@ -16,10 +16,10 @@ from imafs.attest.kinds import Kind
 from imafs.keeper.facts import BEGAN_ANEW, BEHIND_A_GAP, CONFIRMED, Anchor, Gap
 from imafs.keeper.ledger import Ledger
 from imafs.keeper.status import marks
-from tests.keeper.process import Keeper, Keepers
+from tests.keeper.process import Keepers
 from tests.mount.daemon import Daemon, imafs
 from tests.mount.fixtures import Starter
-from tests.support import require, run, wait_for
+from tests.support import require, run
 
 WAIT = 60.0
 
@@ -91,16 +91,6 @@ def verifier(tmp_path: Path) -> Verifier:
     return Verifier(tmp_path)
 
 
-def idle(keeper: Keeper) -> bool:
-    return keeper.status()["state"] == "idle"
-
-
-def boots(keeper: Keeper) -> list[str]:
-    found = keeper.status()["boots"]
-    assert isinstance(found, list)
-    return found
-
-
 def trimmed(kernel: Daemon) -> None:
     """Somebody else deletes what the kernel has."""
     kernel.take("binary_runtime_measurements_sha1_staged")
@@ -115,8 +105,7 @@ def test_records_that_the_kernel_has_no_more_are_attested(
     keeper = keepers(kernel, records=5)
     kernel.generate(40)
     kernel.call("violation", name="/var/log/messages")
-    keeper.flush()
-    assert kernel.count() == 0
+    keeper.emptied(kernel)
     assert verifier.round(keeper.view) == ("ok", 42)
     manifest = verifier.bundle.manifest
     assert manifest is not None
@@ -142,7 +131,7 @@ def test_a_view_over_the_directory_that_it_is_made_of(
     assert verifier.round(kernel.dir) == ("ok", 6)
     manifest = verifier.bundle.manifest
     assert manifest is not None
-    assert list(manifest.boot_ids) == boots(keeper)
+    assert list(manifest.boot_ids) == keeper.status()["boots"]
 
 
 @pytest.mark.mount
@@ -154,16 +143,16 @@ def test_a_kexec_and_a_reboot(start: Starter, keepers: Keepers, verifier: Verifi
     assert verifier.round(keeper.view) == ("ok", 6)
     kernel.call("kexec_execute")
     kernel.generate(3)
-    wait_for(lambda: len(boots(keeper)) == 2 and idle(keeper), WAIT, "the next kernel is kept")
+    kept = keeper.until("the next kernel is kept", lambda so: len(so["boots"]) == 2, state="idle")
     word, records = verifier.round(keeper.view)
     assert word == "kexec"
     assert records == int(keeper.read("runtime_measurements_count"))
     manifest = verifier.bundle.manifest
     assert manifest is not None
-    assert list(manifest.boot_ids) == boots(keeper)
+    assert list(manifest.boot_ids) == kept["boots"]
     before = manifest.life
     kernel.call("reset")
-    wait_for(lambda: keeper.status()["life"] == 2, WAIT, "the next life has begun")
+    keeper.until("the next life has begun", life=2)
     assert verifier.round(keeper.view) == ("reboot", 1)
     manifest = verifier.bundle.manifest
     assert manifest is not None

@@ -46,8 +46,7 @@ def test_whole_list_is_at_the_kernels_own_path(
     shown = set(os.listdir(other.dir))
     assert set(os.listdir(directory)) == {name for name in shown if not name.endswith("_staged")}
     kernel.generate(20)
-    keeper.flush()
-    wait_for(lambda: kernel.group("records")["current"] == 0, WAIT, "the kernel's list is empty")
+    keeper.emptied(kernel)
     assert keeper.read(COUNT) == b"21\n"
     kernel.generate(3)
     assert keeper.read(COUNT) == b"24\n"
@@ -110,9 +109,9 @@ def test_cover_that_is_hidden_is_an_alarm(start: Starter, keepers: Keepers) -> N
     keeper = covering(keepers, kernel)
     keeper.logs.allow("uncovered")
     run(["mount", "-t", "tmpfs", "none", kernel.dir])
-    wait_for(lambda: "uncovered" in str(keeper.status()["alarms"]), WAIT, "the keeper notices")
+    keeper.until("the keeper notices", lambda status: "uncovered" in status["alarms"])
     unmount(kernel.dir)
-    wait_for(lambda: not keeper.status()["alarms"], WAIT, "the keeper sees that it is well")
+    keeper.until("the keeper sees that it is well", alarms={})
 
 
 def test_list_that_was_trimmed_is_not_covered(start: Starter, keepers: Keepers) -> None:
@@ -138,8 +137,7 @@ def test_list_that_a_keeper_made_short_is_covered_whatever_has_become_of_it(
     kernel = start("--banks", "sha1")
     keeper = covering(keepers, kernel)
     kernel.generate(5)
-    keeper.flush()
-    wait_for(lambda: kernel.group("records")["current"] == 0, WAIT, "the kernel's list is empty")
+    keeper.emptied(kernel)
     keeper.terminate()
     run(["umount", "--lazy", kernel.dir])
     kernel.generate(3)
@@ -150,7 +148,7 @@ def test_list_that_a_keeper_made_short_is_covered_whatever_has_become_of_it(
         assert kept_here(kernel.dir)
         with pytest.raises(OSError, match="Input/output error"):
             again.read(BINARY)
-    wait_for(lambda: "gap" in str(again.status()["alarms"]), WAIT, "the keeper looks")
+    again.until("the keeper looks", lambda status: "gap" in status["alarms"])
     with pytest.raises(OSError, match="Input/output error"):
         again.read(BINARY)
 
@@ -226,8 +224,7 @@ def test_long_first_list_is_covered(start: Starter, keepers: Keepers) -> None:
         kernel.generate(4_200)
     keeper = covering(keepers, kernel)
     assert keeper.read(COUNT) == b"21001\n"
-    keeper.flush()
-    wait_for(lambda: kernel.group("records")["current"] == 0, WAIT, "the kernel's list is empty")
+    keeper.emptied(kernel)
     assert keeper.read(COUNT) == b"21001\n"
 
 

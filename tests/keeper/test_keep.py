@@ -100,7 +100,7 @@ def test_held_descriptor_reads_on_over_deletions(start: Starter, keepers: Keeper
             kernel.generate(7)
             data += read_to_end(held)
         kernel.call("kexec_execute")
-        wait_for(lambda: keeper.status()["state"] == "idle", WAIT, "the next kernel is kept")
+        keeper.until("the next kernel is kept", state="idle")
         data += read_to_end(held)
     finally:
         os.close(held)
@@ -192,14 +192,12 @@ def test_list_that_others_trimmed_is_refused(start: Starter, keepers: Keepers) -
     served.logs.allow("gap")
     assert int(served.read(COUNT)) == 12
     # A restart ends neither the alarm nor what follows from it; the next reboot does.
-    assert behind in str(served.status()["alarms"]["gap"])  # type: ignore[index]
+    assert behind in str(served.status()["alarms"]["gap"])
     told = imafs("keep", "status", "--store", keeper.store).stdout
     assert re.search(r"^view +served, with 1 gap$", told, re.M), told
     assert re.search(r"^verified  from record 12 up to record 12, ", told, re.M), told
     kernel.call("reboot")
-    wait_for(lambda: served.status()["life"] == 2, WAIT, "a new life")
-    wait_for(lambda: served.status()["view"] == "served", WAIT, "its view")
-    status = served.status()
+    status = served.until("the view of a new life", life=2, view="served")
     assert (status["alarms"], status["gaps"]) == ({}, [])
 
 
@@ -215,11 +213,11 @@ def test_view_is_whole_in_the_window_of_a_kexec(start: Starter, keepers: Keepers
         kernel.generate(5)
         kernel.call("kexec_execute", hold=True)
         data += read_to_end(held)
-        wait_for(lambda: keeper.status()["state"] == "suspended", WAIT, "the keeper says so")
+        keeper.until("the keeper says so", state="suspended")
         assert data == keeper.read(BINARY)
         assert keeper.read(COUNT) == b"%d\n" % data.count(b"ima-")
         kernel.call("kexec_finish")
-        wait_for(lambda: keeper.status()["state"] == "idle", WAIT, "the next kernel is kept")
+        keeper.until("the next kernel is kept", state="idle")
         behind = read_to_end(held)
     finally:
         os.close(held)
@@ -246,12 +244,11 @@ def test_kexec_that_loses_records_is_a_gap_of_the_same_life(
     again.logs.allow("gap")
     status = again.status()
     assert status["life"] == 1
-    assert status["alarms"]["gap"].startswith("records may be missing behind record 11:")  # type: ignore[index]
+    assert status["alarms"]["gap"].startswith("records may be missing behind record 11:")
     whole = again.read(BINARY)
     assert whole.startswith(stored)
     assert whole.count(b"boot_aggregate") == 2
-    again.flush()
-    assert kernel.group("records")["current"] == 0
+    again.emptied(kernel)
     assert again.read(BINARY) == whole
 
 
@@ -261,10 +258,10 @@ def test_long_first_list_is_drained_in_pieces_and_shown(start: Starter, keepers:
         kernel.generate(4_200)
     whole = kernel.read(BINARY)
     keeper = keepers(kernel, allow="joining")
-    wait_for(lambda: keeper.status()["view"] == "served", WAIT, "all of it is confirmed")
+    keeper.until("all of it is confirmed", view="served")
     keeper.flush()
     assert keeper.read(BINARY) == whole
-    wait_for(lambda: kernel.group("records")["current"] == 0, WAIT, "the kernel's list is empty")
+    keeper.emptied(kernel)
     frames = sum(file.read_text().count('"how":"N"') for file in keeper.store.rglob("journal"))
     assert frames >= 3
 
@@ -276,7 +273,7 @@ def test_reboot_begins_a_new_life(start: Starter, keepers: Keepers) -> None:
     held = os.open(keeper.view / BINARY, os.O_RDONLY)
     assert len(read_to_end(held)) > 10
     kernel.call("reset")
-    wait_for(lambda: keeper.status()["life"] == 2, WAIT, "the next life has begun")
+    keeper.until("the next life has begun", life=2)
     assert keeper.read(COUNT) == b"1\n"
     with pytest.raises(OSError, match="No such device"):
         os.read(held, 10)
@@ -292,11 +289,11 @@ def test_kernel_that_is_gone_for_a_while(start: Starter, keepers: Keepers) -> No
     kernel.generate(5)
     assert keeper.read(COUNT) == b"6\n"
     kernel.kill()
-    wait_for(lambda: keeper.status()["state"] == "suspended", WAIT, "the keeper says so")
+    keeper.until("the keeper says so", state="suspended")
     with pytest.raises(OSError, match="Input/output error"):
         keeper.read(COUNT)
     start("--banks", "sha1", place=kernel.place)
-    wait_for(lambda: keeper.status()["life"] == 2, WAIT, "the next kernel is kept")
+    keeper.until("the next kernel is kept", life=2)
     assert keeper.read(COUNT) == b"1\n"
     if os.geteuid() == 0:  # its policy is another file
         policy = keeper.view / "policy"
@@ -325,10 +322,10 @@ def test_reader_of_the_kernels_file_is_waited_for_and_named(
     kernel = start("--banks", "sha1")
     with open(kernel.dir / BINARY, "rb"):
         keeper = keepers(kernel, allow="waiting|gets EIO")
-        wait_for(lambda: keeper.status()["state"] == "waiting", WAIT, "the keeper waits")
+        keeper.until("the keeper waits", state="waiting")
         found = imafs("keep", "holders", "--source", kernel.dir).stdout
         assert f"{os.getpid()} " in found
-    wait_for(lambda: keeper.status()["state"] == "idle", WAIT, "the keeper has the lists")
+    keeper.until("the keeper has the lists", state="idle")
     assert keeper.read(COUNT) == b"1\n"
 
 
@@ -344,8 +341,7 @@ def test_violations_are_those_of_all_kernels(start: Starter, keepers: Keepers) -
     kernel.call("kexec_execute")
     assert kernel.read("violations") == b"0\n"
     kernel.call("violation", name="/c")
-    wait_for(lambda: keeper.status()["boots"] != boots, WAIT, "the next kernel is kept")
-    wait_for(lambda: keeper.status()["state"] == "idle", WAIT, "the next kernel is kept")
+    keeper.until("the next kernel is kept", lambda status: status["boots"] != boots, state="idle")
     assert keeper.read("violations") == b"3\n"
     keeper.terminate()
     again = keepers(kernel, of=keeper)
@@ -359,7 +355,7 @@ def test_full_disk_deletes_nothing(start: Starter, keepers: Keepers) -> None:
     keeper = keepers(kernel, "--config", config, allow="degraded|gets EIO")
     kernel.generate(10)
     assert keeper.read(COUNT) == b"11\n"
-    wait_for(lambda: keeper.status()["state"] == "degraded", WAIT, "the keeper says so")
+    keeper.until("the keeper says so", state="degraded")
     result = imafs("keep", "flush", "--store", keeper.store, check=False)
     assert result.returncode == 11
     assert "are needed" in result.stderr
@@ -436,7 +432,7 @@ def test_every_setting_of_the_documents_is_known(
     config = tmp_path / "keeper.toml"
     config.write_text(block.replace('group = "tss"', 'group = "root"'))
     keeper = keepers(start("--banks", "sha1"), "--config", config)
-    wait_for(lambda: keeper.status()["state"] == "idle", WAIT, "the keeper has the lists")
+    keeper.until("the keeper has the lists", state="idle")
 
 
 def test_service_manager_is_told(start: Starter, keepers: Keepers, tmp_path: Path) -> None:

@@ -74,13 +74,11 @@ def test_view_of_a_kernel_with_options_is_the_untrimmed_list(
             daemon.call("violation", name="/etc/shadow")
         assert shown(keeper.view) == shown(untrimmed.dir)
         if number == 0:
-            keeper.flush()  # nothing is left of which a start could read how banks are extended
-            wait_for(lambda: kernel.group("records")["current"] == 0, WAIT, "all is deleted")
+            # Nothing is left of which a start could read how banks are extended.
+            keeper.emptied(kernel)
             keeper.kill()
             keeper = keepers(kernel, of=keeper)
-    keeper.flush()
-    assert kernel.group("records")["current"] == 0
-    status = keeper.status()
+    status = keeper.emptied(kernel)
     assert (status["alarms"], status["life"], status["view"]) == ({}, 1, "served")
     assert "as they were stored" in imafs("keep", "verify", "--store", keeper.store).stdout
 
@@ -146,8 +144,8 @@ def test_kernel_that_deletes_nothing_and_back(
     kernel.call("kexec_execute", profile=profile)
     kernel.generate(5)
     wanted = "degraded" if profile == "legacy" else "suspended"
-    wait_for(lambda: keeper.status()["state"] == wanted, 2 * WAIT, "the keeper says so")
-    assert "Linux 7.2 or newer" in str(keeper.status()["why"])
+    status = keeper.until("the keeper says so", state=wanted, deadline=2 * WAIT)
+    assert "Linux 7.2 or newer" in status["why"]
     if profile == "legacy":
         during = keeper.read(BINARY)
         assert during.startswith(before)
@@ -160,10 +158,8 @@ def test_kernel_that_deletes_nothing_and_back(
         assert result.returncode == 11
     kernel.call("kexec_load")
     kernel.call("kexec_execute", profile="mainline")
-    wait_for(lambda: keeper.status()["state"] == "idle", 2 * WAIT, "the next kernel is kept")
-    keeper.flush()
+    keeper.until("the next kernel is kept", state="idle", deadline=2 * WAIT)
+    status = keeper.emptied(kernel)
     assert keeper.read(BINARY).startswith(before)
-    status = keeper.status()
-    assert status["view"] == "served"
-    assert status["life"] == 1
-    assert set(status["alarms"]) <= {"healed"}  # type: ignore[call-overload]
+    assert (status["view"], status["life"]) == ("served", 1)
+    assert set(status["alarms"]) <= {"healed"}

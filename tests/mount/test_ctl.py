@@ -278,8 +278,8 @@ def test_status_shows_readers_and_writer(daemon: Daemon, tmp_path: Path) -> None
     wait_for(lambda: daemon.call("status")["readers"] == shown[1:], 60, "the first one is gone")
     let_go(readers[1])
     writer = hold(daemon, "3>", tmp_path, "writer")
-    assert daemon.call("status")["writer"] == {"pid": writer.pid, "name": "writer"}
-    assert daemon.call("status")["readers"] == []
+    status = daemon.call("status")
+    assert (status["writer"], status["readers"]) == ({"pid": writer.pid, "name": "writer"}, [])
     assert f"writer      writer[{writer.pid}]" in ctl(daemon, "status")[1]
     let_go(writer)
     wait_for(lambda: daemon.call("status")["writer"] is None, 60, "the writer is gone")

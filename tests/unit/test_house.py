@@ -223,6 +223,18 @@ def sleeps(house: House) -> Iterator[str]:
                     yield f"{module.path}:{node.lineno}: time.sleep (use tests.support.wait_for)"
 
 
+def looks(house: House) -> Iterator[str]:
+    """A keeper's status is waited for and judged in one look: it goes on between two."""
+    for module in house.values():
+        if not module.name.startswith(("tests.keeper.", "tests.clients.")):
+            continue
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call) and _last_name(node.func) == "wait_for":
+                inner = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
+                if any(isinstance(f, ast.Attribute) and f.attr == "status" for f in inner):
+                    yield f"{module.path}:{node.lineno}: wait_for on a status (use Keeper.until)"
+
+
 _INTERPRETERS = "imafs/host/programs.py"
 #: In text of a shell or of an f-string: an interpreter that runs a module of ours.
 _BARE_MODULE = re.compile(r"""(?:PYTHON\}?"?|^) -m (?:imafs|pytest|scripts|tests)\b""")
@@ -302,6 +314,7 @@ RULES: tuple[Rule, ...] = (
     sizes,
     licences,
     sleeps,
+    looks,
     interpreters,
     forks,
 )
@@ -380,6 +393,9 @@ PLANTED: tuple[tuple[Rule, str, str, str | None], ...] = (
     (sleeps, "tests/unit/x.py", "import time\ntime.sleep(1)", ":2: time.sleep"),
     (sleeps, "tests/unit/x.py", "from time import sleep", ":1: time.sleep"),
     (sleeps, "tests/support.py", "import time\ntime.sleep(1)", None),
+    (looks, "tests/keeper/test_x.py", "wait_for(lambda: k.status()['life'] == 2, 1, '')", "until"),
+    (looks, "tests/keeper/test_x.py", "k.until('the next life', life=2)", None),
+    (looks, "tests/mount/test_x.py", "wait_for(lambda: k.status()['life'] == 2, 1, '')", None),
     (interpreters, FILE.format("cli"), "f(sys.executable)", ":1: sys.executable"),
     (interpreters, "imafs/host/programs.py", "[sys.executable, '-I', '-m', x]", None),
     (interpreters, "imafs/host/programs.py", "[sys.executable, *f(), '-m', x]", None),
