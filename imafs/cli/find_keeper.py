@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,10 @@ from imafs.errors import ControlError, FileError, GapError, Refused
 if TYPE_CHECKING:
     from imafs.attest.gather import Kept
     from imafs.host.mounts import Mount
+
+
+#: Of systemd/imafs-keeper.service.
+_ACCOUNT = "imafs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +120,24 @@ def _views() -> list[Mount]:
     return sorted(views, key=lambda mount: len(mount.path), reverse=True)
 
 
+def _believed() -> set[int]:
+    """Whose keepers are asked: root's and this user's; root's own question also goes to the account
+    that the unit runs under."""
+    found = {0, os.geteuid()}
+    if os.geteuid() == 0:
+        with suppress(KeyError):
+            found.add(pwd.getpwnam(_ACCOUNT).pw_uid)
+    return found
+
+
 def _of_view(view: Mount) -> Keeper | None:
     """Its keeper, None for a dead one, and for one that this user cannot ask."""
     from imafs.control import paths
     from imafs.host import mounts
     from imafs.keeper.status import SOCKET
 
-    # Only root and the keeper's own user can ask it, and nobody else's is believed.
-    ours = view.owner in (0, os.geteuid())
+    # Only root and the keeper's own user can ask it.
+    ours = view.owner in _believed()
     pid = mounts.holder(view) if ours else None
     sockets = [] if pid is None else paths.of_process(pid)
     stores = [str(socket.parent) for socket in sockets if socket.name == SOCKET]

@@ -166,6 +166,10 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         lines.append("hint      without ima_flush_htable deletions free little memory")
     if found.get("view_measured") == "yes":
         lines.append("hint      IMA measures the view when root reads it (docs/keeper.md)")
+    if found.get("view_measured") == "unknown" and found["flush_htable"]:
+        lines.append(
+            "hint      whether IMA measures the view is not known (docs/keeper.md, Its user)"
+        )
     lines += [f"alarm     {kind}: {text}" for kind, text in found["alarms"].items()]
     return [shown(line) for line in lines]
 

@@ -30,7 +30,7 @@ class Entry:
     ``path`` is from the mount's root; a directory on the way to it that is no entry is made.
     ``sized``: stat shows the size always, as sysfs does. That of other files shows as 0 unless
     true sizes are wanted, and of these ``seq`` files refuse lseek to the end (seq_lseek).
-    ``gid``: the group that owns it, where that is not root's or the mounting user's.
+    ``uid``, ``gid``: who owns it, where that is not root or the mounting user.
     A product adds what it wants to find again in a subclass.
     """
 
@@ -40,6 +40,7 @@ class Entry:
     sized: bool = False
     seq: bool = False
     gid: int | None = None
+    uid: int | None = None
 
 
 E = TypeVar("E", bound=Entry)

@@ -19,7 +19,7 @@ from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle
 #: Longer than a page, shorter than a pipe.
 CONTENT = b"".join(b"imafs looks at itself, line %4d\n" % number for number in range(200))
 NAME = ".imafs-self-test"
-FILE = Entry(NAME, 0o600, seq=True)
+FILE = Entry(NAME, 0o600, seq=True, uid=os.geteuid())
 
 
 class Trial(Directory[Entry]):

@@ -19,7 +19,7 @@ from imafs.fuse import selftest
 from imafs.fuse.directory import Directory
 from imafs.fuse.operations import DirectoryOperations
 from imafs.fuse.relay import Relay
-from imafs.host import mounts
+from imafs.host import caller, mounts
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def _options(fsname: str) -> set[str]:
     # a dead daemon must show as ENOTCONN, never as an empty directory.
     options = {*pyfuse3.default_options, f"fsname={fsname}"}
     options.add(f"subtype={mounts.SUBTYPE}")
-    if os.geteuid() == 0 or _user_allow_other():
+    if caller.can_mount() or _user_allow_other():
         options.add("allow_other")
     else:
         log.info("only this user sees the mount: user_allow_other is not in /etc/fuse.conf")

@@ -12,6 +12,7 @@ from typing import Any
 
 from imafs.errors import Refused
 from imafs.fuse.directory import Directory, Entry
+from imafs.host import caller
 
 ROOT = 1
 
@@ -104,6 +105,7 @@ class Tree:
         node = self._add(place, name, kind | entry.mode, entry.target)
         node.entry, node.owner = entry, owner
         node.gid = node.gid if entry.gid is None else entry.gid
+        node.uid = node.uid if entry.uid is None else entry.uid
         return node
 
     def remove(self, node: Node) -> None:
@@ -124,7 +126,7 @@ class Tree:
         inode = self._inodes.number(parent.inode if parent else 0, name, mode, target)
         up = parent.inode if parent is not None else inode
         # root:root as in securityfs; an ordinary user's mount must be his own to read.
-        owner = os.geteuid()
+        owner = 0 if caller.can_mount() else os.geteuid()
         node = Node(
             inode,
             name,

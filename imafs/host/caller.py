@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR MIT
-"""Whether the caller of an open has CAP_SYS_ADMIN, as ``capable()`` would say.
+"""Whether the caller of an open has CAP_SYS_ADMIN, as ``capable()`` would say; and we ourselves.
 
 FUSE tells a thread id only. A full effective set is anybody's by ``unshare -Ur``, so it
 counts in the daemon's own user namespace only. No look takes a descriptor: a daemon that has
@@ -49,6 +49,12 @@ def has_sys_admin(tid: int) -> bool:
     return same and bool(effective >> _CAP_SYS_ADMIN & 1)
 
 
+def can_mount() -> bool:
+    """Whether this thread mounts and unmounts without a helper, for everybody to see: root, or who
+    was given CAP_SYS_ADMIN."""
+    return os.geteuid() == 0 or bool(_effective(0) >> _CAP_SYS_ADMIN & 1)
+
+
 @cache
 def _tell(why: str) -> None:
     log.info(why)
@@ -63,7 +69,7 @@ class _Data(ctypes.Structure):
 
 
 def _effective(tid: int) -> int:
-    """The effective set of a thread, by capget(2). Raises OSError."""
+    """The effective set of a thread, ours for 0, by capget(2). Raises OSError."""
     header, data = _Header(_VERSION, tid), (_Data * 2)()
     if _libc.capget(ctypes.byref(header), data):
         code = ctypes.get_errno()

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TypeVar
 
 from imafs.errors import MountError
-from imafs.host import linux, mounts
+from imafs.host import caller, linux, mounts
 from imafs.host.mounts import Mount
 
 T = TypeVar("T")
@@ -73,7 +73,9 @@ def ground(directory: str) -> Ground:
         descriptor, policy = _in_thread(partial(_beneath, path, below.path))
     except OSError as error:
         why = error.strerror
-        raise MountError(f"--cover: {path}: no way below a view ({why}): be root") from None
+        raise MountError(
+            f"--cover: {path}: no way below a view ({why}): CAP_SYS_ADMIN is needed"
+        ) from None
     root = f"/proc/self/fd/{descriptor}"
     reach = os.path.normpath(os.path.join(root, os.path.relpath(path, below.path)))
     return Ground(path, root, reach, below.emulated, policy)
@@ -126,9 +128,9 @@ def _in_thread(work: Callable[[], T]) -> T:
 
 def can_be_replaced(path: str) -> bool:
     """Whether a dead view, and nothing of ours below it, lies on ``path``: :func:`lay` can put
-    another in its place. That takes root."""
+    another in its place. That takes CAP_SYS_ADMIN."""
     layers = [mount for mount in mounts.mounts() if mount.path == path]
-    if os.geteuid() or not layers or not layers[-1].kept:
+    if not caller.can_mount() or not layers or not layers[-1].kept:
         return False
     return not any(mount.ours for mount in layers[:-1]) and mounts.probe(path) == errno.ENOTCONN
 

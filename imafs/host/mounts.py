@@ -18,7 +18,7 @@ from pathlib import Path
 
 from imafs import disk
 from imafs.errors import MountError
-from imafs.host import mount_table, programs
+from imafs.host import caller, mount_table, programs
 
 FSNAME = "securityfs"
 #: What a keeper's view says in its place.
@@ -158,8 +158,8 @@ def detach(mount: Mount) -> None:
 
     Raises :class:`MountError`.
     """
-    if os.geteuid() == 0:
-        _detach_as_root(mount)
+    if caller.can_mount():
+        _detach_itself(mount)
         return
     command = programs.find("fusermount3")
     if command is None:
@@ -174,7 +174,7 @@ def detach(mount: Mount) -> None:
         raise MountError(f"{mount.path}: cannot be unmounted: {done.stderr.strip()}")
 
 
-def _detach_as_root(mount: Mount) -> None:
+def _detach_itself(mount: Mount) -> None:
     """By a descriptor of the mount's root: the owner of a directory above may have put a
     symbolic link in its place. O_PATH asks no daemon, so that a dead one is no obstacle; while
     the descriptor is open the number is nobody else's."""
@@ -296,5 +296,5 @@ def check_fuse() -> None:
         ) from None
     except OSError as error:
         raise MountError(f"/dev/fuse: {error.strerror}: not allowed to use FUSE here") from None
-    if os.geteuid() and programs.find("fusermount3") is None:
+    if not caller.can_mount() and programs.find("fusermount3") is None:
         raise MountError("fusermount3 is missing (package fuse3): only root can mount without it")

@@ -141,6 +141,9 @@ class Joining(Keeping):
             self.alarm("view_measured", text)
         else:
             self.calm("view_measured")
+        if self.view_measured == "unknown" and self._flush:
+            text = "whether IMA measures the view is not known: the kernel's policy cannot be read"
+            self.told.say("policy", logging.WARNING, "%s", text)
 
     async def _read(self, look: Look, part: bool, count: int) -> tuple[KernelFacts, TpmFacts]:
         """K, and the PCRs behind a barrier where its end is exact."""

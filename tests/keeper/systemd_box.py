@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +17,23 @@ from tests.support import ROOT, require, unmet, wait_for
 
 _DEADLINE = 240.0
 _END = 20.0
-#: Arguments: a place for what is written, what is /host inside, paths of other file systems.
+#: Also for a user in root's group.
+_PASS = stat.S_IXGRP | stat.S_IXOTH
+#: Arguments: a place for what is written, what is /host inside, how many directories everybody may
+#: pass, these, paths of other file systems.
 _ENTER = """
 set -eu
-place=$1 host=$2
-shift 2
+place=$1 host=$2 closed=$3
+shift 3
 mount -t tmpfs none "$place"
 mkdir "$place/upper" "$place/work" "$place/root"
 mount -t overlay -o "lowerdir=/,upperdir=$place/upper,workdir=$place/work" none "$place/root"
 root=$place/root
+while [ $closed -gt 0 ]; do
+    chmod a+x "$root$1"
+    shift
+    closed=$((closed - 1))
+done
 for path; do
     mkdir -p "$root$path"
     mount --rbind "$path" "$root$path"
@@ -95,6 +104,20 @@ def _removed(group: Path) -> bool:
     return True
 
 
+def _closed(here: int) -> list[str]:
+    """Directories on the way to this Python that other users cannot pass: a copy's may be opened.
+    Skips where they are on a file system that is shown as it is."""
+    found = {
+        Path(sys.executable),
+        Path(sys.base_prefix, "lib"),
+        Path(os.path.realpath(sys.executable)),
+    }
+    closed = {up for path in found for up in path.parents if ~up.stat().st_mode & _PASS}
+    if any(os.stat(path).st_dev != here for path in closed):
+        unmet(["a Python that every user can execute"])
+    return sorted(map(str, closed))
+
+
 def ask(host: Path) -> str:
     """What ``run.sh`` of ``host`` printed; ``host/units`` are the units of that systemd."""
     require("systemctl", "unshare", "swtpm")
@@ -115,7 +138,9 @@ def ask(host: Path) -> str:
     group = _cgroup()
     shell = f'echo $$ > {group}/cgroup.procs; exec "$@"'
     inside = ["unshare", "-m", "-p", "-u", "-i", "-C", "-f", "--kill-child", "--propagation"]
-    inside += ["private", "bash", str(host / "enter"), str(place), str(host), *others]
+    inside += ["private", "bash", str(host / "enter"), str(place), str(host)]
+    closed = _closed(here)
+    inside += [str(len(closed)), *closed, *others]
     try:
         with (host / "console").open("wb") as console:
             subprocess.run(

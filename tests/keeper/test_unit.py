@@ -22,6 +22,7 @@ _KERNEL = "/run/kernel/ima"
 _SECURITYFS = "/sys/kernel/security/integrity"
 _AGENT = Path(__file__).parent / "agent_of_unit.py"
 #: What an agent may find while no keeper answers. ECONNABORTED, EIO: a request was under way.
+_CAP_SYS_ADMIN = 21
 _LOUD = {"ENOTCONN", "ECONNABORTED", "EIO"}
 
 _EMULATOR = f"""[Service]
@@ -68,11 +69,20 @@ sees() { tail -n 1 /run/agents/$1.log 2>/dev/null | grep -q ' ok'; }
 agents() { by 60 sees root && by 60 sees daemon; }
 
 mkdir -m 1777 /run/agents
+mkdir -p /host/store /var/lib/imafs
+mount --bind /host/store /var/lib/imafs  # all else is on a tmpfs, which no keeper takes
 cp -r /host/sysusers.d /host/tmpfiles.d /etc/
 systemd-sysusers /etc/sysusers.d/imafs-keeper.conf
 systemd-tmpfiles --create /etc/tmpfiles.d/imafs-keeper.conf
 systemctl start kernel.service
-imafs ctl generate 200
+imafs ctl generate 150
+# A store that a keeper of root's had before.
+imafs keep --source /run/kernel/ima >/run/keep.out 2>&1 & keeper=$!
+by 30 imafs keep flush
+kill $keeper
+wait $keeper
+by 1 [ "$(stat -c %U /var/lib/imafs/keeper/lives/*/journal)" = root ]
+imafs ctl generate 50
 systemctl start agent-root.service agent-daemon.service
 agents
 imafs ctl generate 50
@@ -84,6 +94,11 @@ systemctl kill -s STOP --kill-who=main $unit
 by 120 restarted 2
 agents
 systemctl stop agent-root.service agent-daemon.service
+process=$(systemctl show -p MainPID --value $unit)
+stat -c %U:%G /proc/$process /var/lib/imafs/keeper/lives/*/* > /host/owners
+stat -c %U:%G:%a PLACE/binary_runtime_measurements_sha1 > /host/owner_of_view
+grep -E '^Cap(Prm|Eff|Bnd|Amb)' /proc/$process/status > /host/capabilities
+imafs list /run/kernel/ima/binary_runtime_measurements > /host/list 2>&1
 imafs keep verify
 imafs ctl generate 50
 systemctl stop $unit
@@ -125,7 +140,7 @@ def test_agents_see_all_or_an_error(tmp_path: Path, option: str, place: str) -> 
             place=place,
         )
         (host / "units" / f"agent-{user}.service").write_text(text)
-    (host / "run.sh").write_text(_RUN)
+    (host / "run.sh").write_text(_RUN.replace("PLACE", place))
     out = systemd_box.ask(host)
     assert out.splitlines()[-2:] == ["done", "status 0"], out
     for log in ("root.log", "daemon.log"):
@@ -134,4 +149,11 @@ def test_agents_see_all_or_an_error(tmp_path: Path, option: str, place: str) -> 
         assert found - _LOUD == {"ok"}, text
         assert "ENOTCONN" in found, text
         assert re.search(r" end records 301 polls \d+ errors \d+ bad 0$", text), text
+    assert set((host / "owners").read_text().split()) == {"imafs:imafs"}
+    assert (host / "owner_of_view").read_text() == "root:tss:440\n"
+    capabilities = (host / "capabilities").read_text().split()[1::2]
+    assert capabilities == [f"{1 << _CAP_SYS_ADMIN:016x}"] * 4
+    told = (host / "list").read_text()
+    # Root's own tools ask the keeper, though it is not root.
+    assert place == _KERNEL or f"the whole list is in {place}" in told, told
     assert '"current":0' in (host / "kernel.json").read_text()  # flushed by ExecStop=

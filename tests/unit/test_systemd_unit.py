@@ -123,6 +123,19 @@ def test_what_the_keepers_promises() -> None:
     assert found["Restart"] == "always"
     # A keeper that does not answer holds its readers.
     assert found["WatchdogSec"] == "10"
+    # The kernel's lists are root's group's, the TPM tss's.
+    assert found["User"] == found["Group"] == "imafs"
+    assert found["SupplementaryGroups"] == "root tss"
+    assert found["AmbientCapabilities"] == found["CapabilityBoundingSet"] == "CAP_SYS_ADMIN"
+    # systemd gives a store of root's to the user, unless somebody has done so with its top alone.
+    assert found["StateDirectory"] == "imafs/keeper"
+    places = (ROOT / "systemd" / "tmpfiles.d" / "imafs-keeper.conf").read_text()
+    assert not [
+        line for line in places.splitlines() if line.split()[1:2] == ["/var/lib/imafs/keeper"]
+    ]
+    # Of what the machine kills for memory it is the last, and it waits for the disk of the store.
+    assert found["OOMScoreAdjust"] == "-900"
+    assert found["RequiresMountsFor"] == "/var/lib/imafs"
     assert found["ExecStart"] == "imafs keep --mount /run/imafs/ima $IMAFS_KEEP_OPTIONS"
     assert found["ExecStop"] == "-imafs keep flush"
     # Nothing that a cover lies over is looked at: it answers ENOTCONN once the keeper was killed.
