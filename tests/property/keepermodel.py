@@ -535,7 +535,9 @@ class Keeper:
             self.beside()
         if part:
             k = k[: self.rng.randrange(1, len(k) + 1)] if k else k
-        kernel.settle()  # any write takes the mutex, an N of too many too
+        # An A took the mutex. N walks the list without it (ima_queue_delete_partial): where nothing
+        # can be staged the keeper looks at the PCRs until they stay as they are.
+        kernel.settle()
         before = len(kernel.current) + len(kernel.staged)
         pcrs = {bank: dict(values) for bank, values in kernel.pcrs.items()}
         self.beside()
