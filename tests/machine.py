@@ -39,7 +39,7 @@ export PYTHONPATH=/run/site
 ima=/sys/kernel/security/integrity/ima
 list=binary_runtime_measurements
 view=/run/imafs/ima
-imafs() { python3 -m imafs "$@"; }
+imafs() { python3 -P -m imafs "$@"; }
 mkdir -p /run/site $view
 tar xf /host/site.tar -C /run/site
 
@@ -51,7 +51,7 @@ until_keeping() {  # PID: the line that says ready, or the end of everything
 }
 keeping() {  # OPTION...: a keeper that is ready; its process is $keeper
     rm -f /run/keep.out  # one before may have said so
-    python3 -m imafs keep "$@" > /run/keep.out 2>&1 &  # no function: $! is to be its process
+    python3 -P -m imafs keep "$@" > /run/keep.out 2>&1 &  # no function: $! is to be its process
     keeper=$!
     until_keeping $keeper
 }

@@ -21,7 +21,7 @@ _AGENT = """
         tpm2_createak -Q -C ek.ctx -c ak.ctx -G rsa -g sha256 -s rsassa -u ak.pub &&
         tpm2_quote -Q -c ak.ctx -l sha256:10 -q abcd -m msg -s sig -o pcrs &&
         tpm2_checkquote -Q -u ak.pub -m msg -s sig -f pcrs -q abcd -g sha256 && echo quoted
-    python3 -m imafs ctl generate 3; python3 -m imafs ctl wait --extended
+    python3 -P -m imafs ctl generate 3; python3 -P -m imafs ctl wait --extended
     echo sysfs $(cat /sys/class/tpm/tpm0/pcr-sha256/10)
     echo managed $(tpm2_pcrread -T device:/dev/tpmrm0 sha256:10)
     echo plain $(tpm2_pcrread -T device:/dev/tpm0 sha256:10)
@@ -47,7 +47,7 @@ def test_tools_that_know_the_kernels_device_alone(
         cp -r /host/swtpm /tmp  # over 9p its first start takes longer than imafs waits
         swtpm --version
         ls /dev/tpm*
-        python3 -m imafs run --tpm-device --policy none -- sh /host/agent.sh
+        python3 -P -m imafs run --tpm-device --policy none -- sh /host/agent.sh
         echo status $?
         while [ -e /dev/tpm1 ]; do :; done
         ls /dev/tpm*

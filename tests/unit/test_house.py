@@ -238,6 +238,8 @@ def looks(house: House) -> Iterator[str]:
 _INTERPRETERS = "imafs/host/programs.py"
 #: In text of a shell or of an f-string: an interpreter that runs a module of ours.
 _BARE_MODULE = re.compile(r"""(?:PYTHON\}?"?|^) -m (?:imafs|pytest|scripts|tests)\b""")
+#: In a script for another machine.
+_BARE_COMMAND = re.compile(r"\bpython3 -m ")
 
 
 def interpreters(house: House) -> Iterator[str]:
@@ -257,9 +259,9 @@ def interpreters(house: House) -> Iterator[str]:
                     for part in parts
                 ):
                     yield f"{module.path}:{node.lineno}: -m without -P or -I in a command"
-                case ast.Constant(value=str(text)) if "PYTHON" in text and (
-                    _BARE_MODULE.search(text)
-                ):
+                case ast.Constant(value=str(text)) if (
+                    "PYTHON" in text and _BARE_MODULE.search(text)
+                ) or _BARE_COMMAND.search(text):
                     yield f"{module.path}:{node.lineno}: -m without -P or -I in a script"
 
 
@@ -407,6 +409,13 @@ PLANTED: tuple[tuple[Rule, str, str, str | None], ...] = (
     (interpreters, "tests/x.py", "f'{sys.executable} -m imafs run'", "in a command"),
     (interpreters, "tests/x.py", "S = '\"$PYTHON\" {} imafs run'".format("-m"), "in a script"),
     (interpreters, "tests/x.py", "S = '$PYTHON -P -m imafs run'", None),
+    (
+        interpreters,
+        "tests/x.py",
+        "S = 'imafs() {{ python3 {} imafs; }}'".format("-m"),
+        "in a script",
+    ),
+    (interpreters, "tests/x.py", "S = 'imafs() { python3 -P -m imafs; }'", None),
     (interpreters, "tests/x.py", "[sys.executable, '-P', '-m', 'imafs']", None),
     (interpreters, "tests/x.py", "['setpriv', sys.executable, '-I', '-m', x]", None),
     (interpreters, "tests/x.py", "['umount', '-m', 'message']", None),
