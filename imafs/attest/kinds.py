@@ -29,6 +29,7 @@ class Kind(enum.Enum):
     MANIFEST = ("manifest", 35, "the manifest contradicts what is signed")
     PCRS = ("pcrs", 36, "quote.pcrs are not the values that were quoted")
     SIGNATURE = ("signature", 37, "the signature is not the key's")
+    UNJUDGED = ("unjudged", 39, "the process that judged the bundle was killed, also alone")
     MALFORMED = ("malformed", 3, "the bundle cannot be read, or a digest is not that of its record")
     MISMATCH = ("mismatch", 8, "the records do not lead to the quote")
 

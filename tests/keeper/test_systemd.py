@@ -96,7 +96,8 @@ install() {
     chmod -R a+rX /opt/site  # the keeper is not root
     tar xf /host/units.tar -C /opt/units
     cp /host/agent.py /opt/agent.py
-    printf '#!/bin/sh\\nPYTHONPATH=/opt/site exec python3 -P -m imafs "$@"\\n' > /usr/local/bin/imafs
+    printf '#!/bin/sh\\nPYTHONPATH=/opt/site exec python3 -P -m imafs "$@"\\n' \\
+        > /usr/local/bin/imafs
     chmod 755 /usr/local/bin/imafs
     mkfs.ext4 -q /dev/vdb
     echo '/dev/vdb /var/lib/imafs ext4 defaults 0 0' >> /etc/fstab

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from imafs.attest import bundle as bundles
 from imafs.attest.bundle import CERTIFICATES, KEY_WITHIN, MEMBERS, key_of
+from imafs.attest.judgement import Demand
 from imafs.attest.kinds import Kind
 from imafs.attest.state import REMEMBERED, decode, load, place, save
 from imafs.attest.verifier import Verifier
@@ -239,6 +242,106 @@ def test_a_bundle_that_eats_the_memory_ends_no_others_verdict(
     found = dict(Verifier(machine.demand()).check_all(paths, jobs))
     assert [found[path].kind for path in paths] == [Kind.OK, Kind.MALFORMED, Kind.OK]
     assert "does not fit into memory" in found[paths[1]].said
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> tuple[Demand, list[str]]:
+    """Four machines with a state each, and eight bundles of theirs."""
+    machines = [PaperTpm(number=number) for number in range(4)]
+    keys = tuple(key for machine in machines for key in machine.demand().keys)
+    demand, paths = machines[0].demand(keys=keys), []
+    (tmp_path / "states").mkdir()
+    for number in range(12):
+        machine = machines[number % 4]
+        machine.files(b"/%d" % number)
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(machine.bundle().encode())
+        if number < 4:
+            assert Verifier(demand, tmp_path / "states", True).check(str(path)).kind is Kind.OK
+        else:
+            paths.append(str(path))
+    return demand, paths
+
+
+def states(directory: Path) -> dict[str, tuple[int, int]]:
+    """Index and sequence of each machine's."""
+    found = {path.name: load(path) for path in directory.glob("*.json")}
+    return {name: (state.index, state.sequence) for name, state in found.items() if state}
+
+
+@pytest.mark.parametrize("when", ["before its state is saved", "behind that"])
+def test_a_process_that_is_killed_takes_no_verdict_along(
+    fleet: tuple[Demand, list[str]], tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a state: whose verdict was not told would be "replayed" the next time."""
+    demand, paths = fleet
+    ours, once, real = os.getpid(), tmp_path / "once", Verifier._look
+
+    def look(self: Verifier, path: str, *, saves: bool) -> object:
+        found = None if when == "before its state is saved" else real(self, path, saves=saves)
+        if path == paths[3] and os.getpid() != ours and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found or real(self, path, saves=saves)
+
+    monkeypatch.setattr(Verifier, "_look", look)
+    found = list(Verifier(demand, tmp_path / "states").check_all(paths, 2))
+    assert once.exists()
+    assert [path for path, _ in found] == paths
+    assert {judgement.kind for _, judgement in found} == {Kind.OK}
+    assert sorted(states(tmp_path / "states").values()) == [(4, 3)] * 4
+    again = Verifier(demand, tmp_path / "states").check_all(paths, 2)
+    assert {judgement.kind for _, judgement in again} == {Kind.REPLAYED}
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+def test_a_bundle_that_has_every_process_killed_ends_no_others_verdict(
+    fleet: tuple[Demand, list[str]],
+    tmp_path: Path,
+    stateful: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    demand, paths = fleet
+    ours, real = os.getpid(), bundles.decode
+
+    def decode(data: bytes) -> bundles.Bundle:
+        if data == Path(paths[5]).read_bytes():
+            assert os.getpid() != ours, "where it is judged now nobody judges the others"
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(data)
+
+    monkeypatch.setattr(bundles, "decode", decode)
+    place = tmp_path / "states" if stateful else None
+    before = states(tmp_path / "states")
+    found = dict(Verifier(demand, place).check_all(paths, 2))
+    assert list(found) == paths
+    assert [found[path].kind for path in paths] == [
+        Kind.UNJUDGED if number == 5 else Kind.OK for number in range(8)
+    ]
+    assert "killed, twice" in found[paths[5]].said
+    if stateful:
+        after = states(tmp_path / "states")
+        assert sorted(after[name][1] - before[name][1] for name in before) == [1, 2, 2, 2]
+
+
+def test_a_machine_of_which_another_verifier_judges_a_bundle_meanwhile(
+    fleet: tuple[Demand, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its verdict and its state are those against what that one has saved."""
+    demand, paths = fleet
+    ours, real = os.getpid(), Verifier._look
+    place = tmp_path / "states"
+
+    def look(self: Verifier, path: str, *, saves: bool) -> object:
+        found = real(self, path, saves=saves)
+        if path == paths[0] and os.getpid() != ours:
+            assert real(Verifier(demand, place), path, saves=True).verdict.kind is Kind.OK
+        return found
+
+    monkeypatch.setattr(Verifier, "_look", look)
+    found = [judgement.kind for _, judgement in Verifier(demand, place).check_all(paths, 2)]
+    assert found == [Kind.REPLAYED] + [Kind.OK] * 7
+    assert sorted(states(place).values()) == [(4, 3)] * 4
 
 
 def strangers(machine: PaperTpm) -> dict[str, bytes]:
