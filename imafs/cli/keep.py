@@ -183,9 +183,9 @@ def _when(seconds: float) -> str:
 
 def flush(args: argparse.Namespace) -> int:
     """Returns once everything is stored. Raises :class:`DegradedError`."""
-    from imafs.keeper.status import ask
+    from imafs.keeper import status
 
-    found = ask(_store(args), "flush")
+    found = status.flush(_store(args))
     stored = found["records"]["stored"]
     print(f"{counted(stored, 'record')} {'is' if stored == 1 else 'are'} stored")
     return 0

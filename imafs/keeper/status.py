@@ -169,6 +169,20 @@ def ask(store: str, request: str, uid: int | None = None) -> Mapping[str, Any]:
     return found
 
 
+def flush(store: str) -> Mapping[str, Any]:
+    """The status once all is stored that the kernel has. A keeper says no where that takes it
+    longer than a reader may wait: it is asked again for as long as more is stored each time (a
+    first list comes in pieces). Raises what :func:`ask` does."""
+    stored = ask(store, "status")["records"]["stored"]
+    while True:
+        try:
+            return ask(store, "flush")
+        except DegradedError:
+            before, stored = stored, ask(store, "status")["records"]["stored"]
+            if stored <= before:
+                raise
+
+
 def _is_status(found: Any) -> bool:
     """Whether an answer has what is read of it."""
     return (

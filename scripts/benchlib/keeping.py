@@ -18,7 +18,7 @@ from imafs.formats.templates import TEMPLATES
 from imafs.keeper.archive import SEGMENT_RECORDS, Batch
 from imafs.keeper.facts import Anchor, LifeFacts, Mode
 from imafs.keeper.index import indexed
-from imafs.keeper.status import ask
+from imafs.keeper.status import ask, flush
 from imafs.keeper.store import BankFile, open_store
 from imafs.verbs.client import ControlClient
 from scripts.benchlib.plan import short
@@ -280,7 +280,7 @@ def _first(report: Report, source: Imafs, place: Path, count: int, stack: ExitSt
     stack.callback(keeper.close)
     while ask(str(keeper.store), "status")["view"] != "served":
         time.sleep(0.01)
-    ask(str(keeper.store), "flush")
+    flush(str(keeper.store))
     took = time.perf_counter() - begin
     if keeper.records() != count + 1:
         raise BenchError(f"{keeper.records()} records are shown, {count} were there")

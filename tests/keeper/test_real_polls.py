@@ -34,7 +34,7 @@ import grp, json, os, signal, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 from imafs.formats.binary import Reader
-from imafs.keeper.status import ask
+from imafs.keeper.status import ask, flush
 
 IMA, VIEW, STORE = "/sys/kernel/security/integrity/ima", "/run/imafs/ima", "/var/lib/keeper"
 TSS, NOBODY = grp.getgrnam("tss").gr_gid, 65534
@@ -117,7 +117,7 @@ def away():
     at_ready = ask(STORE, "status")["records"]
     while ask(STORE, "status")["view"] != "served":
         time.sleep(0.1)
-    ask(STORE, "flush")
+    flush(STORE)
     drained = time.monotonic() - began
     found = names()
     keeper.end()

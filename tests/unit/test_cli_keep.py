@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from imafs.cli import keep
-from imafs.errors import ControlError, UsageError
-from imafs.keeper import config
+from imafs.errors import ControlError, DegradedError, UsageError
+from imafs.keeper import config, status
 from imafs.keeper.status import ask
 
 NOTHING: dict[str, object] = {
@@ -61,3 +61,30 @@ def test_a_key_without_its_table(tmp_path: Path) -> None:
 def test_no_keeper(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match=r"no keeper answers: No such file .* with --store"):
         ask(str(tmp_path), "status")
+
+
+@pytest.mark.parametrize("seen", [[0, 9, 20], [0, 0], [7, 8, 8]], ids=str)
+def test_flush_waits_as_long_as_more_is_stored_each_time(
+    seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a first list some pieces may come in what a reader waits."""
+    looks = iter(seen)
+    refusals: list[str] = []
+
+    def asked(store: str, request: str) -> dict[str, object]:
+        assert store == "/store"
+        if request == "status":
+            return {"records": {"stored": next(looks)}}
+        if seen[-1] == 20 and len(refusals) == 2:
+            return {"records": {"stored": 20}}
+        refusals.append("joining: no look at the kernel was possible")
+        raise DegradedError(refusals[-1])
+
+    monkeypatch.setattr(status, "ask", asked)
+    if seen[-1] == 20:
+        assert status.flush("/store") == {"records": {"stored": 20}}
+    else:
+        with pytest.raises(DegradedError, match="joining"):
+            status.flush("/store")
+    assert next(looks, None) is None
+    assert len(refusals) == len(seen) - 1
