@@ -13,6 +13,7 @@ from itertools import islice
 from imafs.formats.algorithms import SHA1
 from imafs.keeper import reach
 from imafs.keeper.facts import (
+    CONFIRMED,
     Clock,
     Frame,
     KernelFacts,
@@ -24,6 +25,9 @@ from imafs.keeper.facts import (
     TpmFacts,
 )
 from imafs.keeper.reach import Budget, Chain
+
+#: More records than these are not believed to have come again one by one, in the same order.
+_AGAIN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +179,60 @@ class Evidence:
         """Whether K[:place] has a record that cannot come twice under this kernel."""
         return self.same_boot and (self.once(place) or any(at < place for at in self.kernels))
 
+    def made_once(self, place: int) -> bool:
+        """Of a batch under another kernel: whether K[:place] has a record of it that cannot have
+        come again under the kernel that had it.
+
+        That kernel made it, so it was stored behind the last boot_aggregate; and no other kernel
+        made the one in K, for none begins before it. What a kexec brought along it would measure
+        again. Many records do not come again in the same order.
+        """
+        stored, first = self.store.records, min([place, *self.kernels])
+        if place > _AGAIN:
+            return True
+        if stored is None or self.kernel.flush is not False:
+            return False
+        return self._is_stored_here(self._usual(0, first))
+
+    def _is_stored_here(self, records: set[bytes]) -> bool:
+        """Whether one of them is stored behind the last boot_aggregate: the last kernel made it."""
+        stored = self.store.records
+        for at in range(self.store.end - 1, max(-1, self.store.end - self.choice.tail - 1), -1):
+            if stored is None or not records or stored.is_boot_aggregate(at):
+                return False
+            if stored.record(at) in records:
+                return True
+        return False
+
     # --- places -------------------------------------------------------------------------------
 
     def likely(self) -> list[int]:
         """The places that a start mostly finds: the last batch is there, or it was deleted."""
         pending = self.store.pending
         if pending is None:
-            return [0]  # all that was stored is known to be deleted
+            # All that was stored is known to be deleted: what is there again was restored.
+            last = self.store.last
+            return [last.g_count, 0] if last is not None and self.is_restored() else [0]
         first = [pending.g_count] if self.batch_is_here else []
         found = dict.fromkeys([*first, 0, self.staged, self.longest(pending)])
         return [place for place in found if self._may_be(place)]
+
+    def is_restored(self) -> bool:
+        """Whether the machine is one of before the last batch was deleted."""
+        return self.store.pending is None and self.bytes_are_proof(0)
+
+    def repeats(self, place: int) -> bool:
+        """Whether a record of K[place:] is one of this kernel's that is stored, and cannot have
+        come again: the machine was restored."""
+        ours = self.same_boot and not self.kernels and self.kernel.flush is False
+        if not ours or not self.budget.take(self.total - place):
+            return False
+        return self._is_stored_here(self._usual(place, self.total))
+
+    def _usual(self, first: int, last: int) -> set[bytes]:
+        """The records of a range of K that come once per kernel that keeps its hash table."""
+        usual = [at for at in range(first, last) if not reach.is_violation(self.k, at)]
+        return {self.k.record(at) for at in usual}
 
     def _may_be(self, place: int) -> bool:
         """Whether records that are equal byte by byte are stored for all of K[:place].
@@ -331,30 +379,63 @@ class Evidence:
         clocks += [anchor.clock for anchor in self.store.anchors[-1:]]
         return {counters(clock) for clock in clocks if clock is not None}
 
-    def comes_again(self, place: int) -> bool:
-        """Whether K[:place] may be new records, equal to stored ones, whose PCR began anew.
+    def was_reset(self) -> bool:
+        """Whether the TPM was reset since the last line of the store, and its PCRs with it.
 
-        An end of K[:place] leads on from zero as well. Or all of S since the PCR was zero came
-        again in it, or S repeats it over and over: then both give the same values. The TPM must
-        have begun anew since the last line of the store. A record that cannot come twice under
-        one kernel rules it out.
+        Reboots, power cuts and hibernations that shut the TPM down are counted upwards; sleep and
+        kexecs are not. A lower count tells nothing: TPM2_Clear, or a restored machine.
         """
-        stored, now, written = self.store.records, self.tpm.clock, self._counters(0)
+        now, written = self.tpm.clock, self._counters(0)
+        return now is not None and bool(written) and now.reset > max(written)[0]
+
+    def began_anew(self) -> bool:
+        """Whether the TPM began anew since the last line of the store, as it does in sleep too."""
+        now, written = self.tpm.clock, self._counters(0)
+        return now is not None and bool(written) and counters(now) != max(written)
+
+    def comes_again(self, place: int) -> bool:
+        """Whether the PCR may have begun anew since the last line of the store, and all that is
+        stored since it was zero have come again: then S ++ K[place:] leads to it as well.
+
+        What came again is K[:place], or an end of it, or it was lost by a carry or deleted by
+        others. The TPM must have begun anew, as it does in sleep. A record that cannot come twice
+        under one kernel rules it out, and so do many records.
+        """
+        stored = self.store.records
+        if stored is None or not self.began_anew() or (place and self.came_once(place)):
+            return False
         index, values = self._floor()
+        if self.store.anchors and self.store.anchors[-1].why == CONFIRMED:
+            index, values = 0, {}
         chain = self.chains[0]
-        if not place or stored is None or now is None or not written:
-            return False
-        if counters(now) == max(written) or self.came_once(place):
-            return False
         for at in range(place):
             if not self.budget.take(self.total - at) or chain.fits(chain.zero, at):
                 return True
-        if self.store.anchors and chain.state(values) != chain.zero:
+        if values and chain.state(values) != chain.zero:
             return False
+        if not place or not self.same_boot:
+            return self._may_come_again(stored, index)
         again = sum(1 for _ in self._extends(self.k, 0, place))
         since = self._extends(stored, index, self.store.end)
         later = islice(self._extends(stored, index, self.store.end), again, None)
         return all(one == other for one, other in zip(later, since, strict=False))
+
+    def began_anew_at_zero(self) -> bool:
+        """Whether the PCR has been zero since the last anchor, and the TPM began anew since: any
+        list leads on from there, so the anchor is of no use to a start."""
+        chain = self.chains[0]
+        return bool(self.store.anchors) and self.start(chain) == chain.zero and self.began_anew()
+
+    def _may_come_again(self, stored: Records, index: int) -> bool:
+        """Whether S[index:] may have come again, record by record, since the last line of the
+        store: behind a kexec all may, but not many in the same order."""
+        if self.store.end - index > _AGAIN:
+            return False
+        return not self.same_boot or not any(
+            stored.is_boot_aggregate(at)
+            or (self.kernel.flush is False and not reach.is_violation(stored, at))
+            for at in range(index, self.store.end)
+        )
 
     def _extends(self, records: Records, first: int, last: int) -> Iterator[tuple[int, bytes]]:
         """What a range extends PCRs with that decide."""
@@ -373,6 +454,13 @@ class Evidence:
             return False
         known = now is not None and counters(now) in written and counters(now) == max(written)
         return known and not self.clock_went_back()
+
+    def begins_with_a_kernel(self) -> bool:
+        """Whether the life's first record is a boot_aggregate."""
+        stored = self.store.records
+        return (
+            stored.is_boot_aggregate(0) if stored is not None and len(stored) else 0 in self.kernels
+        )
 
     def has_lost_its_beginning(self) -> bool:
         """Whether this kernel's boot_aggregate is gone, and was never seen: others deleted it, and
@@ -461,7 +549,11 @@ class Evidence:
             return False
         if clock is None or life.clock is None:
             return True
-        return clock.reset != life.clock.reset
+        # One that hibernates by a shutdown resets the TPM inside the life.
+        clocks = [frame.clock for frame in self.store.frames[-1:]]
+        clocks += [anchor.clock for anchor in self.store.anchors[-1:]]
+        resets = [then.reset for then in clocks if then is not None]
+        return clock.reset not in (life.clock.reset, *resets)
 
     def is_another_life(self) -> bool:
         """Of a list that neither the store explains nor a reset: is it one of another life?

@@ -93,6 +93,8 @@ class Judge(Evidence):
             absent = self.kernel.pinned and not self.kernel.part
             return replace(same, alarms=(self._unverified(),)) if absent else same
         fit = self.fit(known, self.chains)
+        if fit and self.began_anew_at_zero():
+            return self._was_reset(known)
         if fit:
             return self._fitting(known, fit)
         if not self.store.begun:
@@ -106,7 +108,7 @@ class Judge(Evidence):
         # Two boots may make the same records: then only the TPM's counter tells them apart.
         zero = [] if self.same_boot else self.from_zero()
         begins = bool(zero) and (self.another_life() or not self.store.end)
-        if found is not None and self.is_of_before(found):
+        if found is not None and (self.was_reset() or self.is_of_before(found)):
             found = None
         if found is not None and not begins:
             places = self.beside(found)
@@ -123,7 +125,7 @@ class Judge(Evidence):
             return self._gap("the PCRs are without stored records: their extends failed", new=False)
         if zero:
             return self._new_life(zero)
-        fork = self.rolled_back()
+        fork = None if self.was_reset() else self.rolled_back()
         if fork is not None:
             return self._forked(fork)
         inside = self._reset_inside()
@@ -163,7 +165,10 @@ class Judge(Evidence):
             return None
         if any(reach.is_violation(self.k, at) for at in range(place, self.total)):
             return None
-        return chain.without_one(self.start(chain) or chain.zero, place, self.budget)
+        if self.began_anew():
+            return None
+        failed = chain.without_one(self.start(chain) or chain.zero, place, self.budget)
+        return None if failed is not None and self.repeats(place) else failed
 
     def _by_bytes(self) -> Answer:
         """The end of K is not exact: where nothing is served yet, bytes tell what is stored."""
@@ -190,7 +195,7 @@ class Judge(Evidence):
         if not self.same_boot and self.another_life() and begins:
             return Answer(Found.NEW_LIFE, 0, opens=True, alarms=(self._unverified(),))
         if pending is None:
-            return same
+            return self._settled(same)
         if self._may_be_another_boot(pending, carried):
             why = "a kexec brought stored records along, or the machine was rebooted, and made such"
             return self._gap(why, new=False)
@@ -199,12 +204,22 @@ class Judge(Evidence):
         if self._is_own_stage(pending):
             return same
         if self.batch_is_here:
-            return self._gap("violations alone do not tell whether they were deleted", new=False)
+            why = "the last batch is there, or such records again: was it deleted, or not?"
+            return self._gap(why, new=False)
         if pending.boot == self.kernel.boot:
             return same
-        if len(carried) > 1 or (carried and not self.once(carried[0])):
+        if len(carried) > 1 or (carried and not self.made_once(carried[0])):
             return self._gap("a part of the last batch came along, it is not known which", False)
         return replace(same, skip=carried[0]) if carried else same
+
+    def _settled(self, same: Answer) -> Answer:
+        """Without a TPM, where the last batch was deleted."""
+        if self.store.last is not None and self.is_restored():
+            alarms = (*same.alarms, self._restored_alarm())
+            return replace(same, skip=self.store.last.g_count, alarms=alarms)
+        if self.repeats(0):
+            return self._gap("stored records are there again: the machine was restored", new=False)
+        return same
 
     def _may_be_another_boot(self, pending: Frame, carried: list[int]) -> bool:
         """Whether the head of K, which is the beginning of a kernel's list, may be stored, or else
@@ -222,7 +237,9 @@ class Judge(Evidence):
         """Whether the batch at the head of K is the one that was not deleted."""
         if self._is_own_stage(pending):
             return self.staged > 0
-        return self.once(pending.g_count)
+        if pending.boot == self.kernel.boot or 0 in self.kernels:
+            return self.once(pending.g_count)
+        return self.made_once(pending.g_count)
 
     def _is_own_stage(self, pending: Frame) -> bool:
         """Whether the batch was staged under this kernel: then it is staged, or was deleted."""
@@ -237,9 +254,14 @@ class Judge(Evidence):
     # --- kinds of answers ---------------------------------------------------------------------
 
     def _fitting(self, place: int, fit: list[Chain]) -> Answer:
+        if not self.store.begun and not self.begins_with_a_kernel():
+            # What went to other PCRs may stand in front of it, and nothing tells what else did.
+            return self._gap("the first record is gone", new=False)
         if len(fit) < len(self.chains):
             return self._partly(place, fit)
         alarms = [*self._healed(place), *self._other_pcrs(place)]
+        if place and self.is_restored():
+            alarms.append(self._restored_alarm())
         anchor = None if self.store.begun else CONFIRMED
         return Answer(
             *(Found.SAME_LIFE, place, "", True, tuple(alarms)),
@@ -308,6 +330,10 @@ class Judge(Evidence):
 
     def _unverified(self) -> Alarm:
         return Alarm(Kind.UNVERIFIED, "no PCRs can be compared: the store's own word alone counts")
+
+    def _restored_alarm(self) -> Alarm:
+        text = "the last batch is there again, though it was deleted"
+        return Alarm(Kind.ROLLED_BACK, text)
 
     def _index(self, at: int, place: int) -> int:
         return self.store.end + at - place

@@ -145,6 +145,9 @@ class Setting:
     #: Others extend that PCR too.
     shared: bool = False
     hibernation: bool = False
+    #: The machine hibernates by a shutdown (``shutdown`` in /sys/power/disk): the TPM counts a
+    #: reset. By the firmware (``platform``) it counts a restart.
+    shuts_down: bool = False
     rollback: bool = False
     kexec: bool = True
     cuts: bool = True
@@ -283,7 +286,10 @@ class Kernel:
         for bank in self.pcrs:
             for pcr in self.pcrs[bank]:
                 self.pcrs[bank][pcr] = bytes(_SIZES[bank])
-        self.clock = replace(self.clock, restart=self.clock.restart + 1)
+        reset, restart = self.clock.reset, self.clock.restart + 1
+        if self.setting.shuts_down:
+            reset, restart = reset + 1, 0
+        self.clock = replace(self.clock, reset=reset, restart=restart)
         self.disturbed = True
         self.reset_at = self.serials
 
@@ -640,21 +646,8 @@ class Keeper:
                     # Nobody can tell a kexec, with all that was stored deleted, from a reboot.
                     kernel.truth = [rec for rec in kernel.truth if rec.serial >= k[0].serial]
                 disk.open(kernel, clock, whole)
-                between = [
-                    rec
-                    for rec in kernel.truth
-                    if k
-                    if kernel.reset_at <= rec.serial < k[0].serial and rec.pcr == DECIDING
-                    if rec.serial not in kernel.unseen
-                ]
-                if whole and self.is_since_reset(k):
-                    # So does K of records from before the reset, where a cut carry left them in
-                    # the place of others that are equal byte by byte.
-                    pass
-                elif whole and 0 <= kernel.reset_at <= k[0].serial and not between:
-                    # A life begins with a reset of the PCRs: this is one, and a kexec followed.
-                    kernel.truth = [rec for rec in kernel.truth if rec.serial >= k[0].serial]
-                    kernel.disturbed = False
+                if whole:
+                    self.begins(k)
             case facts.ForkLife():
                 disk.fork(action, kernel)
                 self.is_since_reset([*disk.lives[-1].records, *k])
@@ -692,6 +685,25 @@ class Keeper:
                     # The view goes on until the next kernel; then all is asked anew.
                     self.check_view(self.plan)
                     self.known = None
+
+    def begins(self, shown: Sequence[Rec]) -> None:
+        """A life that is whole from a reset of the PCRs on shows these: the truth begins there."""
+        kernel = self.kernel
+        if not shown or kernel.reset_at < 0 or self.is_since_reset(shown):
+            # That may be records from before the reset, where a cut carry left them in the place of
+            # others that are equal byte by byte.
+            return
+        first = shown[0].serial
+        between = [
+            rec
+            for rec in kernel.truth
+            if kernel.reset_at <= rec.serial < first and rec.pcr == DECIDING
+            if rec.serial not in kernel.unseen
+        ]
+        if kernel.reset_at <= first and not between:
+            # This is the reset, and a kexec followed.
+            kernel.truth = [rec for rec in kernel.truth if rec.serial >= first]
+            kernel.disturbed = False
 
     def is_since_reset(self, shown: Sequence[Rec]) -> bool:
         """Whether what a life shows is all since the PCRs began anew: then it is the truth."""
@@ -746,6 +758,17 @@ class Keeper:
                 kernel.truth.remove(rec)
                 self.forgotten.add(rec.serial)
                 self.counts["not to be told from a stored one"] += 1
+                self.take_its_place(rec, records)
+
+    def take_its_place(self, rec: Rec, records: Sequence[Rec]) -> None:
+        """A record that was extended is taken for a stored one that was not, and is equal byte by
+        byte: to everybody the stored one was extended, and the other is the one that never was."""
+        unseen = self.kernel.unseen
+        stands = [own for own in records if own.serial in unseen and own.data() == rec.data()]
+        if rec.serial not in unseen and stands:
+            unseen.remove(stands[-1].serial)
+            unseen.add(rec.serial)
+            self.counts["an extend that failed is taken for that of an equal record"] += 1
 
 
 def setting(seed: int) -> Setting:
@@ -928,6 +951,10 @@ class Walk:
         self.counts["rolled back"] += 1
         self.keeper.end()
         self.kernel.restore(self.snapshot)
+        life = self.life
+        if life is not None and life.about.whole and life.about.forked is None:
+            # It may have begun since the snapshot, or before it.
+            self.keeper.begins([*life.records, *self.kernel.staged, *self.kernel.current])
         self.served = -1, []
         self.kernel.restored = True
 

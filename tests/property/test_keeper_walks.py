@@ -39,7 +39,10 @@ def test_walks(part: int) -> None:
 
 #: Walks that were not explained once: machines that hibernated or were restored from a snapshot and
 #: made records again that are equal byte by byte to stored ones, kernels without a TPM, and others
-#: that delete in between.
+#: that delete in between. The last five: without a TPM, a record that came through a kexec and is
+#: equal to a stored one that another kernel made (8272, 51518); a violation whose extend failed,
+#: and one that was extended behind it (54513); a reboot that begins as the boot before in the PCR
+#: that decides (86315); a machine that is restored to where a batch was not deleted yet (91181).
 ONCE_UNEXPLAINED = (
     *(3025, 5378, 5680, 5789, 6889, 7711),
     *(8541, 10132, 12199, 13597, 13768),
@@ -47,26 +50,13 @@ ONCE_UNEXPLAINED = (
     *(1386, 25099, 26440),
     *(56728, 60272, 61559),
     *(38979, 40937, 42355, 64452, 78750, 79454, 79923),
+    *(8272, 51518, 54513, 86315, 91181),
 )
 
 
 @pytest.mark.parametrize("seed", ONCE_UNEXPLAINED)
 def test_what_was_not_explained_once(seed: int) -> None:
     walked([seed])
-
-
-#: Walks that are not explained yet. Without a TPM, a record behind a cut carry that is equal to a
-#: stored one (8272, 51518). A violation behind a stage of others, of which one like it was never
-#: extended (54513). A boot that begins as the one before it in the PCR that decides, and in another
-#: does not (86315). A machine that is restored behind a hibernation, with an empty list (91181).
-UNEXPLAINED = {8272, 51518, 54513, 86315, 91181}
-
-
-@pytest.mark.parametrize("seed", sorted(UNEXPLAINED))
-def test_what_is_not_explained(seed: int) -> None:
-    """They still end so: one that is mended is taken from the list."""
-    with pytest.raises(Broken):
-        Walk(seed, setting(seed)).run()
 
 
 def without_a_tpm(seed: int) -> Setting:
@@ -87,7 +77,29 @@ def without_the_clock(seed: int) -> Setting:
     return replace(setting(seed), clock=False)
 
 
-@pytest.mark.parametrize("setting_of", [without_a_tpm, without_the_clock])
+def hibernating(seed: int) -> Setting:
+    """The setting of a walk, on a machine that hibernates, and whose list others trim."""
+    return replace(
+        setting(seed),
+        tpm=True,
+        banks=("sha1", "sha256"),
+        hibernation=True,
+        foreign=True,
+        diverging=False,
+        rollback=False,
+        trimmed_first=False,
+    )
+
+
+def shutting_down(seed: int) -> Setting:
+    """The same, where the TPM counts each hibernation as a reset."""
+    return replace(hibernating(seed), shuts_down=True)
+
+
+OTHERS = [without_a_tpm, without_the_clock, hibernating, shutting_down]
+
+
+@pytest.mark.parametrize("setting_of", OTHERS)
 @pytest.mark.parametrize("part", range(2))
 def test_walks_of_other_machines(part: int, setting_of: Callable[[int], Setting]) -> None:
     walked(range(part * 250, (part + 1) * 250), setting_of)
@@ -99,16 +111,22 @@ def test_what_was_not_explained_once_without_a_tpm(seed: int) -> None:
     walked([seed], without_a_tpm)
 
 
+#: A boot whose records are those of the boot before a hibernation, which a carry left behind.
+@pytest.mark.parametrize("seed", [1515, 2992])
+def test_what_was_not_explained_once_behind_a_hibernation(seed: int) -> None:
+    walked([seed], hibernating)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("part", range(100))
 def test_many_walks(part: int) -> None:
     may_take(900)
     first = part * 1_000
-    walked(seed for seed in range(first, first + 1_000) if seed not in UNEXPLAINED)
+    walked(range(first, first + 1_000))
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("setting_of", [without_a_tpm, without_the_clock])
+@pytest.mark.parametrize("setting_of", OTHERS)
 @pytest.mark.parametrize("part", range(10))
 def test_many_walks_of_other_machines(part: int, setting_of: Callable[[int], Setting]) -> None:
     may_take(900)

@@ -300,3 +300,138 @@ def test_without_a_tpm_a_head_that_was_stored_before_the_batch_is_compared_too()
         replace(before, frames=frames), kernel(k, 4, boot="two"), facts.TpmFacts(None, None)
     )
     assert (found.found, found.skip) == (Found.SAME_LIFE, 0)
+
+
+NO_TPM = facts.TpmFacts(None, None)
+
+
+def carried(stored: Sequence[Rec], batch: Sequence[Rec], k: Sequence[Rec]) -> facts.Plan:
+    """The plan without a TPM, behind a kexec and a crash: was the batch deleted, or not?"""
+    return plan(store(stored, batch), kernel(k, boot="two"), NO_TPM)
+
+
+def test_without_a_tpm_a_record_that_a_kexec_brought_along_may_come_again() -> None:
+    """The kernel of the batch had ``a`` from the one before, so it may have measured it again, too;
+    ``b`` it had measured itself."""
+    stored = split(B, "a", B, "b")
+    again = carried(stored, stored, split("a", B))
+    assert again.found is Found.GAP
+    assert again.refuse is not None
+    once = carried(stored, stored, split("b", B))
+    assert (once.found, once.skip) == (Found.SAME_LIFE, 1)
+
+
+def test_without_a_tpm_a_whole_batch_of_such_records_may_have_come_again_too() -> None:
+    stored, batch = split(B, "x", "a", B), split("a", B)
+    again = carried(stored, batch, split("a", B, "c", B))
+    assert again.found is Found.GAP
+    own, ours = split(B, "x", "a", "b"), split("a", "b")
+    once = carried(own, ours, split("a", "b", "c", B))
+    assert (once.found, once.skip) == (Found.SAME_LIFE, 2)
+
+
+def test_without_a_tpm_many_records_do_not_come_again_in_the_same_order() -> None:
+    many = [f"f{n}" for n in range(120)]
+    stored, batch = split(B, *many, B), split(*many, B)
+    again = carried(stored, batch, split(*many, B, "c", B))
+    assert (again.found, again.skip, again.refuse) == (Found.SAME_LIFE, 121, None)
+
+
+def test_a_reboot_that_begins_as_the_boot_before_goes_not_on_from_it() -> None:
+    """Others deleted its boot_aggregate: S ++ K[1:] leads to the PCR, but the TPM was reset."""
+    stored, k = split(B, "a"), split("a", "b", B)
+    before = store(stored, stored)
+    kexec = plan(before, kernel(k, boot="two"), tpm([*stored, *k[1:]]))
+    assert (kexec.found, kexec.skip) == (Found.SAME_LIFE, 1)
+    after = facts.Clock(0, 20, 2, 0)
+    reboot = plan(before, kernel(k, boot="two"), tpm([*stored, *k[1:]], after))
+    assert (reboot.found, reboot.skip) == (Found.GAP, 0)
+    assert "OpenLife" in done(reboot)
+
+
+def test_a_lower_count_of_resets_is_no_reset() -> None:
+    """TPM2_Clear sets it to 0, and leaves the PCRs as they are."""
+    stored = [*TRUTH, *[Rec(f"f{n}", DECIDING, n) for n in range(120)]]
+    k = split("d", B)
+    clock = facts.Clock(0, 20, 0, 0)
+    found = plan(store(stored, stored, done=True), kernel(k, boot="two"), tpm([*stored, *k], clock))
+    assert (found.found, found.refuse) == (Found.SAME_LIFE, None)
+
+
+@pytest.mark.parametrize("with_tpm", [True, False])
+def test_a_batch_that_is_there_again_was_restored(with_tpm: bool) -> None:
+    """It was deleted, as the journal says: the machine is one of before that."""
+    before = store(TRUTH[:3], TRUTH[1:3], done=True)
+    found = plan(before, kernel(TRUTH[1:], 3), tpm(TRUTH) if with_tpm else NO_TPM)
+    assert (found.found, found.skip, found.refuse) == (Found.SAME_LIFE, 2, None)
+    kinds = [a.kind for a in found.actions if isinstance(a, facts.Alarm)]
+    assert Kind.ROLLED_BACK in kinds
+    assert [a.count for a in found.actions if isinstance(a, facts.Store)] == [1]
+
+
+@pytest.mark.parametrize("with_tpm", [True, False])
+def test_a_stored_record_that_is_there_again_is_no_failed_extend(with_tpm: bool) -> None:
+    """Without ``a``, which was stored before the last batch, the list leads to the PCRs."""
+    stored, k = split(B, "a", "b"), split("a", "c")
+    before = store(stored, stored[2:], done=True)
+    found = plan(before, kernel(k, 2), tpm([*stored, *k[1:]]) if with_tpm else NO_TPM)
+    assert found.found is Found.GAP
+    assert found.refuse is not None
+
+
+def test_a_crash_between_a_new_life_and_its_gap_leaves_the_gap() -> None:
+    """What is left of the list leads from zero to the PCR that decides: ``x`` goes to another."""
+    k = [Rec("x", 11, 0), *split(B, "a")]
+    life = facts.LifeFacts(0, "one", MODES, "little", CLOCK, whole=False)
+    for known in (None, 0):
+        begun = facts.StoreFacts(life, Listed(()))
+        found = plan(begun, replace(kernel(k, 3), known=known), tpm(k))
+        assert (found.found, found.skip) == (Found.GAP, 0)
+        assert found.refuse is not None
+
+
+def test_no_extend_failed_where_the_tpm_began_anew() -> None:
+    """A PCR that is zero again looks as if nothing had been extended since it was zero before."""
+    stored, k = split(B, "V"), split("V", "b")
+    before = anchored(store(stored, stored[1:]), 2, CLOCK)
+    empty = replace(before, frames=[replace(before.frames[0], pcrs=extended({}, (), MODES))])
+    after = replace(CLOCK, restart=1)
+    found = plan(empty, kernel(k, 1), facts.TpmFacts(extended({}, (), MODES), after))
+    assert (found.found, found.skip) == (Found.GAP, 0)
+
+
+def test_all_that_is_stored_came_again_behind_a_hibernation_and_a_carry_lost_it() -> None:
+    """S ++ K leads to the PCR; so does what a kernel in between made from zero, and lost."""
+    stored, k = split(B), split(B, "b")
+    before, after = store(stored, stored, done=True), replace(CLOCK, restart=1)
+    found = plan(before, kernel(k, boot="two"), tpm([*stored, *k], after))
+    assert found.found is Found.GAP
+    steady = plan(before, kernel(k, boot="two"), tpm([*stored, *k]))
+    assert (steady.found, steady.refuse) == (Found.SAME_LIFE, None)
+
+
+def test_many_records_do_not_come_again_behind_a_sleep_and_a_kexec() -> None:
+    stored = [*TRUTH, *[Rec(f"f{n}", DECIDING, n) for n in range(120)]]
+    k, after = split("d", B), replace(CLOCK, restart=1)
+    found = plan(store(stored, stored, done=True), kernel(k, boot="two"), tpm([*stored, *k], after))
+    assert (found.found, found.refuse) == (Found.SAME_LIFE, None)
+
+
+def test_an_anchor_at_zero_is_taken_again_when_the_tpm_began_anew() -> None:
+    """Any list leads on from zero: a start could not tell what was lost in between."""
+    before = anchored(store(TRUTH, TRUTH, done=True), 4, CLOCK)
+    k, after = split("d"), replace(CLOCK, restart=1)
+    unheld = plan(before, kernel(k), tpm(k, after))
+    assert unheld.found is Found.GAP
+    held = plan(before, replace(kernel(k), known=0), tpm(k, after))
+    assert (held.found, held.refuse) == (Found.PCR_RESET, None)
+    assert [a.anchor.clock for a in held.actions if isinstance(a, facts.TakeAnchor)] == [after]
+
+
+def test_a_kexec_behind_a_hibernation_that_reset_the_tpm_is_of_the_same_life() -> None:
+    """The keeper had noticed it: the anchor has the TPM's new count."""
+    after = facts.Clock(0, 20, 2, 0)
+    before = anchored(store(TRUTH, TRUTH, done=True), 4, after)
+    k = split(B, "d")
+    found = plan(before, kernel(k, boot="two"), tpm(k, replace(after, clock=30)))
+    assert (found.found, found.skip, found.refuse) == (Found.SAME_LIFE, 0, None)
