@@ -42,6 +42,13 @@ PARTING_SECONDS = 30.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nightly", action="store_true", help="run the tests marked nightly as well")
     parser.addoption(
+        "--kill-runs",
+        metavar="NUMBER",
+        type=int,
+        default=200,
+        help="so many nightly runs that kill the keeper at its steps, ten in each test",
+    )
+    parser.addoption(
         "--oracle",
         metavar="DIR",
         help="a directory with kernels to ask: boot them and record the answers anew",

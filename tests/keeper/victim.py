@@ -3,6 +3,9 @@
 
 Without a view: what it would show is judged by the next one. The processes are forked from one
 that has all modules loaded: runs of hundreds of them last seconds.
+
+A kill in the middle of a write leaves the first half of its bytes. (What of written bytes a power
+cut leaves is the recorded-writes layer's to try.)
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from imafs.keeper import collector as collectors
 from imafs.keeper import machine
 from imafs.keeper.collector import Collector, Settings
 from imafs.keeper.files import Disk
@@ -30,6 +35,10 @@ from tests.support import ROOT, DeadlineError
 STEPS = ("stage", "staged", "commit", "committed", "delete", "deleted", "confirmed")
 #: The steps of the store: it ends before the nth of such an operation on its files.
 DISK = ("make_directory", "create", "write", "sync", "sync_directory", "rename", "truncate")
+#: And in the middle of the nth write.
+HALF = "half of a write"
+#: Those that come many times.
+OFTEN = ("write", "sync", HALF)
 #: Those that come once in a start, if at all.
 SELDOM = ("make_directory", "truncate")
 WAIT = 60.0
@@ -47,10 +56,11 @@ class Victims:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 cwd=ROOT,
-                text=True,
-                bufsize=1,
+                bufsize=0,
             )
         self._status: int | None = None
+        #: Said and not heard yet: two lines may come at once.
+        self._said = b""
 
     def start(self, source: Path, store: Path, step: str, number: int) -> None:
         """Returns when it has had its first look, or has ended."""
@@ -64,6 +74,12 @@ class Victims:
         if self._status is None and self._says(0):
             self._hear()
         return self._status is None
+
+    def store(self) -> None:
+        """Returns when it has stored all that the kernel has, or has ended."""
+        if self.alive:
+            self._tell("store")
+            self._hear()
 
     def end(self) -> int:
         """Ends it if need be; its exit status."""
@@ -83,18 +99,23 @@ class Victims:
 
     def _tell(self, what: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.write(json.dumps(what).encode() + b"\n")
 
     def _says(self, seconds: float) -> bool:
         assert self._process.stdout is not None
+        if b"\n" in self._said:
+            return True
         return bool(select.select([self._process.stdout.fileno()], [], [], seconds)[0])
 
     def _hear(self) -> None:
         assert self._process.stdout is not None
-        if not self._says(WAIT):
-            raise DeadlineError(f"no word of a victim within {WAIT:g} s: {self.told()[-2000:]}")
-        line = self._process.stdout.readline()
-        assert line, self.told()
+        while b"\n" not in self._said:
+            if not self._says(WAIT):
+                raise DeadlineError(f"no word of a victim within {WAIT:g} s: {self.told()[-2000:]}")
+            piece = os.read(self._process.stdout.fileno(), 4096)
+            assert piece, self.told()
+            self._said += piece
+        line, _, self._said = self._said.partition(b"\n")
         found = json.loads(line)
         self._status = found if isinstance(found, int) else None
 
@@ -103,7 +124,7 @@ def main() -> None:
     """Forks a victim for each request, and tells what becomes of it."""
     for line in sys.stdin:
         request = json.loads(line)
-        if request == "end":
+        if request in ("store", "end"):
             continue  # it had died just then
         below, ours = os.pipe()
         told, above = os.pipe()
@@ -120,11 +141,13 @@ def main() -> None:
             if told in ready:
                 if not os.read(told, 100):
                     break
-                print(json.dumps("looked"), flush=True)
-            elif 0 in ready and ours >= 0:
+                print(json.dumps("done"), flush=True)
+            elif json.loads(sys.stdin.readline()) == "store":
+                with suppress(BrokenPipeError):  # it has died: nobody else has that end
+                    os.write(ours, b".")
+            else:
                 os.close(ours)
                 ours = -1
-                sys.stdin.readline()
         if ours >= 0:
             os.close(ours)
         os.close(told)
@@ -134,14 +157,24 @@ def main() -> None:
 def _run(source: str, store: str, step: str, number: int, below: int, above: int) -> None:
     left = [number]
 
-    def hook(now: str) -> None:
-        if now == step:
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def comes(now: str) -> bool:
+        left[0] -= now == step
+        return now == step and not left[0]
 
+    def hook(now: str) -> None:
+        if comes(now):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def half(self: Disk, descriptor: int, at: int, data: bytes) -> None:
+        if len(data) > 1 and comes(HALF):
+            write(self, descriptor, at, data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, descriptor, at, data)
+
+    write, Disk.write = Disk.write, half  # type: ignore[method-assign]
     for name in DISK:
         setattr(Disk, name, _announced(getattr(Disk, name), name, hook))
+    collectors.FRESH = WAIT  # a busy machine is no hung kernel
     # What it raises ends this process, with a traceback.
     trio.run(_keep, source, store, hook, below, above)
     os._exit(0)
@@ -170,7 +203,9 @@ async def _keep(
         nursery.start_soon(collector.run)
         await collector.looked()
         os.write(above, b".")
-        await trio.to_thread.run_sync(os.read, below, 1)
+        while await trio.to_thread.run_sync(os.read, below, 1):
+            await collector.flush()
+            os.write(above, b".")
         nursery.cancel_scope.cancel()
 
 

@@ -10,11 +10,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from imafs.formats.algorithms import by_name
 from imafs.host import mounts
 from imafs.testing.mounted import Home, Mounted, children
 from imafs.verbs.client import ControlClient
@@ -237,11 +238,19 @@ class Daemon(Mounted):
 
     def pcr(self, bank: str, index: int = 10) -> bytes:
         """What another client reads from the TPM, once all is extended."""
+        return self.pcrs((bank,), index)[bank]
+
+    def pcrs(self, banks: Iterable[str], index: int = 10) -> dict[str, bytes]:
+        """The same of several banks, read at once."""
         self.call("wait", extended=True)
-        with tempfile.NamedTemporaryFile(dir=self.place.base) as value:
-            command = ["tpm2_pcrread", f"{bank}:{index}", "--output", value.name]
+        sizes = {bank: by_name(bank).digest_size for bank in banks}
+        selection = "+".join(f"{bank}:{index}" for bank in sizes)
+        with tempfile.NamedTemporaryFile(dir=self.place.base) as values:
+            command = ["tpm2_pcrread", selection, "--output", values.name]
             run(command, env={"TPM2TOOLS_TCTI": self.tcti})
-            return Path(value.name).read_bytes()
+            found = {bank: values.read(size) for bank, size in sizes.items()}
+            assert not values.read(), "more than the banks that were asked for"
+        return found
 
     def assert_replays(self) -> list[dict[str, Any]]:
         """The daemon's own word: the PCRs are what the lists since boot replay to."""
