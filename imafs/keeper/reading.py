@@ -7,18 +7,24 @@ Nothing is changed, no lock is taken: a running keeper appends only. Blocking.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imafs.errors import FormatError, NotThereError, StoreBrokenError
 from imafs.keeper.book import JOURNAL, told
 from imafs.keeper.facts import Anchor, Frame, PcrValues
-from imafs.keeper.files import Disk, failed
+from imafs.keeper.files import Disk, Files, failed
 from imafs.keeper.records import RecordList, listed, replayed
 
+#: The file that says which format a store is in, and the one that this imafs reads.
+STORE = "store.json"
+FORMAT = 1
+_JSON_MAX = 1 << 20
 _LIFE = re.compile(r"[0-9]{6,12}-[0-9a-zA-Z-]{1,64}")
 
 
@@ -49,13 +55,42 @@ class Verdict:
     complaints: tuple[str, ...]
 
 
+def check_format(files: Files, store: str) -> None:
+    """Whether nobody newer has written it. Raises :class:`StoreBrokenError`, and
+    :class:`DegradedError`."""
+    found = json_object(files, store, STORE).get("format")
+    if found != FORMAT:
+        raise StoreBrokenError(
+            f"{store}: format {found!r}; this imafs reads format {FORMAT}: use a newer one"
+        )
+
+
+def json_object(files: Files, store: str, name: str) -> dict[str, Any]:
+    """What a file of a store has. Raises as :func:`check_format`."""
+    path = f"{store}/{name}"
+    try:
+        text = files.read(name, _JSON_MAX)
+    except OSError as error:
+        raise failed(path, error) from None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StoreBrokenError(f"{path}: is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise StoreBrokenError(f"{path}: is no JSON object")
+    return found
+
+
 def lives(store: str) -> list[str]:
-    """The directories of all lives, oldest first. Raises :class:`NotThereError`."""
+    """The directories of all lives, oldest first. Raises :class:`NotThereError`, and as
+    :func:`check_format`."""
     place = Path(store) / "lives"
     try:
         names = [path.name for path in place.iterdir() if _LIFE.fullmatch(path.name)]
     except OSError as error:
         raise NotThereError(f"--store {store}: is no store: {error.strerror}") from None
+    if (Path(store) / STORE).exists():  # else a keeper was killed before it began a life
+        check_format(Disk(store), store)
     names.sort(key=lambda name: int(name.partition("-")[0]))
     return [name for name in names if (place / name / JOURNAL).exists()]
 

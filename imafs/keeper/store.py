@@ -29,13 +29,10 @@ from imafs.keeper.archive import Archive
 from imafs.keeper.book import JOURNAL
 from imafs.keeper.facts import Clock, LifeFacts, Mode
 from imafs.keeper.files import BadPlaceError, CutError, Disk, Files, failed
-from imafs.keeper.reading import Reading
+from imafs.keeper.reading import FORMAT, STORE, Reading, check_format, json_object
 
-FORMAT = 1
 _LIVES = "lives"
-_STORE = "store.json"
 _LIFE = "life.json"
-_JSON_MAX = 1 << 20
 _NAME = re.compile(r"(?P<number>[0-9]{6,12})-[0-9a-zA-Z-]{1,64}")
 _BANK = re.compile(r"[a-z0-9_-]{1,32}")
 _ALGORITHM = re.compile(r"tpm_alg_[0-9a-f]{1,4}")
@@ -93,16 +90,12 @@ class Store:
             if _LIVES not in names:
                 self._files.make_directory(_LIVES)
                 self._files.sync_directory("")
-            if _STORE not in names:
+            if STORE not in names:
                 text = json.dumps({"format": FORMAT}).encode() + b"\n"
-                files_.replace(self._files, "", _STORE, text)
+                files_.replace(self._files, "", STORE, text)
         except OSError as error:
             raise failed(self.path, error) from None
-        found = self._json(_STORE).get("format")
-        if found != FORMAT:
-            raise StoreBrokenError(
-                f"{self.path}: format {found!r}; this imafs reads format {FORMAT}: use a newer one"
-            )
+        check_format(self._files, self.path)
 
     def close(self) -> None:
         """Another keeper may use it."""
@@ -225,18 +218,7 @@ class Store:
         return f"{self.path}/{_LIVES}/{name}/{_LIFE}"
 
     def _json(self, name: str) -> dict[str, Any]:
-        path = f"{self.path}/{name}"
-        try:
-            text = self._files.read(name, _JSON_MAX)
-        except OSError as error:
-            raise failed(path, error) from None
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise StoreBrokenError(f"{path}: is no JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise StoreBrokenError(f"{path}: is no JSON object")
-        return found
+        return json_object(self._files, self.path, name)
 
 
 def open_store(path: str) -> Store:
@@ -320,7 +302,7 @@ def _check_ours(path: str, lock: int) -> None:
     and show their records. Raises :class:`UsageError`, :class:`FileError`."""
     _check_place(path, path)
     trusted = ownership.trusted()
-    for name in ("lock", _STORE, _LIVES):
+    for name in ("lock", STORE, _LIVES):
         place = os.path.join(path, name)
         try:
             found = os.fstat(lock) if name == "lock" else os.lstat(place)

@@ -38,10 +38,12 @@ class Keeper:
         env: Mapping[str, str] | None,
         source: Path,
         cover: bool,
+        name: str,
+        store: Path | None,
     ) -> None:
         base = daemon.place.base
-        self.store: Path = of.store if of is not None else base / "store"
-        self.view: Path = of.view if of is not None else base / "view"
+        self.store: Path = of.store if of is not None else store or base / f"{name}store"
+        self.view: Path = of.view if of is not None else base / f"{name}view"
         self.cover = cover
         if cover:
             self.view = source
@@ -189,10 +191,13 @@ class Keepers:
         source: Path | None = None,
         cover: bool = False,
         ready: bool = True,
+        name: str = "",
+        store: Path | None = None,
     ) -> Keeper:
         """A keeper that has had its first look; ``of``: with the store and view of another.
 
-        ``source``: not the mount itself, but a directory in it; ``ready``: not waited for.
+        ``source``: not the mount itself, but a directory in it; ``ready``: not waited for;
+        ``name``: with a store and a view of its own, beside another; ``store``: a place for it.
         """
         words = list(options)
         if records is not None:
@@ -200,7 +205,15 @@ class Keepers:
             config.write_text(f"[stage]\nrecords = {records}\n")
             words += ["--config", config]
         where = daemon.dir if source is None else source
-        keeper = Keeper(daemon, words, of=of, env=env, source=where, cover=cover)
+        keeper = Keeper(
+            *(daemon, words),
+            of=of,
+            env=env,
+            source=where,
+            cover=cover,
+            name=name,
+            store=store,
+        )
         if allow is not None:
             keeper.logs.allow(allow)
         self._stack.callback(keeper.close)

@@ -32,8 +32,11 @@ class Arriving:
 
     def _work(self) -> None:
         while not self._end.is_set():
-            piece(self._daemon, self.pieces)
-            self.pieces += 1
+            self._one()
+
+    def _one(self) -> None:
+        piece(self._daemon, self.pieces)
+        self.pieces += 1
 
     def __enter__(self) -> Arriving:
         self._thread.start()
