@@ -150,6 +150,7 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         view += f", with {counted(len(gaps), 'gap')}"
     life = "none yet" if found["life"] is None else f"{found['life']}, kernel {found['boot']}"
     count = f"{records['total']}: {records['stored']} stored, {records['in_kernel']} not yet"
+    count += f", {records['deleted']} deleted in the kernel"
     if found["looked"] is not None:
         count += f" (looked at {_when(found['looked'])})"
     lines = [
@@ -162,6 +163,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         first = f"from record {verified['from']} " if verified["from"] else ""
         when = _when(verified["when"])
         lines.append(f"verified  {first}up to record {verified['records']}, {when}")
+    if (error := found["last_error"]) is not None:
+        lines.append(f"error     {_when(error['when'])}, {error['text']}")
     if found["flush_htable"] is False:
         lines.append("hint      without ima_flush_htable deletions free little memory")
     if found.get("view_measured") == "yes":

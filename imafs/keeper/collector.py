@@ -224,6 +224,7 @@ class Collector(Joining):
             self.catalogue.show(head.new)
         except (Refused, FormatError) as error:
             self.told.say("readers", logging.WARNING, "a reader gets EIO: %s", error)
+            self._failed(f"a reader gets EIO: {error}")
             return
         self._looked(asked)
 

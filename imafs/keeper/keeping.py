@@ -123,6 +123,8 @@ class Keeping:
         self._readers = Pool("reader", READERS, READ_DEADLINE)
         self.state = State.START
         self.why = ""
+        #: What kept it from its work last, and when (epoch): told also once that is over.
+        self.last_error: tuple[str, float] | None = None
         #: Why a view is not to be served; None: it is the truth.
         self.refusal: str | None = "the keeper has not looked at the kernel yet"
         self.life: Life | None = None
@@ -189,11 +191,16 @@ class Keeping:
     def _tell(self, state: State | None = None, why: str = "") -> None:
         """Whoever waits looks again."""
         if state is not None:
-            if (state, why) != (self.state, self.why) and why:
-                log.warning("%s: %s", state, why)
+            if why:
+                if (state, why) != (self.state, self.why):
+                    log.warning("%s: %s", state, why)
+                self._failed(f"{state}: {why}")
             self.state, self.why = state, why
         self._changed.set()
         self._changed = trio.Event()
+
+    def _failed(self, text: str) -> None:
+        self.last_error = text, time.time()
 
     def _ready(self) -> None:
         """Idle, but for what keeps records from being stored."""
@@ -255,6 +262,7 @@ class Keeping:
             raise Refused(errno.EIO, str(error)) from None
         except Refused as error:
             self.told.say("reads", logging.WARNING, "a reader of the view gets EIO: %s", error)
+            self._failed(f"a reader of the view gets EIO: {error}")
             raise Refused(errno.EIO, str(error)) from None
         if isinstance(part, Left):
             self.damaged(str(part.lost))
@@ -265,6 +273,7 @@ class Keeping:
         if len(self._damages) < _DAMAGES and text not in self._damages:
             self._damages.add(text)
             self.alarm("damaged", text)
+            self._failed(f"damaged: {text}")
 
     def _refused(self, call: str, number: int) -> NoReturn:
         if number in (errno.EACCES, errno.ESTALE, errno.ENODEV, errno.ENOTCONN):

@@ -58,6 +58,13 @@ class Ledger:
         return self.last is None or self.done >= self.last.n
 
     @property
+    def deleted(self) -> int:
+        """Records of the life that the kernel is known to have no more: those up to the last batch,
+        and of that where it is confirmed."""
+        last = self.last
+        return self.end if last is None or self.confirmed else last.first - last.skip
+
+    @property
     def diverged(self) -> list[Anchor]:
         """Behind which records the PCRs are not what the list gives, though none is missing."""
         usual = (CONFIRMED, BEHIND_A_GAP, BEGAN_ANEW)

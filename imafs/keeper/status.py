@@ -41,7 +41,7 @@ def status(collector: Collector) -> dict[str, Any]:
     ledger = life.archive.ledger if life is not None else None
     total = len(catalogue) if catalogue is not None else 0
     stored = catalogue.stored if catalogue is not None else 0
-    verified = collector.verified
+    verified, error = collector.verified, collector.last_error
     return {
         "state": collector.state.value,
         "why": collector.why or None,
@@ -51,7 +51,10 @@ def status(collector: Collector) -> dict[str, Any]:
         "life": None if life is None else life.facts.number,
         "boots": [] if ledger is None else list(dict.fromkeys(era.boot for era in ledger.eras)),
         "boot": collector.boot,
-        "records": {"total": total, "stored": stored, "in_kernel": total - stored},
+        "records": {
+            **{"total": total, "stored": stored, "in_kernel": total - stored},
+            "deleted": 0 if ledger is None else ledger.deleted,
+        },
         "batches_deleted": collector.deleted,
         "looked": collector.looked_at,
         "verified": None
@@ -60,6 +63,7 @@ def status(collector: Collector) -> dict[str, Any]:
             "from": 0 if ledger is None else ledger.unconfirmed,
             **{"records": verified[0], "when": verified[1]},
         },
+        "last_error": None if error is None else {"text": error[0], "when": error[1]},
         **marks(ledger),
         "alarms": dict(collector.alarms),
         "flush_htable": collector.flushes,
@@ -187,7 +191,8 @@ def _is_status(found: Any) -> bool:
     """Whether an answer has what is read of it."""
     return (
         _has(found, _STATUS)
-        and _has(found["records"], dict.fromkeys(("total", "stored", "in_kernel"), int))
+        and _has(found["records"], _RECORDS)
+        and (found["last_error"] is None or _has(found["last_error"], _ERROR))
         and (found["verified"] is None or _has(found["verified"], _VERIFIED))
         and all(isinstance(text, str) for text in found["alarms"].values())
     )
@@ -203,6 +208,8 @@ _STATUS = {
     **{"state": str, "why": str | None, "view": str, "refusal": str | None, "records": dict},
     **{"life": int | None, "boot": str, "verified": dict | None, "alarms": dict},
     **{"flush_htable": bool | None, "view_measured": str},
-    **{"gaps": list, "looked": int | float | None},
+    **{"gaps": list, "looked": int | float | None, "last_error": dict | None},
 }
+_RECORDS = dict.fromkeys(("total", "stored", "in_kernel", "deleted"), int)
+_ERROR = {"text": str, "when": int | float}
 _VERIFIED = {"from": int, "records": int, "when": int | float}

@@ -331,7 +331,8 @@ def test_a_store_of_ours_in_a_directory_with_the_sticky_bit(tmp_path: Path) -> N
 
 GOOD: dict[str, Any] = {
     **{"state": "idle", "why": None, "view": "served", "refusal": None, "life": 1, "boot": "b"},
-    **{"records": {"total": 1, "stored": 1, "in_kernel": 0}, "verified": None, "alarms": {}},
+    **{"records": {"total": 1, "stored": 1, "in_kernel": 0, "deleted": 1}},
+    **{"verified": None, "alarms": {}, "last_error": None},
     **{"flush_htable": None, "view_measured": "no", "gaps": [], "looked": None},
 }
 
@@ -365,6 +366,7 @@ def answer(**changes: object) -> bytes:
         *(b"[" * 100_000 + b"\n", b'{"ok": true, "status": {}}\n', b"\xff\n"),
         *(answer(records={}), answer(records=[]), answer(alarms=[]), answer(verified={})),
         *(answer(state=1), answer(alarms={"a": []}), answer(life="x")),
+        *(answer(last_error={"text": 1, "when": 0}), answer(last_error="x")),
     ],
 )
 def test_an_answer_of_no_keeper(
@@ -378,7 +380,8 @@ def test_an_answer_of_no_keeper(
 @pytest.mark.parametrize("when", [1e300, -1e18, float("nan"), float("inf"), 10**20])
 def test_a_time_of_no_year(tmp_path: Path, when: float) -> None:
     verified = {"from": 0, "records": 1, "when": when}
-    said = answer(verified=verified, looked=when, why="\x1b[2J\n")
+    error = {"text": "\x1b[2J", "when": when}
+    said = answer(verified=verified, looked=when, why="\x1b[2J\n", last_error=error)
     with answering(tmp_path, said):
         told = keep._lines(status.ask(str(tmp_path), "status"))
     assert all(line.isprintable() for line in told)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from imafs.keeper.status import ask
 NOTHING: dict[str, object] = {
     **{"state": "waiting", "why": "somebody", "view": "refused", "refusal": "not looked at yet"},
     **{"life": None, "boot": "", "looked": None, "verified": None, "flush_htable": None},
-    "records": {"total": 0, "stored": 0, "in_kernel": 0},
-    **{"gaps": [], "alarms": {}},
+    "records": {"total": 0, "stored": 0, "in_kernel": 0, "deleted": 0},
+    **{"gaps": [], "alarms": {}, "last_error": None},
 }
 
 
@@ -25,17 +26,27 @@ def test_status_before_there_is_a_life() -> None:
     assert keep._lines(NOTHING) == [
         "state     waiting: somebody",
         "view      refused: not looked at yet",
-        "records   0: 0 stored, 0 not yet",
+        "records   0: 0 stored, 0 not yet, 0 deleted in the kernel",
         "life      none yet",
     ]
 
 
 def test_status_says_when_the_kernel_was_looked_at() -> None:
     """A keeper that is degraded looks for readers alone: the number may be old."""
-    records = {"total": 5, "stored": 2, "in_kernel": 3}
+    records = {"total": 5, "stored": 2, "in_kernel": 3, "deleted": 1}
     found = {**NOTHING, "life": 1, "boot": "b", "records": records, "looked": 0.0}
     (line,) = [line for line in keep._lines(found) if line.startswith("records")]
-    assert line.startswith("records   5: 2 stored, 3 not yet (looked at 19")
+    assert line.startswith(
+        "records   5: 2 stored, 3 not yet, 1 deleted in the kernel (looked at 19"
+    )
+
+
+def test_status_says_what_was_wrong_last() -> None:
+    """The state has got well, and somebody asks why it was not."""
+    error = {"text": "degraded: no room\n", "when": 0.0}
+    found = {**NOTHING, "state": "idle", "why": None, "last_error": error}
+    (line,) = [line for line in keep._lines(found) if line.startswith("error")]
+    assert re.fullmatch(r"error     19\d\d-\S+ \S+, degraded: no room\\x0a", line)
 
 
 def test_the_store_of_the_settings_is_the_one_that_is_asked(
