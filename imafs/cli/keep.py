@@ -229,7 +229,7 @@ def verify(args: argparse.Namespace) -> int:
     if wrong:
         raise StoreBrokenError(
             f"{counted(wrong, 'complaint')}: the store is not what was stored (docs/keeper.md, "
-            "the alarms `damaged` and `broken`)"
+            "Damaged records)"
         )
     _check_whole(gaps)
     return 0

@@ -20,13 +20,14 @@ import hashlib
 import logging
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from imafs.errors import FormatError, StoreBrokenError
 from imafs.keeper import files as files_
 from imafs.keeper.book import JOURNAL, Book, told
 from imafs.keeper.facts import Anchor, Clock, Frame, Gap, How, Modes, PcrValues
-from imafs.keeper.files import Files, failed
+from imafs.keeper.files import BadPlaceError, CutError, Files, failed
 from imafs.keeper.index import CHUNK, Index, Measured, Row, Table, encoded_size, measured
 from imafs.keeper.journal import Seal
 from imafs.keeper.ledger import Ledger
@@ -41,6 +42,9 @@ SEGMENT_FRAMES = 4096
 SEGMENT_MARKS = 32
 #: Errors of a full disk: what was written before is as it was.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Bytes of the ASCII line of a record that is lost.
+_LINE = 100
+_OTHERS = "the bytes are not those that were stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,12 @@ class Archive:
         self.directory = directory
         self._book = Book(files, directory, ledger)
         self.sealed: list[Sealed] = []
+        #: Stored records that a start has found to be lost; where and why.
+        self.damaged: list[str] = []
+        #: Paths of segments of which no byte is to be believed, and why.
+        self.lost: dict[str, str] = {}
         self._open: _Growing | None = None
+        self._found: list[tuple[Seal, str]] = []
 
     @property
     def ledger(self) -> Ledger:
@@ -190,33 +199,71 @@ class Archive:
 
     def recover(self) -> None:
         """Cuts what does not count, takes up the rest. Raises OSError too."""
+        while self._recover_open():
+            pass
         self.sealed = [self._sealed(seal) for seal in self.ledger.seals]
-        self._recover_open()
         # Anew, whatever it is: lines that were read may lie in memory alone, and of a file
         # whose sync has failed once no later sync tells that.
         self._book.rewrite(self.ledger)
+        for seal, why in self._found:
+            if self._gap_of(seal) is None:
+                self._book.tell(Gap(seal.first, why, missing=seal.count))
         self._remove_strangers()
 
     def _sealed(self, seal: Seal) -> Sealed:
         path = self._at(seal.segment)
+        why = self._wrong(seal)
+        table = None if why == _OTHERS else self._table(seal, whole=why is None)
+        if table is None:
+            why = why or _OTHERS
+            self.lost[path] = f"{path}: {why}"
+            table = _guessed(seal.count, seal.size)[0]
+        if why is not None:
+            self._found.append((seal, f"{seal.segment}: {why}"))
+            self.damaged.append(f"{path}: {why}")
+        return Sealed(path, seal.first, seal.size, table)
+
+    def _gap_of(self, seal: Seal) -> Gap | None:
+        """That all records of a segment are lost, as an earlier start has written it down."""
+        mine = (seal.first, seal.count)
+        return next((gap for gap in self.ledger.gaps if (gap.index, gap.missing) == mine), None)
+
+    def _wrong(self, seal: Seal) -> str | None:
+        """Why not all records of a segment are there. Their bytes are read only where some were
+        lost before: somebody may have put them back."""
+        path = self._at(seal.segment)
         try:
             size = self._files.size(path)
         except FileNotFoundError:
-            raise StoreBrokenError(f"{seal.segment} is not there") from None
+            return "is not there"
         if size < seal.size:
-            raise StoreBrokenError(f"{seal.segment} is shorter than its records")
-        return Sealed(path, seal.first, seal.size, self._table(seal))
+            return f"somebody cut it: {seal.size} bytes were there"
+        if self._gap_of(seal) is None or self._has(path, 0, seal.size, seal.sha256):
+            return None
+        return _OTHERS
 
-    def _table(self, seal: Seal) -> Table:
+    def _has(self, path: str, at: int, size: int, sha256: bytes) -> bool:
+        """Whether so many bytes of a file are those that were stored. Raises OSError."""
+        try:
+            data = self._files.read_at(path, at, size)
+        except (CutError, BadPlaceError, FileNotFoundError):
+            return False
+        return hashlib.sha256(data).digest() == sha256
+
+    def _table(self, seal: Seal, *, whole: bool) -> Table | None:
+        """None: neither its file nor the segment tells, which is not ``whole`` or is another."""
         path = self._at(index_name(seal.segment))
         try:
             return self._read_table(path, seal)
         except FileNotFoundError:
-            log.warning("%s: is not there: made anew", path)
+            why = "is not there"
         except OSError as error:
-            log.warning("%s: %s: made anew", path, error.strerror)
+            why = error.strerror or "cannot be read"
         except FormatError as error:
-            log.warning("%s: %s: made anew", path, error)
+            why = str(error)
+        if not whole or not self._has(self._at(seal.segment), 0, seal.size, seal.sha256):
+            return None
+        log.warning("%s: %s: made anew", path, why)
         return self._made_table(seal)
 
     def _read_table(self, path: str, seal: Seal) -> Table:
@@ -228,8 +275,6 @@ class Archive:
 
     def _made_table(self, seal: Seal) -> Table:
         data = self._files.read_at(self._at(seal.segment), 0, seal.size)
-        if hashlib.sha256(data).digest() != seal.sha256:
-            raise StoreBrokenError(f"{seal.segment}: its bytes are not those that were stored")
         index = Index()
         index.take(_measured(seal.segment, data))
         if len(index) != seal.count:
@@ -242,11 +287,12 @@ class Archive:
         files_.replace(self._files, self.directory, index_name(segment), data)
         return Table.decode(data, len(index), index.offsets[-1]), hashlib.sha256(data).digest()
 
-    def _recover_open(self) -> None:
-        """The open segment, as far as its frames count."""
+    def _recover_open(self) -> bool:
+        """The open segment, as far as its frames count. True where bytes of it were lost, and are a
+        segment by themselves now: what is behind them is to be looked at."""
         name = self.ledger.segment
         if name is None:
-            return
+            return False
         path = self._at(name)
         try:
             size = self._files.size(path)
@@ -254,11 +300,13 @@ class Archive:
             size = 0
         growing = _Growing(path, name, self.ledger.sealed, -1)
         for frame in [frame for frame in self.ledger.frames if frame.len]:
-            least = min(size, frame.off + frame.len)
-            part = self._files.read_at(path, frame.off, max(0, least - frame.off)) if size else b""
-            if hashlib.sha256(part).digest() != frame.sha256:
+            if not self._has(path, frame.off, frame.len, frame.sha256):
+                if frame is not self.ledger.last or self.ledger.confirmed:
+                    self._set_apart(path, growing, frame)
+                    return True
                 self._drop_lost(frame)
                 break
+            part = self._files.read_at(path, frame.off, frame.len)
             growing.grow(part, _measured(name, part))
         if growing.size:
             growing.descriptor = self._files.open(path)
@@ -266,17 +314,85 @@ class Archive:
             if growing.size < size:
                 self._files.truncate(growing.descriptor, growing.size)
                 self._files.sync(growing.descriptor)
+        return False
+
+    def _set_apart(self, path: str, good: _Growing, hurt: Frame) -> None:
+        """The bytes of ``hurt``, and maybe of frames behind it, are not those that were stored, and
+        the kernel has the records no more.
+
+        They become a segment of their own, which has a gap; so do the records before and behind
+        them, which go on to be checked. All of that is in one new journal. Raises OSError.
+        """
+        frames = [frame for frame in self.ledger.frames if frame.len]
+        at = frames.index(hurt)
+        run = [hurt]
+        for frame in frames[at + 1 :]:
+            if self._has(path, frame.off, frame.len, frame.sha256):
+                break
+            run.append(frame)
+        rest = frames[at + len(run) :]
+        count, size = sum(frame.count for frame in run), sum(frame.len for frame in run)
+        # Of more than one frame nobody knows what all the bytes were; of one they may come back.
+        sha256 = hurt.sha256 if len(run) == 1 else _joined(run)
+        numbers = f"frame {hurt.n}" if len(run) == 1 else f"frames {hurt.n} to {run[-1].n}"
+        log.error("%s: %s: %s", path, numbers, _OTHERS)
+        index_sha256 = hashlib.sha256(_guessed(count, size)[1]).digest()
+        gap = Gap(hurt.first, f"{hurt.first:012d}.bin ({numbers}): {_OTHERS}", missing=count)
+        ledger = Ledger()
+        for seal in self.ledger.seals:
+            ledger.add(seal)
+        for item in [*self.ledger.open, None]:
+            if item is hurt and good.size:
+                own = self._write_index(good.name, good.index)[1]
+                ledger.add(ledger.sealing(good.digest.digest(), own))
+            if item is (rest[0] if rest else None):
+                ledger.add(gap)
+                ledger.add(ledger.sealing(sha256, index_sha256))
+            if isinstance(item, Frame):
+                segment = ledger.segment or f"{ledger.end:012d}.bin"
+                ledger.add(replace(item, seg=segment, off=ledger.offset))
+            elif item is not None:
+                ledger.add(item)
+        if good.size:
+            self._copy(path, f"{hurt.first:012d}.bin", run)
+        self._copy(path, f"{hurt.first + count:012d}.bin", rest)
+        self._files.sync_directory(self.directory)
+        self._book.rewrite(ledger)
+        self._cut(path, good.size or size)
+
+    def _cut(self, path: str, size: int) -> None:
+        """What is behind so many bytes of a file is in another one."""
+        with suppress(FileNotFoundError):
+            if self._files.size(path) > size:
+                descriptor = self._files.open(path)
+                try:
+                    self._files.truncate(descriptor, size)
+                    self._files.sync(descriptor)
+                finally:
+                    self._files.close(descriptor)
+
+    def _copy(self, path: str, name: str, frames: Sequence[Frame]) -> None:
+        """What there is of the bytes of some frames, in a new file, durably but for its name."""
+        if not frames:
+            return
+        place = self._at(name)
+        try:
+            descriptor = self._files.create(place)
+        except FileExistsError:  # of a crash: nothing counts it
+            self._files.remove(place)
+            descriptor = self._files.create(place)
+        try:
+            for frame in frames:
+                with suppress(CutError, BadPlaceError, FileNotFoundError):
+                    data = self._files.read_at(path, frame.off, frame.len)
+                    self._files.write(descriptor, frame.off - frames[0].off, data)
+            self._files.sync(descriptor)
+        finally:
+            self._files.close(descriptor)
 
     def _drop_lost(self, frame: Frame) -> None:
-        """The bytes of ``frame`` are not those that were stored.
-
-        Right only for the last one, if the kernel was not told to delete its records: then it
-        has them still, and where it was told all the same, the PCRs say so.
-        """
-        if frame is not self.ledger.last or self.ledger.confirmed:
-            raise StoreBrokenError(
-                f"{frame.seg}: the bytes of frame {frame.n} are not those that were stored"
-            )
+        """The bytes of the last frame are not those that were stored, and nothing says that the
+        kernel was told to delete its records: it has them still, or the PCRs tell."""
         log.warning(
             "%s: frame %d has lost its bytes: taken as never stored", self.directory, frame.n
         )
@@ -435,6 +551,20 @@ class Archive:
 def index_name(segment: str) -> str:
     """The file that has the index of a segment's."""
     return segment.removesuffix(".bin") + ".idx"
+
+
+def _joined(frames: Sequence[Frame]) -> bytes:
+    """A hash that no bytes of so many frames have."""
+    return hashlib.sha256(b"".join(frame.sha256 for frame in frames)).digest()
+
+
+def _guessed(count: int, size: int) -> tuple[Table, bytes]:
+    """An index of records of which nobody knows where they were, and its file."""
+    ends = array("Q", [size * (at + 1) // count for at in range(count)])
+    index = Index()
+    index.take(Measured(ends, array("Q", [_LINE]) * count, bytes(count)))
+    data = index.encode()
+    return Table.decode(data, count, size), data
 
 
 def _measured(name: str, data: bytes) -> Measured:

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from imafs.errors import StoreBrokenError
 from imafs.formats.algorithms import Bank, by_name
 from imafs.formats.binary import Reader
 from imafs.keeper.archive import Sealed, Stored, Tail
@@ -21,7 +22,7 @@ from imafs.keeper.chunks import Absent, Cache, Chunk, Full, Holed, Left, Memory,
 from imafs.keeper.facts import Mode
 from imafs.keeper.index import Indexed, Row, indexed
 from imafs.keeper.journal import Era
-from imafs.keeper.records import Away, Part, RecordList
+from imafs.keeper.records import Away, Part, RecordList, unknown
 from imafs.keeper.store import BankFile
 from imafs.lists.banks import Layout, View
 from imafs.lists.segments import Run
@@ -37,6 +38,15 @@ def layout_of(banks: Sequence[BankFile]) -> Layout:
             algorithm = by_name(bank.name)
             found.append(Bank(algorithm.tpm_id or 0, algorithm.digest_size, algorithm))
     return Layout(tuple(found))
+
+
+def _part(where: Full | Open, count: int, read: Read, *, whole: bool) -> Part:
+    try:
+        return where.part(read)
+    except StoreBrokenError:
+        if whole:
+            raise
+        return unknown(count)
 
 
 class Catalogue:
@@ -311,11 +321,12 @@ class Catalogue:
             best = max([best, *(offsets[i + 1] - offsets[i] for i in range(stop))])
         return best
 
-    def records(self) -> RecordList:
-        """What is stored, for a join. Reading it is blocking, in any thread."""
+    def records(self, *, whole: bool = True) -> RecordList:
+        """What is stored. Reading it is blocking, in any thread. For a join, which cannot wait for
+        records that are lost, others stand in their place (not ``whole``)."""
         stored = self._chunks[: self._stored_chunks]
         return RecordList(
-            Away(len(chunk), partial(chunk.where.part, self._read))
+            Away(len(chunk), partial(_part, chunk.where, len(chunk), self._read, whole=whole))
             for chunk in stored
             if not isinstance(chunk.where, Memory)
         )

@@ -46,6 +46,8 @@ class Joining(Keeping):
         if self.life is None:
             self.life = await self._on_disk(self._store.newest)
             self._show_life()
+            for text in () if self.life is None else self.life.archive.damaged:
+                self.damaged(f"{self._store.path}/{text}")
             self._tell()
 
     async def _joined(self) -> None:
@@ -66,6 +68,7 @@ class Joining(Keeping):
                 raise SuspendedNow
             if plan.skip is not None:
                 break
+            self._failed(f"{State.JOINING}: {plan.refuse}")
             self._unseen(asked)
             await trio.sleep(_AGAIN)
         self.refusal = plan.refuse
@@ -99,7 +102,7 @@ class Joining(Keeping):
             frames.insert(0, ledger.last)
         return StoreFacts(
             life=life.facts,
-            records=catalogue.records(),
+            records=catalogue.records(whole=False),
             frames=frames,
             seals=[facts.Seal(seal.end, seal.sha256, seal.pcrs) for seal in ledger.seals],
             anchors=ledger.anchors,

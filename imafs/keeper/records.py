@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from imafs.errors import FormatError
 from imafs.formats.algorithms import SHA1, by_name
-from imafs.formats.binary import Reader
-from imafs.formats.templates import Template
+from imafs.formats.binary import Reader, Record, encode
+from imafs.formats.templates import TEMPLATES, Template
 from imafs.keeper.facts import Mode, Modes, PcrValues
 
 Buffer = bytes | memoryview
@@ -146,6 +146,15 @@ class _Extended:
 def digest_of(bank: str, mode: Mode) -> _Extended:
     """A function of (template, template data, SHA-1 template digest): what goes to the PCR."""
     return _Extended(bank, mode)
+
+
+def unknown(count: int) -> Part:
+    """So many records in the place of others that are lost: they are equal to none, and no PCR
+    leads over them."""
+    template = TEMPLATES["ima-ng"]
+    body = template.join([b"sha256:\0" + bytes(32), b"a record that is lost\0"])
+    one = encode(Record(10, template, body), template.digest(body, SHA1))
+    return Part(one * count, range(0, len(one) * (count + 1), len(one)))
 
 
 def listed(data: bytes) -> RecordList:

@@ -195,7 +195,10 @@ class Store:
         """One life, recovered. Raises :class:`StoreBrokenError` and :class:`DegradedError`."""
         directory = f"{_LIVES}/{name}"
         facts, banks = _life(self._json(f"{directory}/{_LIFE}"), _number(name), self._said(name))
-        return Life(facts, banks, archives.recover(self._files, directory))
+        archive = archives.recover(self._files, directory)
+        for path, why in archive.lost.items():
+            self._damaged[path] = f"{self.path}/{why}"
+        return Life(facts, banks, archive)
 
     def begin(self, facts: LifeFacts, banks: Sequence[BankFile]) -> Life:
         """A new life, durable behind this; the facts' number is given here."""

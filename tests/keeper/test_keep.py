@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -366,6 +367,37 @@ def test_full_disk_deletes_nothing(start: Starter, keepers: Keepers) -> None:
     assert kernel.group("records")["deleted"] == 0
 
 
+def test_status_counts_what_the_kernel_deleted(start: Starter, keepers: Keepers) -> None:
+    """Over a restart of the keeper, too."""
+    kernel = start("--banks", "sha1")
+    keeper = keepers(kernel)
+    assert keeper.until("it has joined", state="idle")["records"]["deleted"] == 1
+    kernel.generate(10)
+    keeper.flush()
+    found = keeper.until("it is noted", state="idle")["records"]
+    assert found["deleted"] == kernel.group("records")["deleted"] == found["stored"] == 11
+    keeper.terminate()
+    again = keepers(kernel, of=keeper)
+    assert again.until("it has joined", state="idle")["records"]["deleted"] == 11
+
+
+def test_last_error_is_told_when_it_is_over(start: Starter, keepers: Keepers) -> None:
+    kernel = start("--banks", "sha1")
+    began = time.time()
+    with (kernel.dir / BINARY).open("rb"):
+        keeper = keepers(kernel, allow="waiting")
+        keeper.until("it waits", state="waiting")
+    found = keeper.until("it has joined", state="idle")
+    assert found["why"] is None
+    error = found["last_error"]
+    assert error["text"].startswith("waiting: somebody else has a measurement list open")
+    assert began <= error["when"] <= time.time()
+    told = imafs("keep", "status", "--store", keeper.store).stdout
+    assert re.search(
+        "^error     .*, waiting: somebody else has a measurement list open", told, re.M
+    )
+
+
 def test_export_is_the_kernels_form(start: Starter, keepers: Keepers, tmp_path: Path) -> None:
     kernel = start("--banks", "sha1")
     keeper = keepers(kernel, records=4)
@@ -384,21 +416,71 @@ def test_export_is_the_kernels_form(start: Starter, keepers: Keepers, tmp_path: 
     assert (result.returncode, "has 21 records" in result.stderr) == (2, True)
 
 
-def test_damaged_store_ends_the_keeper_with_its_own_code(start: Starter, keepers: Keepers) -> None:
+def test_broken_journal_ends_the_keeper_with_its_own_code(start: Starter, keepers: Keepers) -> None:
     kernel = start("--banks", "sha1")
     keeper = keepers(kernel)
     kernel.generate(10)
     keeper.flush()
     keeper.stop()
-    (segment,) = keeper.store.glob("lives/*/*.bin")
-    data = bytearray(segment.read_bytes())
+    (journal,) = keeper.store.glob("lives/*/journal")
+    data = bytearray(journal.read_bytes())
     data[40] ^= 1
-    segment.write_bytes(data)
+    journal.write_bytes(data)
     result = imafs("keep", "--source", kernel.dir, "--store", keeper.store, check=False)
     assert result.returncode == 12
-    assert "are not those that were stored" in result.stderr.splitlines()[-1]
     result = imafs("keep", "verify", "--store", keeper.store, check=False)
     assert result.returncode == 12
+
+
+@pytest.mark.parametrize("option", [(), ("--accept-gap",)], ids=["refused", "accepted"])
+def test_damaged_records_are_a_gap(
+    option: tuple[str, ...], start: Starter, keepers: Keepers, tmp_path: Path
+) -> None:
+    """They are gone from the kernel, too. The keeper goes on; its view is refused, or, where
+    somebody accepts the gap, EIO at the place alone."""
+    kernel = start("--banks", "sha1,sha256")
+    keeper = keepers(kernel)
+    for _ in range(3):
+        kernel.generate(10)
+        keeper.flush()
+    whole = keeper.read(BINARY)
+    keeper.stop()
+    (segment,) = keeper.store.glob("lives/*/*.bin")
+    size = len(whole)
+    data = bytearray(segment.read_bytes())
+    data[size // 2] ^= 1
+    segment.write_bytes(data)
+    allowed = "are not those that were stored|gets EIO"
+    keeper = keepers(kernel, *option, of=keeper, allow=allowed)
+    status = keeper.until("it has joined", state="idle")
+    assert set(status["alarms"]) == {"gap", "damaged"}
+    (gap,) = status["gaps"]
+    assert gap["records"] == 10
+    kernel.generate(10)
+    keeper.flush()
+    assert keeper.status()["records"]["stored"] == 41
+    assert kernel.count() == 0
+    view = keeper.view / BINARY
+    if option:
+        with view.open("rb") as file:
+            front = os.pread(file.fileno(), 100, 0)
+            assert front == whole[:100]
+            with pytest.raises(OSError, match="Input/output error"):
+                keeper.read(BINARY)
+            behind = size - 200
+            assert os.pread(file.fileno(), 100, behind) == whole[behind : behind + 100]
+    else:
+        with pytest.raises(OSError, match="Input/output error"):
+            keeper.read(BINARY)
+    keeper.stop()
+    done = imafs("keep", "verify", "--json", "--store", keeper.store, check=False)
+    assert done.returncode == 12
+    (complaint,) = json.loads(done.stdout)["complaints"]  # what is behind it is as it was stored
+    assert "the bytes are not those that were stored" in complaint
+    out = tmp_path / "behind"
+    first = str(gap["after"] + gap["records"])
+    imafs("keep", "export", "--store", keeper.store, "--since", first, "-o", out)
+    assert imafs("list", out).stdout.count("\n") == 41 - int(first)
 
 
 @pytest.mark.parametrize(

@@ -555,6 +555,29 @@ async def test_gap_of_a_list_without_its_beginning_is_in_another_life(
     assert [gap.index for gap in machine.ledger.gaps] == [0]
 
 
+async def test_a_kexec_that_nothing_tells_from_a_reboot_is_another_life(
+    tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    """The same of a kexec. What was stored stays as it was; with the clock it is the same life."""
+    expected_logs.allow("keeper")
+    for clock in (False, True):
+        machine = Machine(tmp_path / str(clock), clock=clock)
+        kernel = machine.kernel
+        kernel.add("/before")
+        assert await machine.kept() is None
+        kernel.kexec()
+        kernel.add("/gone")
+        kernel.trim()
+        kernel.add("/a")
+        assert await machine.kept() is not None
+        assert machine.lives == (1 if clock else 2)
+        lives = [
+            reading.Reading(str(machine.store), name) for name in reading.lives(str(machine.store))
+        ]
+        assert [life.verify().complaints for life in lives] == [()] * len(lives)
+        assert b"/before" in b"".join(lives[0].export(0))
+
+
 @pytest.mark.parametrize("step", ["", "delete"])
 async def test_view_goes_on_where_measuring_has_ended(machine: Machine, step: str) -> None:
     """A kexec has begun: A is refused, or the D behind a commit. The lists are there to be read."""

@@ -125,6 +125,7 @@ def recovered(image: Image, root: Path) -> tuple[bytes, RecordingDisk]:
     root.mkdir()
     disk = image.lay_out(root)
     archive = archives.recover(disk, LIFE)
+    assert not archive.damaged
     data = stored(archive, disk)
     archive.close()
     return data, disk
