@@ -146,7 +146,8 @@ class Gap:
     why: str
     #: How many, where that is known.
     missing: int | None = None
-    #: Up to which index PCRs confirmed the list, and when (seconds since 1970), if ever.
+    #: Up to which index PCRs confirmed the list, if ever, and when (seconds since 1970): a keeper
+    #: that was started since does not know that.
     verified: int | None = None
     verified_at: float | None = None
 
@@ -178,8 +179,6 @@ class LifeFacts:
     #: Whether the list led from zero to the PCRs when the life was opened. False: not known then
     #: (a long first list is drained, the TPM was away); an anchor says when it is.
     whole: bool = True
-    #: SHA-1 template digest of its first record; empty before there is one.
-    first_digest: bytes = b""
     #: PCRs that decide: zero at the reset, and extended by IMA alone. By default boot_aggregate's.
     deciding: tuple[int, ...] = (10,)
     #: The life and the index from which it was forked.
@@ -187,16 +186,8 @@ class LifeFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
-    """Bytes behind the last whole commit: a file of the life, and the length to cut it to."""
-
-    file: str
-    keep: int
-
-
-@dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """The newest life as recovery reads it; nothing has been changed yet."""
+    """The newest life, recovered: what no frame counts is cut, and what is lost has its gap."""
 
     #: None: there is no life yet.
     life: LifeFacts | None = None
@@ -210,12 +201,8 @@ class StoreFacts:
     gaps: Sequence[Gap] = ()
     #: Number of the last frame whose batch is known to be deleted; -1: none.
     done: int = -1
-    #: A torn last line, bytes behind the last frame.
-    tails: Sequence[Tail] = ()
-    #: Whole frame lines whose bytes have another SHA-256.
-    damaged: Sequence[Frame] = ()
-    #: A line in the middle does not fit the one before: why nothing can be served.
-    broken: str | None = None
+    #: Whether some of the records are lost, and others stand in their place: bytes tell nothing.
+    damaged: bool = False
 
     @property
     def begun(self) -> bool:
@@ -287,21 +274,6 @@ class TpmFacts:
 
 
 # --- what may be done -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Cut bytes of an unfinished commit."""
-
-    tail: Tail
-
-
-@dataclass(frozen=True, slots=True)
-class Rewrite:
-    """Write a damaged frame's records again, from K[place : place + frame.count]."""
-
-    frame: Frame
-    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,7 +386,6 @@ class Kind(enum.StrEnum):
     #: Nothing but the store's own word says that the list is whole.
     UNVERIFIED = "unverified"
     DAMAGED = "damaged"
-    BROKEN = "broken"
     #: A PCR that does not decide is not what the list gives.
     OTHER_PCR = "other_pcr"
 
@@ -454,7 +425,7 @@ OF_LOOK = (Kind.UNDECIDED, Kind.SUSPENDED)
 UNCONFIRMED = (Kind.UNVERIFIED, Kind.OTHER_PCR)
 
 
-OfStore = Cut | Rewrite | OpenLife | ForkLife | RecordBoot | RecordGap | TakeAnchor | MarkDone
+OfStore = OpenLife | ForkLife | RecordBoot | RecordGap | TakeAnchor | MarkDone
 OfKernel = Store | DeleteStaged | DeleteFirst | WaitForKernel
 Action = OfStore | OfKernel | Alarm
 
@@ -477,7 +448,6 @@ class Found(enum.StrEnum):
     UNDECIDED = "undecided"
     #: Measuring has ended for this kernel.
     SUSPENDED = "suspended"
-    BROKEN = "store broken"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,10 @@ from imafs.keeper.facts import (
     Action,
     Alarm,
     Anchor,
-    Cut,
     DeleteFirst,
     DeleteStaged,
     ForkLife,
     Found,
-    Frame,
     Gap,
     How,
     KernelFacts,
@@ -30,7 +28,6 @@ from imafs.keeper.facts import (
     Plan,
     RecordBoot,
     RecordGap,
-    Rewrite,
     Store,
     StoreFacts,
     TakeAnchor,
@@ -45,9 +42,6 @@ _USUAL = Choice()
 
 def plan(store: StoreFacts, kernel: KernelFacts, tpm: TpmFacts, choice: Choice = _USUAL) -> Plan:
     """The plan for a start, and for each look at the kernel after it."""
-    if store.broken is not None:
-        alarm = Alarm(Kind.BROKEN, store.broken)
-        return Plan(Found.BROKEN, None, (alarm,), refuse=store.broken)
     judge = Judge(store, kernel, tpm, choice)
     return _Steps(judge).plan(judge.answer())
 
@@ -62,23 +56,18 @@ class _Steps:
 
     def plan(self, answer: Answer) -> Plan:
         """The actions, and whether the view is served."""
-        cuts: list[Action] = [Cut(tail) for tail in self.store.tails]
         refuse = self._refusal(answer)
         if answer.skip is None:
-            waits = (*cuts, WaitForKernel(answer.why), Alarm(Kind.UNDECIDED, answer.why))
+            waits = (WaitForKernel(answer.why), Alarm(Kind.UNDECIDED, answer.why))
             return Plan(answer.found, None, waits, refuse=answer.why)
         if self.kernel.suspended is not None:
             why = "measuring has ended for this kernel"
-            waits = (*cuts, WaitForKernel(why), Alarm(Kind.SUSPENDED, why))
+            waits = (WaitForKernel(why), Alarm(Kind.SUSPENDED, why))
             if answer.opens or answer.forks is not None:
                 # Nothing may be begun any more: there is no life that the list goes on.
                 return Plan(Found.SUSPENDED, None, waits, refuse=why)
             return Plan(Found.SUSPENDED, answer.skip, waits, refuse, answer.verified)
-        life = list(self._life(answer))
-        mended = list(self._mended(answer)) if not answer.opens else []
-        if any(isinstance(action, RecordGap) for action in mended):
-            refuse = refuse or self._unless_served("stored records are damaged")
-        actions = [*cuts, *life, *mended, *answer.alarms, *self._stores(answer)]
+        actions = [*self._life(answer), *answer.alarms, *self._stores(answer)]
         reached = self.tpm.pcrs if answer.verified and self.tpm.pcrs is not None else {}
         return Plan(answer.found, answer.skip, tuple(actions), refuse, answer.verified, reached)
 
@@ -115,28 +104,6 @@ class _Steps:
             verified = self.store.end if self.store.begun and not answer.opens else None
             yield RecordGap(Gap(answer.gap, answer.why, verified=verified))
             yield gap_alarm(answer.gap, answer.why)
-
-    def _mended(self, answer: Answer) -> Iterator[Action]:
-        known = {gap.index for gap in self.store.gaps}
-        for frame in self.store.damaged:
-            place = self._place_of(frame, answer.skip or 0)
-            if place is not None:
-                yield Rewrite(frame, place)
-            elif frame.first not in known:
-                why = f"the records of frame {frame.n} are damaged, and the kernel has them no more"
-                yield RecordGap(Gap(frame.first, why, missing=frame.count))
-                yield Alarm(Kind.DAMAGED, why)
-
-    def _place_of(self, frame: Frame, skip: int) -> int | None:
-        """Where in K the frame's records stand, told by their SHA-256."""
-        first = skip - (self.store.end - frame.first)
-        last = self.total - frame.count
-        for place in dict.fromkeys([first, *range(last, -1, -1)]):
-            if 0 <= place <= last and self.judge.budget.take(frame.count):
-                found: bytes = self.k.sha256(place, place + frame.count)
-                if found == frame.sha256:
-                    return int(place)
-        return None
 
     def _stores(self, answer: Answer) -> Iterator[Action]:
         skip = answer.skip or 0

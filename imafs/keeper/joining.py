@@ -108,6 +108,7 @@ class Joining(Keeping):
             anchors=ledger.anchors,
             gaps=ledger.gaps,
             done=ledger.done,
+            damaged=bool(life.archive.damaged or self._damages),
         )
 
     async def _facts(self) -> tuple[KernelFacts, TpmFacts]:
@@ -258,8 +259,11 @@ class Joining(Keeping):
                 pcrs = self._archive().ledger.pcrs
                 modes = dict(action.modes)
                 await self._commit(Batch(b"", 0, action.boot, pcrs=pcrs, modes=modes))
-            case facts.RecordGap(gap=mark) | facts.TakeAnchor(anchor=mark):
-                await self._mark(mark)
+            case facts.RecordGap(gap=gap):
+                when = None if self.verified is None or gap.verified is None else self.verified[1]
+                await self._mark(replace(gap, verified_at=when))
+            case facts.TakeAnchor(anchor=anchor):
+                await self._mark(anchor)
             case facts.MarkDone():
                 await self._confirm(sync=True)
             case facts.Store():

@@ -76,7 +76,10 @@ def marks(ledger: Ledger | None) -> dict[str, Any]:
     """Where the life is not what its PCRs tell, by numbers of records."""
     return {
         "gaps": [
-            {"after": gap.index, "records": gap.missing, "why": gap.why}
+            {
+                **{"after": gap.index, "records": gap.missing, "why": gap.why},
+                **{"verified": gap.verified, "verified_at": gap.verified_at},
+            }
             for gap in (() if ledger is None else ledger.gaps)
         ],
         "diverged": [] if ledger is None else [mark.index for mark in ledger.diverged],

@@ -21,7 +21,7 @@ import pytest
 import trio
 
 from imafs.errors import DegradedError, FileError, Refused
-from imafs.keeper import joining, reading
+from imafs.keeper import joining, reading, status
 from imafs.keeper.collector import Collector, Settings, State
 from imafs.keeper.facts import PcrValues
 from imafs.keeper.ledger import Ledger
@@ -553,6 +553,33 @@ async def test_gap_of_a_list_without_its_beginning_is_in_another_life(
     assert await machine.kept() is not None
     assert machine.lives == 2
     assert [gap.index for gap in machine.ledger.gaps] == [0]
+
+
+async def test_a_gap_tells_when_the_list_was_verified_last(
+    machine: Machine, expected_logs: ExpectedLogs
+) -> None:
+    """A keeper that was started since does not know; the journal keeps what is known."""
+    expected_logs.allow("keeper")
+    kernel = machine.kernel
+    kernel.add("/a")
+    async with machine.keeper() as collector:
+        await collector.flush()
+        assert collector.verified is not None
+        when = collector.verified[1]
+        kernel.add("/b")
+        kernel.kexec(0)
+
+        async def gap() -> bool:
+            return bool(status.status(collector)["gaps"])
+
+        await wait_for_async(gap, WAIT, "the gap is written down")
+        (told,) = status.status(collector)["gaps"]
+        assert (told["verified"], told["verified_at"]) == (told["after"], when)
+    assert [gap.verified_at for gap in machine.ledger.gaps] == [when]
+    kernel.add("/c")
+    kernel.kexec(0)
+    assert await machine.kept() is not None
+    assert [gap.verified_at for gap in machine.ledger.gaps] == [when, None]
 
 
 async def test_a_kexec_that_nothing_tells_from_a_reboot_is_another_life(

@@ -322,7 +322,6 @@ class Life:
     #: Frames that the walk has looked at.
     checked: int = 0
     torn: bool = False
-    damaged: list[facts.Frame] = field(default_factory=list)
 
 
 class Disk:
@@ -336,6 +335,15 @@ class Disk:
         """The machine stops: a done line that nothing synced may be gone."""
         if self.lives and self.rng.random() < 0.5:
             self.lives[-1].unsynced = self.lives[-1].synced
+
+    @property
+    def torn(self) -> bool:
+        """Whether the journal ends in a line that does not count."""
+        return bool(self.lives) and self.lives[-1].torn
+
+    def cut(self) -> None:
+        """Recovery cuts it."""
+        self.lives[-1].torn = False
 
     def read(self) -> facts.StoreFacts:
         if not self.lives:
@@ -356,8 +364,6 @@ class Disk:
             anchors=tuple(life.anchors),
             gaps=tuple(life.gaps),
             done=life.unsynced,
-            tails=(facts.Tail("journal", 0),) if life.torn else (),
-            damaged=tuple(life.damaged),
         )
 
     def open(self, kernel: Kernel, clock: facts.Clock | None, whole: bool) -> None:
@@ -610,6 +616,9 @@ class Keeper:
         self.at_end = kernel.pinned
         k, self.known = self.seen, self.plan.skip
         try:
+            if self.disk.torn:
+                self.step()
+                self.disk.cut()
             for action in self.plan.actions:
                 self.step()
                 self.act(action, k)
@@ -633,13 +642,6 @@ class Keeper:
         """One action; each is as durable as the archive makes it."""
         kernel, disk = self.kernel, self.disk
         match action:
-            case facts.Cut():
-                disk.lives[-1].torn = False
-            case facts.Rewrite(frame, place):
-                recs = k[place : place + frame.count]
-                if Listed(recs).sha256(0, len(recs)) != frame.sha256:
-                    raise Broken("I4", "other bytes than the frame's")
-                disk.lives[-1].damaged.remove(frame)
             case facts.OpenLife(_, clock, whole):
                 untold = not kernel.setting.tpm and not self.unconfirmed()
                 if untold and k and k[0].name == "boot_aggregate":

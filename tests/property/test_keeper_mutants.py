@@ -279,7 +279,11 @@ MUTANTS = (
     Mutant(
         "an anchor in front of its records", on(join._Steps, "_stores", early), frozenset({"I10"})
     ),
-    Mutant("a torn line stays", without(facts.Cut), frozenset({"I6"})),
+    Mutant(
+        "a torn line stays",
+        on(model.Disk, "cut", lambda _: lambda self: None),
+        frozenset({"I6"}),
+    ),
     Mutant("gaps are not written down", without(facts.RecordGap), LOSES | {"I7"}),
     Mutant("other answers to the same facts", on(judge.Judge, "answer", whims), frozenset({"I8"})),
     Mutant("an end that was not exact", on(model.Keeper, "look", ends_at_random), LOSES | {"I7"}),

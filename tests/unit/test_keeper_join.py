@@ -67,6 +67,17 @@ def test_stored_and_not_deleted() -> None:
     assert done(found) == ["DeleteStaged", "MarkDone"]
 
 
+def test_of_damaged_records_the_pcrs_alone_tell_what_is_stored() -> None:
+    """Others stand in their place, in the last batch, too."""
+    there = store(TRUTH[:3], TRUTH[1:3])
+    hurt = replace(there, records=Listed(split("lost", "lost", "lost")))
+    assert plan(hurt, kernel(TRUTH[1:], 2), tpm(TRUTH)).found is Found.GAP
+    found = plan(replace(hurt, damaged=True), kernel(TRUTH[1:], 2), tpm(TRUTH))
+    assert (found.found, found.skip, done(found)) == (
+        *(Found.SAME_LIFE, 2, ["DeleteStaged", "MarkDone"]),
+    )
+
+
 def test_deleted_and_not_confirmed() -> None:
     found = plan(store(TRUTH[:3], TRUTH[1:3]), kernel(TRUTH[3:]), tpm(TRUTH))
     assert (found.found, found.skip) == (Found.SAME_LIFE, 0)
@@ -180,21 +191,6 @@ def test_a_kernel_that_ends_is_asked_for_nothing() -> None:
     begins = plan(facts.StoreFacts(), replace(kernel(TRUTH), suspended=13), tpm(TRUTH))
     assert (begins.found, begins.skip, done(begins)) == (Found.SUSPENDED, None, done(found))
     assert begins.refuse is not None
-
-
-def test_a_broken_store_serves_nothing() -> None:
-    found = plan(facts.StoreFacts(broken="line 7"), kernel(TRUTH), tpm(TRUTH))
-    assert (found.found, found.refuse) == (Found.BROKEN, "line 7")
-
-
-def test_damaged_records_are_written_again_from_the_kernel() -> None:
-    hurt = store(TRUTH[:3], TRUTH[1:3])
-    hurt = replace(hurt, damaged=hurt.frames)
-    found = plan(hurt, kernel(TRUTH[1:], 2), tpm(TRUTH))
-    assert [a.place for a in found.actions if isinstance(a, facts.Rewrite)] == [0]
-    found = plan(hurt, kernel(TRUTH[3:]), tpm(TRUTH))
-    assert found.refuse is not None
-    assert [a.gap.missing for a in found.actions if isinstance(a, facts.RecordGap)] == [2]
 
 
 @pytest.mark.parametrize("violations", [False, True])
