@@ -22,13 +22,14 @@ from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
 
 from imafs.errors import FormatError, StoreBrokenError
 from imafs.keeper import files as files_
 from imafs.keeper.book import JOURNAL, Book, told
 from imafs.keeper.facts import Anchor, Clock, Frame, Gap, How, Modes, PcrValues
 from imafs.keeper.files import BadPlaceError, CutError, Files, failed
-from imafs.keeper.index import CHUNK, Index, Measured, Row, Table, encoded_size, measured
+from imafs.keeper.index import CHUNK, Index, Measured, Row, Table, encoded_size, guessed, measured
 from imafs.keeper.journal import Seal
 from imafs.keeper.ledger import Ledger
 
@@ -42,8 +43,8 @@ SEGMENT_FRAMES = 4096
 SEGMENT_MARKS = 32
 #: Errors of a full disk: what was written before is as it was.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-#: Bytes of the ASCII line of a record that is lost.
-_LINE = 100
+#: Errors of a disk that does not give what it has: all others may be over in a moment.
+_MEDIUM = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO)
 _OTHERS = "the bytes are not those that were stored"
 
 
@@ -176,6 +177,7 @@ class Archive:
         self.lost: dict[str, str] = {}
         self._open: _Growing | None = None
         self._found: list[tuple[Seal, str]] = []
+        self._told: set[tuple[int, int | None]] = set()  # gaps that are in the journal
 
     @property
     def ledger(self) -> Ledger:
@@ -199,34 +201,34 @@ class Archive:
 
     def recover(self) -> None:
         """Cuts what does not count, takes up the rest. Raises OSError too."""
-        while self._recover_open():
-            pass
+        self._recover_open()
+        self._told = {(gap.index, gap.missing) for gap in self.ledger.gaps}
         self.sealed = [self._sealed(seal) for seal in self.ledger.seals]
         # Anew, whatever it is: lines that were read may lie in memory alone, and of a file
         # whose sync has failed once no later sync tells that.
         self._book.rewrite(self.ledger)
         for seal, why in self._found:
-            if self._gap_of(seal) is None:
+            if not self._is_told(seal):
                 self._book.tell(Gap(seal.first, why, missing=seal.count))
         self._remove_strangers()
 
     def _sealed(self, seal: Seal) -> Sealed:
         path = self._at(seal.segment)
         why = self._wrong(seal)
-        table = None if why == _OTHERS else self._table(seal, whole=why is None)
+        table = self._table(seal, whole=why is None)
         if table is None:
             why = why or _OTHERS
-            self.lost[path] = f"{path}: {why}"
-            table = _guessed(seal.count, seal.size)[0]
+            table = guessed(seal.count, seal.size)[0]
         if why is not None:
+            # Of a part of it nobody can say that it is what was stored.
+            self.lost[path] = f"{path}: {why}"
             self._found.append((seal, f"{seal.segment}: {why}"))
             self.damaged.append(f"{path}: {why}")
         return Sealed(path, seal.first, seal.size, table)
 
-    def _gap_of(self, seal: Seal) -> Gap | None:
-        """That all records of a segment are lost, as an earlier start has written it down."""
-        mine = (seal.first, seal.count)
-        return next((gap for gap in self.ledger.gaps if (gap.index, gap.missing) == mine), None)
+    def _is_told(self, seal: Seal) -> bool:
+        """Whether an earlier start has written down that all records of a segment are lost."""
+        return (seal.first, seal.count) in self._told
 
     def _wrong(self, seal: Seal) -> str | None:
         """Why not all records of a segment are there. Their bytes are read only where some were
@@ -238,17 +240,31 @@ class Archive:
             return "is not there"
         if size < seal.size:
             return f"somebody cut it: {seal.size} bytes were there"
-        if self._gap_of(seal) is None or self._has(path, 0, seal.size, seal.sha256):
+        if not self._is_told(seal) or self._has(path, 0, seal.size, seal.sha256):
             return None
         return _OTHERS
 
     def _has(self, path: str, at: int, size: int, sha256: bytes) -> bool:
         """Whether so many bytes of a file are those that were stored. Raises OSError."""
-        try:
-            data = self._files.read_at(path, at, size)
-        except (CutError, BadPlaceError, FileNotFoundError):
-            return False
-        return hashlib.sha256(data).digest() == sha256
+        data = self._there(path, at, size)
+        return data is not None and hashlib.sha256(data).digest() == sha256
+
+    def _there(self, path: str, at: int, size: int) -> bytes | None:
+        """So many bytes of a file; None where they are not there, or the disk does not give them.
+
+        What may be over in a moment is no loss: it is asked again, or raised (OSError).
+        """
+        for last in (False, True):
+            try:
+                return self._files.read_at(path, at, size)
+            except (CutError, FileNotFoundError):
+                return None
+            except BadPlaceError as error:
+                if error.errno not in _MEDIUM:
+                    raise
+                if last:
+                    return None
+        raise AssertionError
 
     def _table(self, seal: Seal, *, whole: bool) -> Table | None:
         """None: neither its file nor the segment tells, which is not ``whole`` or is another."""
@@ -287,78 +303,95 @@ class Archive:
         files_.replace(self._files, self.directory, index_name(segment), data)
         return Table.decode(data, len(index), index.offsets[-1]), hashlib.sha256(data).digest()
 
-    def _recover_open(self) -> bool:
-        """The open segment, as far as its frames count. True where bytes of it were lost, and are a
-        segment by themselves now: what is behind them is to be looked at."""
+    def _recover_open(self) -> None:
+        """The open segment, as far as its frames count."""
+        self._check_open()
         name = self.ledger.segment
         if name is None:
-            return False
+            return
         path = self._at(name)
-        try:
-            size = self._files.size(path)
-        except FileNotFoundError:
-            size = 0
-        growing = _Growing(path, name, self.ledger.sealed, -1)
-        for frame in [frame for frame in self.ledger.frames if frame.len]:
-            if not self._has(path, frame.off, frame.len, frame.sha256):
-                if frame is not self.ledger.last or self.ledger.confirmed:
-                    self._set_apart(path, growing, frame)
-                    return True
-                self._drop_lost(frame)
-                break
-            part = self._files.read_at(path, frame.off, frame.len)
-            growing.grow(part, _measured(name, part))
-        if growing.size:
-            growing.descriptor = self._files.open(path)
-            self._open = growing
-            if growing.size < size:
-                self._files.truncate(growing.descriptor, growing.size)
-                self._files.sync(growing.descriptor)
-        return False
+        growing = self._grown(path, [frame for frame in self.ledger.frames if frame.len])
+        growing.descriptor = self._files.open(path)
+        self._open = growing
+        if growing.size < self._files.size(path):
+            self._files.truncate(growing.descriptor, growing.size)
+            self._files.sync(growing.descriptor)
 
-    def _set_apart(self, path: str, good: _Growing, hurt: Frame) -> None:
-        """The bytes of ``hurt``, and maybe of frames behind it, are not those that were stored, and
-        the kernel has the records no more.
+    def _check_open(self) -> None:
+        """Its frames whose bytes are not those that were stored count no more, or are segments of
+        their own."""
+        name = self.ledger.segment
+        if name is None:
+            return
+        path = self._at(name)
+        frames = [frame for frame in self.ledger.frames if frame.len]
+        hurt = [f for f in frames if not self._has(path, f.off, f.len, f.sha256)]
+        # A frame of the last batch may be followed by others of it: the kernel has them all.
+        again = next((frame for frame in hurt if frame.first >= self.ledger.deleted), None)
+        if again is not None:
+            self._drop_lost(again)
+            hurt = hurt[: hurt.index(again)]
+        if hurt:
+            self._set_apart(path, {frame.n for frame in hurt})
 
-        They become a segment of their own, which has a gap; so do the records before and behind
-        them, which go on to be checked. All of that is in one new journal. Raises OSError.
+    def _grown(self, path: str, frames: Sequence[Frame]) -> _Growing:
+        """A segment of frames whose bytes are right, as they stand in a file; without a descriptor.
+        Raises OSError."""
+        name = f"{frames[0].first:012d}.bin"
+        growing = _Growing(self._at(name), name, frames[0].first, -1)
+        for frame in frames:
+            data = self._files.read_at(path, frame.off, frame.len)
+            growing.grow(data, _measured(name, data))
+        return growing
+
+    def _set_apart(self, path: str, hurt: set[int]) -> None:
+        """The bytes of the ``hurt`` frames are not those that were stored, and the kernel has the
+        records no more.
+
+        Each run of them becomes a segment of its own, which has a gap; so does each run of others.
+        All of that is in one new journal, and every byte is copied once. Raises OSError.
         """
         frames = [frame for frame in self.ledger.frames if frame.len]
-        at = frames.index(hurt)
-        run = [hurt]
-        for frame in frames[at + 1 :]:
-            if self._has(path, frame.off, frame.len, frame.sha256):
-                break
-            run.append(frame)
-        rest = frames[at + len(run) :]
-        count, size = sum(frame.count for frame in run), sum(frame.len for frame in run)
-        # Of more than one frame nobody knows what all the bytes were; of one they may come back.
-        sha256 = hurt.sha256 if len(run) == 1 else _joined(run)
-        numbers = f"frame {hurt.n}" if len(run) == 1 else f"frames {hurt.n} to {run[-1].n}"
-        log.error("%s: %s: %s", path, numbers, _OTHERS)
-        index_sha256 = hashlib.sha256(_guessed(count, size)[1]).digest()
-        gap = Gap(hurt.first, f"{hurt.first:012d}.bin ({numbers}): {_OTHERS}", missing=count)
+        runs = [list(run) for _, run in groupby(frames, key=lambda frame: frame.n in hurt)]
+        # What is not copied may come back: it stays where it was.
+        copied = all([self._copy(path, run) for run in runs[1:]])
         ledger = Ledger()
         for seal in self.ledger.seals:
             ledger.add(seal)
-        for item in [*self.ledger.open, None]:
-            if item is hurt and good.size:
-                own = self._write_index(good.name, good.index)[1]
-                ledger.add(ledger.sealing(good.digest.digest(), own))
-            if item is (rest[0] if rest else None):
-                ledger.add(gap)
-                ledger.add(ledger.sealing(sha256, index_sha256))
-            if isinstance(item, Frame):
-                segment = ledger.segment or f"{ledger.end:012d}.bin"
-                ledger.add(replace(item, seg=segment, off=ledger.offset))
-            elif item is not None:
+        begins = {behind[0].n: run for run, behind in pairwise(runs)}
+        for item in self.ledger.open:
+            if not isinstance(item, Frame):
                 ledger.add(item)
-        if good.size:
-            self._copy(path, f"{hurt.first:012d}.bin", run)
-        self._copy(path, f"{hurt.first + count:012d}.bin", rest)
+                continue
+            if (run := begins.get(item.n)) is not None:
+                self._seal_run(ledger, path, run, lost=run[0].n in hurt)
+            segment = ledger.segment or f"{ledger.end:012d}.bin"
+            ledger.add(replace(item, seg=segment, off=ledger.offset))
+        if runs[-1][0].n in hurt:
+            self._seal_run(ledger, path, runs[-1], lost=True)
         self._files.sync_directory(self.directory)
         self._book.rewrite(ledger)
-        self._cut(path, good.size or size)
+        if copied:
+            self._cut(path, sum(frame.len for frame in runs[0]))
+
+    def _seal_run(self, ledger: Ledger, path: str, run: Sequence[Frame], *, lost: bool) -> None:
+        """The frames that were added last are a segment; with a gap where they are ``lost``."""
+        if not lost:
+            grown = self._grown(path, run)
+            ledger.add(
+                ledger.sealing(
+                    grown.digest.digest(), self._write_index(grown.name, grown.index)[1]
+                )
+            )
+            return
+        first, count = run[0].first, sum(frame.count for frame in run)
+        numbers = f"frame {run[0].n}" if len(run) == 1 else f"frames {run[0].n} to {run[-1].n}"
+        log.error("%s: %s: %s", path, numbers, _OTHERS)
+        ledger.add(Gap(first, f"{first:012d}.bin ({numbers}): {_OTHERS}", missing=count))
+        # Of more than one frame nobody knows what all the bytes were; of one they may come back.
+        sha256 = run[0].sha256 if len(run) == 1 else _joined(run)
+        index = guessed(count, sum(frame.len for frame in run))[1]
+        ledger.add(ledger.sealing(sha256, hashlib.sha256(index).digest()))
 
     def _cut(self, path: str, size: int) -> None:
         """What is behind so many bytes of a file is in another one."""
@@ -371,24 +404,27 @@ class Archive:
                 finally:
                     self._files.close(descriptor)
 
-    def _copy(self, path: str, name: str, frames: Sequence[Frame]) -> None:
-        """What there is of the bytes of some frames, in a new file, durably but for its name."""
-        if not frames:
-            return
-        place = self._at(name)
+    def _copy(self, path: str, run: Sequence[Frame]) -> bool:
+        """The bytes of some frames in a file of their own, durably but for its name. False: not
+        all that may be there were to be had."""
+        place = self._at(f"{run[0].first:012d}.bin")
         try:
             descriptor = self._files.create(place)
         except FileExistsError:  # of a crash: nothing counts it
             self._files.remove(place)
             descriptor = self._files.create(place)
+        whole = True
         try:
-            for frame in frames:
-                with suppress(CutError, BadPlaceError, FileNotFoundError):
-                    data = self._files.read_at(path, frame.off, frame.len)
-                    self._files.write(descriptor, frame.off - frames[0].off, data)
+            for frame in run:
+                data = self._there(path, frame.off, frame.len)
+                if data is None:
+                    whole = False
+                else:
+                    self._files.write(descriptor, frame.off - run[0].off, data)
             self._files.sync(descriptor)
         finally:
             self._files.close(descriptor)
+        return whole
 
     def _drop_lost(self, frame: Frame) -> None:
         """The bytes of the last frame are not those that were stored, and nothing says that the
@@ -556,15 +592,6 @@ def index_name(segment: str) -> str:
 def _joined(frames: Sequence[Frame]) -> bytes:
     """A hash that no bytes of so many frames have."""
     return hashlib.sha256(b"".join(frame.sha256 for frame in frames)).digest()
-
-
-def _guessed(count: int, size: int) -> tuple[Table, bytes]:
-    """An index of records of which nobody knows where they were, and its file."""
-    ends = array("Q", [size * (at + 1) // count for at in range(count)])
-    index = Index()
-    index.take(Measured(ends, array("Q", [_LINE]) * count, bytes(count)))
-    data = index.encode()
-    return Table.decode(data, count, size), data
 
 
 def _measured(name: str, data: bytes) -> Measured:

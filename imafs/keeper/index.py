@@ -27,6 +27,8 @@ _HEAD = struct.Struct("=8sII")
 _COLUMNS = 4
 #: "%2d " and 40 hex digits stand in front of what record_text gives.
 _FRONT = 43
+#: Bytes of the ASCII line of a record that is lost.
+_LINE = 100
 
 
 class Measured(NamedTuple):
@@ -170,6 +172,15 @@ class Table:
 def encoded_size(count: int) -> int:
     """Bytes of the file of an index of so many records."""
     return _HEAD.size + 8 * (_COLUMNS * -(-count // CHUNK) + count + 1)
+
+
+def guessed(count: int, size: int) -> tuple[Table, bytes]:
+    """An index of records of which nobody knows where they were, and its file."""
+    ends = array("Q", [size * (at + 1) // count for at in range(count)])
+    index = Index()
+    index.take(Measured(ends, array("Q", [_LINE]) * count, bytes(count)))
+    data = index.encode()
+    return Table.decode(data, count, size), data
 
 
 def offsets_of(data: bytes, start: int, end: int) -> array[int]:

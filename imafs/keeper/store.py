@@ -82,6 +82,7 @@ class Store:
         self.path = path
         self._lock = lock
         self._damaged: dict[str, str] = {}  # by path: what a check has found
+        self._lost: set[str] = set()  # those of them that a start has found
 
     def prepare(self) -> None:
         """Makes what is not there yet. Raises :class:`DegradedError`, :class:`StoreBrokenError`."""
@@ -136,7 +137,8 @@ class Store:
 
     def check(self, path: str, size: int, sha256: bytes) -> None:
         """Reads the first bytes of a file again. Where they are others nobody reads any of them,
-        until they are right again. Raises as :meth:`read_at`."""
+        until they are right again; what a start has found to be lost until the next start, which
+        reads where its records are. Raises as :meth:`read_at`."""
         said = f"{self.path}/{path}"
         found, left = hashlib.sha256(), size
         try:
@@ -149,6 +151,8 @@ class Store:
             raise failed(said, error) from None
         if left:
             raise StoreBrokenError(f"{said}: somebody cut it: {size} bytes were there")
+        if found.digest() == sha256 and path in self._lost:
+            raise StoreBrokenError(f"{said}: is there again: the next start reads it")
         if found.digest() == sha256:
             self._damaged.pop(path, None)
             return
@@ -198,6 +202,7 @@ class Store:
         archive = archives.recover(self._files, directory)
         for path, why in archive.lost.items():
             self._damaged[path] = f"{self.path}/{why}"
+        self._lost.update(archive.lost)
         return Life(facts, banks, archive)
 
     def begin(self, facts: LifeFacts, banks: Sequence[BankFile]) -> Life:

@@ -22,6 +22,7 @@ from imafs.keeper import reading
 from imafs.keeper.archive import Batch, Sealed, Tail
 from imafs.keeper.catalogue import Catalogue
 from imafs.keeper.facts import Anchor, LifeFacts, Mode
+from imafs.keeper.files import BadPlaceError
 from imafs.keeper.index import offsets_of
 from imafs.keeper.journal import LINE_MAX
 from imafs.keeper.store import (
@@ -399,6 +400,155 @@ def test_missing_or_short_sealed_segment_is_a_gap(
     segment.symlink_to("/etc/passwd")
     with pytest.raises(DegradedError):
         archives.recover(disk, "life")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_damaged_batch_that_the_kernel_has_is_no_gap(
+    parts: int, disk: RecordingDisk, tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    """Also behind damaged records that it has not, and where two frames hold the batch: it would be
+    deleted, and is stored nowhere."""
+    archive = archives.begin(disk, "life")
+    for at in (0, 2):
+        archive.commit(batch(records(2, at)))
+        archive.confirm(sync=True)
+    for part in range(parts):
+        some = records(2, 4 + 2 * part)
+        archive.commit(Batch(b"".join(some), 2, "boot", 2 + 2 * part, skip=2 * part))
+    archive.close()
+    segment = tmp_path / "life" / "000000000000.bin"
+    data = bytearray(segment.read_bytes())
+    sizes = [len(b"".join(records(2, at))) for at in (0, 2)]
+    for at in (sizes[0], sum(sizes)):  # of frames 1 and 2
+        data[at + 30] ^= 1
+    segment.write_bytes(data)
+    expected_logs.allow("the bytes are not those|taken as never stored|removed, nothing counts it")
+    for _ in range(2):
+        again = archives.recover(disk, "life")
+        assert [(gap.index, gap.missing) for gap in again.ledger.gaps] == [(2, 2)]
+        assert (again.end, again.ledger.deleted, again.ledger.confirmed) == (4, 4, True)
+        again.close()
+
+
+def test_every_second_frame_damaged_is_copied_once(
+    disk: RecordingDisk, tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    """And the journal is written once for all of them, not once for each."""
+    archive = archives.begin(disk, "life")
+    for record in records(80):
+        archive.commit(batch([record]))
+        archive.confirm()
+    archive.close()
+    segment = tmp_path / "life" / "000000000000.bin"
+    data = bytearray(segment.read_bytes())
+    ends = [0, *Reader(bytes(data), 20).ends()]
+    for at in ends[:-1:2]:
+        data[at + 30] ^= 1
+    segment.write_bytes(data)
+    expected_logs.allow("the bytes are not those that were stored")
+    before = len(disk.steps)
+    again = archives.recover(disk, "life")
+    steps = disk.steps[before:]
+    assert len(again.ledger.gaps) == 40
+    assert again.end == 80
+    again.close()
+    assert sum(step.kind == "rename" and step.new == "life/journal" for step in steps) == 2
+    copied = [step for step in steps if step.kind == "write" and step.named.endswith(".bin")]
+    assert sum(len(step.data) for step in copied) == ends[-1] - ends[1]
+
+
+def _gives(
+    monkeypatch: pytest.MonkeyPatch, number: int, times: int, begin: int, end: int
+) -> list[int]:
+    """A disk that does not give some bytes of the first segment so many times."""
+    really, left = RecordingDisk.read_at, [times]
+
+    def read_at(self: RecordingDisk, path: str, at: int, size: int) -> bytes:
+        if path.endswith("000000000000.bin") and at < end and at + size > begin and left[0]:
+            left[0] -= 1
+            raise BadPlaceError(path, OSError(number, os.strerror(number)), max(at, begin))
+        return really(self, path, at, size)
+
+    monkeypatch.setattr(RecordingDisk, "read_at", read_at)
+    return left
+
+
+@pytest.mark.usefixtures("deleted")
+def test_disk_that_does_not_answer_for_a_moment_has_lost_nothing(
+    disk: RecordingDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (errno.EIO, errno.ETIMEDOUT, errno.ENOMEM):
+        left = _gives(monkeypatch, number, 1, 0, 1 << 20)
+        if number != errno.EIO:
+            with pytest.raises(DegradedError, match=os.strerror(number)):
+                archives.recover(disk, "life")
+        again = archives.recover(disk, "life")
+        assert left == [0]
+        assert (again.end, again.ledger.gaps, again.damaged) == (10, [], [])
+        again.close()
+        monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("deleted")
+def test_what_a_disk_does_not_give_at_a_start_stays_where_it_was(
+    disk: RecordingDisk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expected_logs: ExpectedLogs,
+) -> None:
+    """It may give it later. Wrong bytes are cut off there: they are in a file of their own."""
+    expected_logs.allow("the bytes are not those that were stored")
+    segment = tmp_path / "life" / "000000000000.bin"
+    whole = segment.read_bytes()
+    at = len(b"".join(records(2)))
+    _gives(monkeypatch, errno.EIO, 1 << 30, at, at + 1)
+    again = archives.recover(disk, "life")
+    assert [(gap.index, gap.missing) for gap in again.ledger.gaps] == [(2, 2)]
+    again.close()
+    assert segment.read_bytes() == whole
+    behind = b"".join(path.read_bytes() for path in sorted(segment.parent.glob("*[1-9].bin")))
+    assert behind == whole[len(whole) - len(behind) :]
+    assert len(behind) == sum(len(b"".join(records(2, first))) for first in (4, 6, 8))
+
+
+def test_shorter_file_in_the_place_of_a_segment_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
+) -> None:
+    """It may be another segment. Put back it is read from the next start on: until then nobody
+    knows how long the lines of its records are."""
+    monkeypatch.setattr(archives, "SEGMENT_RECORDS", 4)
+    expected_logs.allow("is not there: made anew")
+    store = open_store(str(tmp_path))
+    life = store.begin(FACTS, BANKS)
+    some = [made.record(f"/f/{at}" + "x" * (8 - at)) for at in range(9)]
+    for first in (0, 4, 8):
+        life.archive.commit(batch(some[first : first + 4]))
+        life.archive.confirm(sync=True)
+    life.archive.close()
+    (name,) = store.lives()
+    place = tmp_path / "lives" / name
+    whole = (place / "000000000000.bin").read_bytes()
+    (place / "000000000000.bin").write_bytes((place / "000000000004.bin").read_bytes())
+    (place / "000000000000.idx").unlink()
+    for there in (False, True):
+        life = store.open(name)
+        catalogue = Catalogue(BANKS, store.read_at, 1 << 20)
+        catalogue.begin(life.archive.sealed, life.archive.tail, life.archive.ledger.eras)
+        if not there:
+            (place / "000000000000.bin").write_bytes(whole)
+            (seal, _) = life.archive.ledger.seals
+            with pytest.raises(StoreBrokenError, match="the next start reads it"):
+                store.check(f"lives/{name}/{seal.segment}", seal.size, seal.sha256)
+            with pytest.raises(StoreBrokenError, match="somebody cut it"):
+                made.waited(catalogue, partial(catalogue.run, View(False, 0), 0))
+        else:
+            assert b"".join(made.pieces(catalogue, View(False, 0))) == b"".join(some)
+        assert [(gap.index, gap.missing) for gap in life.archive.ledger.gaps] == [(0, 4)]
+        life.archive.close()
+        if not there:
+            store.close()
+            store = open_store(str(tmp_path))
+    store.close()
 
 
 # The store
