@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from imafs.errors import StoreBrokenError
+from imafs.errors import FormatError, StoreBrokenError
 from imafs.formats.algorithms import Bank, by_name
 from imafs.formats.binary import Reader
 from imafs.keeper.archive import Sealed, Stored, Tail
@@ -23,7 +23,7 @@ from imafs.keeper.facts import Mode
 from imafs.keeper.index import Indexed, Row, indexed
 from imafs.keeper.journal import Era
 from imafs.keeper.records import Away, Part, RecordList, unknown
-from imafs.keeper.store import BankFile
+from imafs.keeper.store import BadSectorError, BankFile
 from imafs.lists.banks import Layout, View
 from imafs.lists.segments import Run
 
@@ -41,12 +41,14 @@ def layout_of(banks: Sequence[BankFile]) -> Layout:
 
 
 def _part(where: Full | Open, count: int, read: Read, *, whole: bool) -> Part:
-    try:
+    if whole:
         return where.part(read)
-    except StoreBrokenError:
-        if whole:
-            raise
+    try:
+        part = where.part(read)
+        ends = [row[-1] for row in Reader(bytes(part.data), 20, opaque=True).walk()]
+    except (StoreBrokenError, BadSectorError, FormatError):
         return unknown(count)
+    return part if ends == list(part.offsets[1:]) else unknown(count)
 
 
 class Catalogue:

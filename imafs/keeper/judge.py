@@ -126,6 +126,9 @@ class Judge(Evidence):
         if zero:
             return self._new_life(zero)
         fork = None if self.was_reset() else self.rolled_back()
+        if fork is not None and self.store.damaged:
+            why = f"the PCRs are those behind record {fork.index}; of those in front some are lost"
+            return self._gap(why, new=False)
         if fork is not None:
             return self._forked(fork)
         inside = self._reset_inside()

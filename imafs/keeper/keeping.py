@@ -34,7 +34,7 @@ from imafs.keeper.facts import LifeFacts, Mode, Modes
 from imafs.keeper.index import Indexed, indexed
 from imafs.keeper.records import Part, RecordList, replayed
 from imafs.keeper.source import NEEDED, Look, Source
-from imafs.keeper.store import Life, Store
+from imafs.keeper.store import BadSectorError, Life, Store
 from imafs.keeper.worker import Pool, Worker
 
 log = logging.getLogger(__name__)
@@ -315,6 +315,7 @@ class Keeping:
         assert old is not None
         assert catalogue is not None
         records, ledger = catalogue.records(), old.archive.ledger
+        await self._check_stored(old.archive, action.index)
         before = facts.StoreFacts(anchors=ledger.anchors, gaps=ledger.gaps)
         every: list[facts.Gap | facts.Anchor] = [*ledger.gaps, *ledger.anchors]
         marks = [mark for mark in every if action.takes(mark, before)]
@@ -336,6 +337,17 @@ class Keeping:
             for mark in [mark for mark in marks if mark.index == at]:
                 await self._mark(mark)
         await self._confirm(sync=True)
+
+    async def _check_stored(self, archive: Archive, end: int) -> None:
+        """Whether the full segments of the records up to ``end``, of which a start reads nothing,
+        are as they were stored. Raises :class:`Again`: a join that knows of the damage decides."""
+        for seal in [seal for seal in archive.ledger.seals if seal.first < end]:
+            path = f"{archive.directory}/{seal.segment}"
+            try:
+                await self._on_disk(partial(self._store.check, path, seal.size, seal.sha256))
+            except (StoreBrokenError, BadSectorError) as error:
+                self.damaged(str(error))
+                raise Again("stored records are damaged") from None
 
     async def _mark(self, mark: facts.Anchor | facts.Gap) -> None:
         archive = self._archive()

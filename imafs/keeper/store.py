@@ -145,6 +145,8 @@ class Store:
             for piece in self._files.pieces(path):
                 found.update(piece[:left])
                 left = max(0, left - len(piece))
+        except BadPlaceError as error:
+            raise BadSectorError(f"{said}: {error.strerror}", error.at) from None
         except FileNotFoundError as error:
             raise StoreBrokenError(f"{said}: {error.strerror}") from None
         except OSError as error:

@@ -326,6 +326,40 @@ async def test_fork_of_a_life_with_a_gap_is_refused(machine: Machine) -> None:
         assert await machine.kept() is not None
 
 
+@pytest.mark.parametrize("how", ["open", "cut", "others"])
+async def test_fork_over_damaged_records_is_a_gap(
+    how: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The records in front of it are to be in the new life, and are not to be had. Of a full
+    segment a start has not looked at them."""
+    if how != "open":
+        monkeypatch.setattr("imafs.keeper.archive.SEGMENT_RECORDS", 2)
+    kernel = machine.kernel
+    for name in ("/a", "/b"):
+        kernel.add(name)
+        assert await machine.kept() is None
+    snapshot = kernel.snapshot()
+    for name in ("/c", "/d"):
+        kernel.add(name)
+        assert await machine.kept() is None
+    (segment,) = machine.store.glob("lives/*/000000000000.bin")
+    data = bytearray(segment.read_bytes())
+    data[30] ^= 1
+    segment.write_bytes(data[:-1] if how == "cut" else data)
+    kernel.restore(snapshot)
+    kernel.add("/e")
+    for _ in range(2):
+        assert await machine.kept() is not None
+    assert "gap" in machine.alarms
+    assert machine.lives == 1
+    stored = machine.ledger.end
+    kernel.add("/f")
+    assert await machine.kept() is not None
+    async with machine.keeper() as collector:
+        await collector.flush()
+    assert machine.ledger.end == stored + 1
+
+
 async def test_machine_that_goes_back_behind_a_hibernation(machine: Machine) -> None:
     """From zero on any list leads to its PCR: what is stored is not in front of this one."""
     kernel = machine.kernel
