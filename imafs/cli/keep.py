@@ -205,7 +205,13 @@ def verify(args: argparse.Namespace) -> int:
         raise NotThereError(f"{store}: there is no life in this store")
     verdicts, gaps = [], []
     for name in names if args.all else names[-1:]:
-        life = reading.Reading(store, name)
+        try:
+            life = reading.Reading(store, name)
+        except StoreBrokenError as error:
+            if not args.all:
+                raise
+            verdicts.append(reading.Verdict(name, 0, 0, 0, (str(error),)))
+            continue
         verdicts.append(life.verify())
         gaps += life.ledger.gaps
     for verdict in verdicts:

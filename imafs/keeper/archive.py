@@ -353,8 +353,7 @@ class Archive:
         """
         frames = [frame for frame in self.ledger.frames if frame.len]
         runs = [list(run) for _, run in groupby(frames, key=lambda frame: frame.n in hurt)]
-        # What is not copied may come back: it stays where it was.
-        copied = all([self._copy(path, run) for run in runs[1:]])
+        copied = [self._copy(path, run) for run in runs[1:]]
         ledger = Ledger()
         for seal in self.ledger.seals:
             ledger.add(seal)
@@ -371,7 +370,7 @@ class Archive:
             self._seal_run(ledger, path, runs[-1], lost=True)
         self._files.sync_directory(self.directory)
         self._book.rewrite(ledger)
-        if copied:
+        if all(copied):  # what is not may come back: it stays where it was
             self._cut(path, sum(frame.len for frame in runs[0]))
 
     def _seal_run(self, ledger: Ledger, path: str, run: Sequence[Frame], *, lost: bool) -> None:
@@ -379,9 +378,7 @@ class Archive:
         if not lost:
             grown = self._grown(path, run)
             ledger.add(
-                ledger.sealing(
-                    grown.digest.digest(), self._write_index(grown.name, grown.index)[1]
-                )
+                ledger.sealing(grown.digest.digest(), self._write_index(grown.name, grown.index)[1])
             )
             return
         first, count = run[0].first, sum(frame.count for frame in run)

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import stat
@@ -30,6 +31,8 @@ from imafs.keeper.book import JOURNAL
 from imafs.keeper.facts import Clock, LifeFacts, Mode
 from imafs.keeper.files import BadPlaceError, CutError, Disk, Files, failed
 from imafs.keeper.reading import FORMAT, STORE, Reading, check_format, json_object
+
+log = logging.getLogger(__name__)
 
 _LIVES = "lives"
 _LIFE = "life.json"
@@ -172,8 +175,18 @@ class Store:
     def has_deleted(self) -> bool:
         """Whether a kernel has deleted records that are stored: its list is short since then, and
         so is what a kexec carries of it. Raises :class:`ImafsError`."""
-        names = (name for name in reversed(self.lives()) if self._is_whole(name))
-        return any(Reading(self.path, name).ledger.done >= 0 for name in names)
+        names = self.lives()
+        if any(map(self._has_deleted, names[-1:])):
+            return True
+        try:
+            return any(map(self._has_deleted, reversed(names[:-1])))
+        except StoreBrokenError as error:
+            # A damaged journal of an older life keeps no keeper from its newest one.
+            log.warning("%s", error)
+            return True
+
+    def _has_deleted(self, name: str) -> bool:
+        return self._is_whole(name) and Reading(self.path, name).ledger.done >= 0
 
     def newest(self) -> Life | None:
         """The newest life, recovered; None: there is none yet."""

@@ -15,6 +15,7 @@ from typing import cast
 
 import pytest
 
+from imafs.cli.main import main
 from imafs.errors import DegradedError, FileError, FormatError, Refused, StoreBrokenError
 from imafs.formats.binary import Reader
 from imafs.keeper import archive as archives
@@ -583,6 +584,35 @@ def test_two_keepers_do_not_share_a_store(tmp_path: Path) -> None:
         open_store(str(tmp_path))
     store.close()
     open_store(str(tmp_path)).close()
+
+
+def test_damaged_journal_of_an_older_life_keeps_nobody_from_the_newest(
+    tmp_path: Path, expected_logs: ExpectedLogs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor ``verify --all`` from the others."""
+    store = open_store(str(tmp_path))
+    for _ in range(3):
+        life = store.begin(FACTS, BANKS)
+        for at in range(4):
+            life.archive.commit(batch(records(1, at)))
+        life.archive.close()
+    assert not store.has_deleted()
+    names = store.lives()
+    journal = tmp_path / "lives" / names[1] / "journal"
+    journal.write_bytes(b"x" + journal.read_bytes()[1:])
+    expected_logs.expect("journal, line 1: damaged")
+    assert store.has_deleted()  # for all that anybody knows
+    newest = store.newest()
+    assert newest is not None
+    assert newest.facts.number == 3
+    newest.archive.close()
+    store.close()
+    said = ["keep", "verify", "--json", "--store", str(tmp_path)]
+    assert main(said) == 0
+    assert main([*said, "--all"]) == 12
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line["life"] for line in lines] == names
+    assert [len(line["complaints"]) for line in lines] == [0, 1, 0]
 
 
 def test_half_begun_life_is_passed_by(tmp_path: Path) -> None:
