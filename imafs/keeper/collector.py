@@ -77,6 +77,10 @@ class Collector(Joining):
         self._asked += 1
         asked = self._flushes = self._asked
         await self._until(asked)
+        with trio.move_on_after(FRESH):
+            # A refused view answers at once that nobody has looked; the look is under way.
+            while self._seen < asked and self.state is State.JOINING:
+                await self._changed.wait()
         if self._seen < asked:
             raise DegradedError(self.why or self.refusal or self.state)
         await self._settled()

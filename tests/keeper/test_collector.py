@@ -131,6 +131,25 @@ async def test_flush_does_not_say_stored_of_what_it_could_not_look_at(
         assert collector.state is State.SUSPENDED
 
 
+async def test_flush_waits_for_the_rest_of_a_long_first_list(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
+) -> None:
+    """Its view is refused while it comes in pieces, and answers so; a look at the rest follows."""
+    expected_logs.expect("joining: most of a long list is stored")
+    for module in ("joining", "collector"):
+        monkeypatch.setattr(f"imafs.keeper.{module}.WHOLE", 10)
+        monkeypatch.setattr(f"imafs.keeper.{module}.PIECE", 1000)  # some records
+    await kept.generate(40)
+    truth = kept.daemon.read(BINARY)
+    async with kept.running() as collector:
+        while collector.state is not State.IDLE:
+            await collector.changed()
+        await collector.flush()
+        assert kept.view() == truth
+        assert collector.life is not None
+        assert collector.life.archive.end == 41
+
+
 async def test_flush_in_the_window_of_a_kexec_is_refused(
     kept: Kept, expected_logs: ExpectedLogs
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 from tests.keeper.process import Keepers
 from tests.mount.daemon import BINARY, COUNT, VIOLATIONS, imafs, layers, read_to_end
 from tests.mount.fixtures import Starter
-from tests.support import ROOT, wait_for
+from tests.support import ROOT, may_take, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.swtpm]
 WAIT = 60.0
@@ -51,6 +51,30 @@ def lists(directory: Path) -> dict[str, bytes]:
                 os.close(descriptor)
     assert len(found) == 8
     return found
+
+
+@pytest.mark.nightly
+def test_first_list_of_500_000_records(start: Starter, keepers: Keepers) -> None:
+    """Of a kernel that no keeper has seen: it comes in pieces, in bounded memory."""
+    may_take(900)
+    kernel = start("--banks", "sha1")
+    for _ in range(10):
+        kernel.generate(50_000)
+    whole = kernel.read(BINARY)
+    keeper = keepers(kernel, allow="most of a long list is stored")
+    status = keeper.emptied(kernel)
+    assert (status["view"], status["alarms"], status["gaps"]) == ("served", {}, [])
+    assert status["records"] == {
+        **{"total": 500_001, "stored": 500_001, "in_kernel": 0},
+        "deleted": 500_001,
+    }
+    assert keeper.read(BINARY) == whole
+    assert keeper.read(COUNT) == b"500001\n"
+    text = Path(f"/proc/{keeper.process.pid}/status").read_text()
+    held = re.search(r"RssAnon:\s+(\d+) kB", text)
+    assert held is not None
+    # The cache is 64 MiB of it, a piece of the list some; the list is 70 MiB.
+    assert int(held[1]) < 160 << 10
 
 
 def test_look_is_that_of_linux_7_1(start: Starter, keepers: Keepers) -> None:
