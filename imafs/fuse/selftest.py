@@ -19,7 +19,11 @@ from imafs.fuse.directory import ContentHandle, Directory, Entry, Handle
 #: Longer than a page, shorter than a pipe.
 CONTENT = b"".join(b"imafs looks at itself, line %4d\n" % number for number in range(200))
 NAME = ".imafs-self-test"
-FILE = Entry(NAME, 0o600, seq=True, uid=os.geteuid())
+
+
+def file() -> Entry:
+    """The file that is tried. It is ours, as which user ever we serve the mount."""
+    return Entry(NAME, 0o600, seq=True, uid=os.geteuid())
 
 
 class Trial(Directory[Entry]):
@@ -30,7 +34,7 @@ class Trial(Directory[Entry]):
         return None
 
     def entries(self) -> Sequence[Entry]:
-        return [FILE]
+        return [file()]
 
     def size(self, entry: Entry) -> int:
         return len(CONTENT)

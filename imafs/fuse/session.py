@@ -146,7 +146,7 @@ async def _tried(path: str, operations: DirectoryOperations, *, hidden: bool) ->
     Raises :class:`MountError` where not even ``read(2)`` gives what there is.
     """
     finding = selftest.Finding(f"no answer within {FIRST_ANSWER:g} s", reads=False)
-    node = operations.plant(selftest.Trial(), selftest.FILE)
+    node = operations.plant(selftest.Trial(), selftest.file())
     with trio.move_on_after(FIRST_ANSWER):
         finding = await trio.to_thread.run_sync(
             partial(selftest.run, path, hidden=hidden), abandon_on_cancel=True

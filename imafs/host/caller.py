@@ -51,8 +51,17 @@ def has_sys_admin(tid: int) -> bool:
 
 def can_mount() -> bool:
     """Whether this thread mounts and unmounts without a helper, for everybody to see: root, or who
-    was given CAP_SYS_ADMIN."""
-    return os.geteuid() == 0 or bool(_effective(0) >> _CAP_SYS_ADMIN & 1)
+    was given CAP_SYS_ADMIN. Anybody has that in a user namespace of his own, where root is nobody:
+    then it does not count."""
+    if os.geteuid() == 0:
+        return True
+    return bool(_effective(0) >> _CAP_SYS_ADMIN & 1) and _has_root()
+
+
+def _has_root() -> bool:
+    """Whether there is a uid 0 in our user namespace."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return any(int(line.split()[0]) == 0 for line in file)
 
 
 @cache

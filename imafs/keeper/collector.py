@@ -194,10 +194,12 @@ class Collector(Joining):
         return _PAUSES[min(failures, len(_PAUSES) - 1)]
 
     async def _pause(self, state: State, why: str, seconds: float) -> None:
-        """Nothing is deleted meanwhile; readers see what the kernel has all the same."""
+        """Nothing is deleted meanwhile; readers see what the kernel has all the same. A flush ends
+        it: it is answered by what comes of another try."""
+        flushes = self._flushes
         self._tell(state, why)
         with trio.move_on_after(seconds):
-            while not await self._is_another_kernel():
+            while self._flushes == flushes and not await self._is_another_kernel():
                 if self._asked > self._shown:
                     await self._show_unstored()
                 with trio.move_on_after(1.0):

@@ -80,7 +80,9 @@ def test_the_status_tells_divergence_and_resets_apart() -> None:
     ]
     ledger.gaps = [Gap(2, "trimmed", 7)]
     assert marks(ledger) == {
-        "gaps": [{"after": 2, "records": 7, "why": "trimmed"}],
+        "gaps": [
+            {"after": 2, "records": 7, "why": "trimmed", "verified": None, "verified_at": None}
+        ],
         "diverged": [3, 5],
         "resets": [4],
     }

@@ -106,6 +106,7 @@ async def looks(
     """Those of a keeper at a long list, between its question for it and the end of its commit."""
     kernel = PaperKernel()
     monkeypatch.setattr(kernel, "flushes", lambda: True)  # it takes no N: all is read at once
+    monkeypatch.setattr(kernel, "view_measured", lambda: "no")
     with service_manager(place / "notify", monkeypatch) as words:
         found = Looks(words, patience)
         found.watch(monkeypatch)

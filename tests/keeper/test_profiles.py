@@ -144,8 +144,12 @@ def test_kernel_that_deletes_nothing_and_back(
     kernel.call("kexec_execute", profile=profile)
     kernel.generate(5)
     wanted = "degraded" if profile == "legacy" else "suspended"
-    status = keeper.until("the keeper says so", state=wanted, deadline=2 * WAIT)
-    assert "Linux 7.2 or newer" in status["why"]
+    keeper.until(
+        "the keeper says so",
+        lambda status: "Linux 7.2 or newer" in str(status["why"]),
+        state=wanted,
+        deadline=2 * WAIT,
+    )
     if profile == "legacy":
         during = keeper.read(BINARY)
         assert during.startswith(before)

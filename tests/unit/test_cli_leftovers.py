@@ -18,7 +18,7 @@ import pytest
 from imafs.cli import leftovers
 from imafs.control import paths
 from imafs.errors import MountError
-from imafs.host import locks
+from imafs.host import caller, locks
 from imafs.host import mounts as mountinfo
 
 
@@ -188,7 +188,7 @@ def test_a_planted_fusermount3_is_not_executed(
     planted.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", ".::")
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(caller, "can_mount", lambda: False)
     mount = mountinfo.Mount(1, "/x", f"fuse.{mountinfo.SUBTYPE}", mountinfo.FSNAME, 1, 1000)
     with pytest.raises(MountError, match="fusermount3 is missing"):
         mountinfo.detach(mount)

@@ -7,6 +7,7 @@ import ctypes
 import os
 import pwd
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,8 @@ from imafs.host import caller
 _CAP_SYS_ADMIN = 21
 _VERSION = 0x20080522
 _PR_SET_KEEPCAPS = 8
+_PR_SET_DUMPABLE = 4
+_CLONE_NEWUSER = 0x10000000
 _NOBODY = 65534
 
 
@@ -51,6 +54,22 @@ def _become(capabilities: int) -> None:
 def test_who_can_mount(capabilities: int, can: bool) -> None:
     def work() -> bool:
         _become(capabilities)
+        return caller.can_mount()
+
+    assert _in_child(work) is can
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("inside", "can"), [(_NOBODY, False), (0, True)])
+def test_who_can_mount_in_a_user_namespace_of_his_own(inside: int, can: bool) -> None:
+    """All capabilities are his there; root only where somebody is."""
+
+    def work() -> bool:
+        _become(0)
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0) == 0
+        assert libc.unshare(_CLONE_NEWUSER) == 0, os.strerror(ctypes.get_errno())
+        Path("/proc/self/uid_map").write_text(f"{inside} {_NOBODY} 1\n")
         return caller.can_mount()
 
     assert _in_child(work) is can
