@@ -60,7 +60,7 @@ def can_mount() -> bool:
 
 def _has_root() -> bool:
     """Whether there is a uid 0 in our user namespace."""
-    with open("/proc/self/uid_map", encoding="ascii") as file:
+    with open("/proc/self/uid_map", "rb") as file:
         return any(int(line.split()[0]) == 0 for line in file)
 
 
