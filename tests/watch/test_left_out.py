@@ -126,6 +126,8 @@ def test_a_file_system_that_does_not_answer(emulator: Daemon, start: Starter, di
     other = start("--tpm", "none")
     (disk.root / "d").mkdir()
     run(["mount", "--bind", other.dir, disk.root / "a"])
+    # One that stands still in its very first look has the listener killed, and started again.
+    wait_for(lambda: left_out(emulator), 60, "it was looked at")
     with stopped(other.pid):
         # At every change of the table of mounts the listener looks for itself as well.
         for number in range(3):
