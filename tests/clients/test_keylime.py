@@ -105,7 +105,7 @@ def test_attestation_goes_on_while_a_keeper_empties_the_list(
     without the view that is EBUSY, or ``ima.pcr_mismatch``.
     """
     daemon = keylime.daemon
-    keeper = keepers(daemon, records=5, source=daemon.path("integrity/ima"))
+    keeper = keepers(daemon, records=5)
     keylime.start_agent(lists=keeper.view)
     keylime.provision("add")
     records = 100
