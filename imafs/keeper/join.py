@@ -111,8 +111,8 @@ class _Steps:
         if answer.opens:
             end = 0
         pending = None if answer.opens or answer.forks is not None else self.store.pending
-        # Behind a gap nobody will ever know whether it was deleted, and nothing asks for it: all
-        # of K is stored. It must not stay unconfirmed while the next batch is staged.
+        # Behind a gap nobody may ever know whether it was deleted, and nothing asks for it: all
+        # of K is stored then. It must not stay unconfirmed while the next batch is staged.
         if pending is not None and not skip:
             yield MarkDone(pending.n)
             pending = None

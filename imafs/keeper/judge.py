@@ -98,7 +98,8 @@ class Judge(Evidence):
         if fit:
             return self._fitting(known, fit)
         if not self.store.begun:
-            return self._gap("the list does not lead from zero to the PCRs", new=False)
+            why = "the list does not lead from zero to the PCRs"
+            return self._gap(why, new=False, known=known)
         if self.reset_at(known) is not None:
             return self._was_reset(known)
         return self._diverged(known, "nobody else could delete records")
@@ -324,9 +325,13 @@ class Judge(Evidence):
         why = BEGAN_ANEW
         return Answer(Found.PCR_RESET, place, why=why, alarms=(reset_alarm(),), anchor=why)
 
-    def _gap(self, why: str, new: bool) -> Answer:
+    def _gap(self, why: str, new: bool, known: int = 0) -> Answer:
+        """``known``: so many records of K are stored all the same."""
         index = 0 if new or not self.store.begun else self.store.end
-        return Answer(Found.GAP, 0, why=why, opens=new, gap=index, anchor=BEHIND_A_GAP)
+        if not new and self.store.last is not None and self.bytes_are_proof(0):
+            # Others are gone behind the last batch; that one was not deleted.
+            known = max(known, self.store.last.g_count)
+        return Answer(Found.GAP, known, why=why, opens=new, gap=index, anchor=BEHIND_A_GAP)
 
     def _undecided(self, why: str) -> Answer:
         return Answer(Found.UNDECIDED, None, why=why)

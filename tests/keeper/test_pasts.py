@@ -521,6 +521,22 @@ async def test_records_that_others_take_from_behind_a_stage(machine: Machine) ->
     assert machine.ledger.end == 3
 
 
+async def test_nothing_is_stored_twice_behind_a_gap(machine: Machine) -> None:
+    """A batch was stored, and is staged still; others took records from behind it."""
+    kernel = machine.kernel
+    assert await machine.kept() is None
+    kernel.add("/stored")
+    await machine.killed("delete", 1)
+    end = machine.ledger.end
+    kernel.add("/taken")
+    kernel.trim_current()
+    kernel.add("/left")
+    assert await machine.kept() is not None
+    (gap,) = machine.ledger.gaps
+    assert (gap.index, machine.ledger.end) == (end, end + 1)
+    assert machine.complaints() == []
+
+
 @pytest.mark.parametrize("whole", [True, False])
 async def test_boot_that_begins_as_the_one_before_without_a_tpm(
     tmp_path: Path, expected_logs: ExpectedLogs, whole: bool

@@ -1060,7 +1060,9 @@ class Walk:
     def check_plan(
         self, store: facts.StoreFacts, kernel: facts.KernelFacts, plan: facts.Plan
     ) -> None:
-        """A refusal has a reason: records are lost, or nobody can know whether any are."""
+        """A refusal has a reason: records are lost, or nobody can know whether any are. And behind
+        a gap nothing is stored again that is there for certain."""
+        self.check_twice(store, kernel, plan)
         if plan.refuse is None or plan.found is facts.Found.UNDECIDED:
             return
         if plan.found is facts.Found.SUSPENDED and plan.skip is None:
@@ -1073,6 +1075,27 @@ class Walk:
         waits = not begun and not plan.verified
         if not self.gone() and not before and not unknowable and not waits:
             raise Broken("I7", f"refused, and nothing is missing: {plan}")
+
+    def check_twice(
+        self, store: facts.StoreFacts, kernel: facts.KernelFacts, plan: facts.Plan
+    ) -> None:
+        """A batch that stands at the head of the kernel's list, and has a record that comes once
+        under this kernel, is stored already."""
+        batch = store.last
+        lives = any(isinstance(action, facts.OpenLife) for action in plan.actions)
+        if plan.found is not facts.Found.GAP or batch is None or lives or kernel.flush:
+            return
+        assert isinstance(store.records, Listed)
+        assert isinstance(kernel.records, Listed)
+        recs = kernel.records.recs
+        head = recs[: batch.g_count]
+        starts = [at for at, rec in enumerate(recs) if rec.name == "boot_aggregate"]
+        own = [rec for rec in head[max(starts, default=-1) + 1 :] if not rec.violation]
+        stored = {rec.serial for rec in store.records.recs[batch.first :]}
+        stands = len(head) == batch.g_count == batch.count and {r.serial for r in head} == stored
+        if stands and own and batch.boot == kernel.boot and (plan.skip or 0) < batch.g_count:
+            raise Broken("I3", f"{[rec.name for rec in head]} would be stored twice")
+        self.counts["a gap behind a batch that is there"] += stands
 
     def view(self, life: Life) -> list[Rec]:
         """What agents are shown: all that is stored, and what the kernel has more."""

@@ -84,6 +84,10 @@ def drops_nothing(answer: judge.Answer, self: judge.Judge) -> judge.Answer:
     return replace(answer, skip=0) if answer.found is Found.SAME_LIFE else answer
 
 
+def stores_again(answer: judge.Answer, self: judge.Judge) -> judge.Answer:
+    return replace(answer, skip=0) if answer.found is Found.GAP else answer
+
+
 def hides_gaps(answer: judge.Answer, self: judge.Judge) -> judge.Answer:
     if answer.found is not Found.GAP:
         return answer
@@ -257,6 +261,7 @@ MUTANTS = (
         LOSES | {"I7"},
     ),
     Mutant("gaps are kept silent", answers(hides_gaps), LOSES),
+    Mutant("behind a gap all is stored again", answers(stores_again), frozenset({"I3"})),
     Mutant("a kexec is a gap", answers(doubts_kexecs), frozenset({"I7"})),
     Mutant("a PCR that diverged is a gap", answers(forgets_the_lock), frozenset({"I7"})),
     Mutant("another boot_id is another life", answers(by_boot_alone), LOSES | {"I7"}),

@@ -67,6 +67,20 @@ def test_stored_and_not_deleted() -> None:
     assert done(found) == ["DeleteStaged", "MarkDone"]
 
 
+def test_stored_and_not_deleted_and_others_took_what_follows() -> None:
+    """N takes records from behind those that are staged: a gap, and the batch is there."""
+    truth = [*TRUTH, *split("taken", "d")]
+    k = [*TRUTH[1:3], truth[-1]]
+    found = plan(store(TRUTH[:3], TRUTH[1:3]), kernel(k, 2), tpm(truth))
+    assert (found.found, found.skip) == (Found.GAP, 2)
+    assert done(found) == ["RecordGap", "Alarm", "Store", "TakeAnchor", "DeleteStaged"]
+    behind = next(action for action in found.actions if isinstance(action, facts.Store))
+    assert (behind.place, behind.count) == (2, 1)
+    # It can have come again.
+    flushed = replace(kernel(k, 2), flush=True)
+    assert plan(store(TRUTH[:3], TRUTH[1:3]), flushed, tpm(truth)).skip == 0
+
+
 def test_of_damaged_records_the_pcrs_alone_tell_what_is_stored() -> None:
     """Others stand in their place, in the last batch, too."""
     there = store(TRUTH[:3], TRUTH[1:3])
