@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -64,14 +65,11 @@ def alive(pid: int) -> bool:
     return state not in "XZ" or int(fields[16]) > 1
 
 
-_MOUNTS = "findmnt --raw --noheadings --types fuse.imafs --output TARGET"
-
-#: Shell, for a mount namespace of a test's own: no other emulator of this machine is seen. Nobody
-#: can name what lies below a dead mount (ENOTCONN): it goes with the one above it, which is first.
-ALONE = f'{_MOUNTS} | xargs -r umount -l 2> /dev/null || true; [ -z "$({_MOUNTS})" ]'
+#: Shell, for a mount namespace of a test's own: no other emulator of this machine is seen.
+ALONE = shlex.join([sys.executable, "-P", str(ROOT / "tests" / "mount" / "alone.py")])
 
 #: The same, but for those below $KEEP.
-ALONE_BUT = ALONE.replace(_MOUNTS, f'{_MOUNTS} | sed "\\|^$KEEP/|d"')
+ALONE_BUT = f'{ALONE} "$KEEP"'
 
 
 def layers(path: str | os.PathLike[str]) -> int:
