@@ -250,7 +250,7 @@ class Evidence:
                 return place
         chain = self.chains[0]
         start = self.start(chain) or chain.zero
-        for place in self._others():
+        for place in self.unlikely():
             if place in likely:
                 continue
             if not self.budget.take(self.total - place):
@@ -259,7 +259,7 @@ class Evidence:
                 return place
         return None
 
-    def _others(self) -> Iterable[int]:
+    def unlikely(self) -> Iterable[int]:
         """All places that may be right; of a damaged store all there are."""
         if self.store.pending is None:
             return ()

@@ -247,6 +247,9 @@ class KernelFacts:
     #: Whether the end of K is exact: A (or N) was answered after K was read and before the PCRs
     #: were, and the count was the same before and after.
     pinned: bool = True
+    #: Where its end is not exact: so many records of K were extended for certain when the PCRs were
+    #: read; those behind them came before or after that. None: not known.
+    extended: int | None = None
     #: Whether K is the head of the list only: a long first list is drained by N. Never pinned.
     part: bool = False
     #: EACCES, ESTALE or ENODEV of an A, D or N under this boot_id: measuring has ended, a kexec
@@ -467,3 +470,5 @@ class Plan:
     verified: bool = False
     #: Of the PCRs that decide, after the life's last record; empty where nothing was verified.
     reached: PcrValues = field(default_factory=dict)
+    #: Records at the end of K that came after the PCRs were read: these confirm none of them.
+    later: int = 0

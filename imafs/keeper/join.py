@@ -8,6 +8,7 @@ is the rest. S is what is stored, K what the kernel has (see :mod:`imafs.keeper.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from imafs.keeper.evidence import Choice
 from imafs.keeper.facts import (
@@ -36,6 +37,7 @@ from imafs.keeper.facts import (
     gap_alarm,
 )
 from imafs.keeper.judge import Answer, Judge
+from imafs.keeper.reach import Head
 
 _USUAL = Choice()
 
@@ -43,7 +45,32 @@ _USUAL = Choice()
 def plan(store: StoreFacts, kernel: KernelFacts, tpm: TpmFacts, choice: Choice = _USUAL) -> Plan:
     """The plan for a start, and for each look at the kernel after it."""
     judge = Judge(store, kernel, tpm, choice)
-    return _Steps(judge).plan(judge.answer())
+    answer = judge.answer()
+    arrived = None if kernel.pinned or answer.verified else _arrived(judge)
+    return _Steps(judge).plan(answer) if arrived is None else arrived
+
+
+def _arrived(judge: Judge) -> Plan | None:
+    """The plan for a list that grew while the PCRs were read, if they tell which of its records
+    they have: an end of K up to which it leads on from S, or from zero, to them.
+
+    As a PCR is a chain of hashes this is the end that K had then, if what was extended last is
+    there once. What is behind it came later, as behind every look.
+    """
+    if judge.kernel.extended is None or judge.tpm.pcrs is None:
+        return None
+    exact = replace(judge.kernel, pinned=True, extended=None)
+    arrived = Judge(judge.store, exact, judge.tpm, judge.choice).arrived(judge.kernel.extended)
+    if arrived is None:
+        return None
+    end, values = arrived
+    kernel = replace(exact, records=Head(judge.k, end))
+    pcrs = {bank: {**own, **values.get(bank, {})} for bank, own in judge.tpm.pcrs.items()}
+    then = Judge(judge.store, kernel, replace(judge.tpm, pcrs=pcrs), judge.choice)
+    answer = then.answer()
+    if not answer.verified or answer.found not in (Found.SAME_LIFE, Found.NEW_LIFE):
+        return None
+    return replace(_Steps(then).plan(answer), later=judge.total - end)
 
 
 class _Steps:

@@ -30,7 +30,7 @@ _LEAST = 33
 #: Seconds between two looks that could not decide.
 _AGAIN = 0.2
 #: Looks at the end of the kernel's list that one join takes, while records arrive.
-_LOOKS = 10
+_LOOKS = 4
 #: Seconds between two looks at the PCRs that are to be the same, where no A is a barrier.
 _EXTENDED = 0.05
 #: Records that a kernel shows within a second, on a slow machine.
@@ -68,13 +68,14 @@ class Joining(Keeping):
                 raise SuspendedNow
             if plan.skip is not None:
                 break
+            self._needs_whole = True
             self._failed(f"{State.JOINING}: {plan.refuse}")
             self._unseen(asked)
             await trio.sleep(_AGAIN)
-        self.refusal = plan.refuse
+        self.refusal, self._needs_whole = plan.refuse, False
         self._settle_alarms(plan)
         if plan.verified and self.catalogue is not None:
-            self.verified = (len(self.catalogue), time.time())
+            self.verified = (len(self.catalogue) - plan.later, time.time())
         self._looked(asked)
         self._ready()
 
@@ -130,7 +131,8 @@ class Joining(Keeping):
             life is not None and StoreFacts(life.facts, anchors=life.archive.ledger.anchors).begun
         )
         first = not begun and self._may_delete.is_set()
-        part = count > WHOLE and self._flush is not True and first
+        # Where the head alone did not tell what is stored of it, the end will.
+        part = count > WHOLE and self._flush is not True and first and not self._needs_whole
         self._in_part = part
         kernel, tpm = await self._read(look, part, count)
         known = self._known
@@ -155,7 +157,7 @@ class Joining(Keeping):
         # 16 s for 100,000 records, 391 s for 500,000 (measured): quadratic.
         seconds = (count / _IN_ONE_SECOND) ** 2
         kernel = suspended = None
-        tpm = TpmFacts()
+        tpm, asks = TpmFacts(), False
         # Both stay as they are, but for what comes behind: of a long list that alone is read again.
         staged, data = listed(b""), b""
         for _ in range(_LOOKS):
@@ -173,7 +175,7 @@ class Joining(Keeping):
             second = await self._in_kernel(self._source.stage) if asks else errno.EEXIST
             suspended = self._barrier(second) or suspended
             if second == 0:
-                data = b""  # it is staged now
+                kernel, data = None, b""  # it is staged now
                 continue
             before = await self._in_kernel(self._source.count)
             records = RecordList([*staged.parts, *current.parts])
@@ -193,7 +195,24 @@ class Joining(Keeping):
                 break
         if kernel is None:
             raise Again("the list grew at every look")
+        if not kernel.pinned and not part:
+            kernel = await self._grown(kernel, len(data), seconds, behind_a=asks)
         return kernel, tpm
+
+    async def _grown(
+        self, kernel: KernelFacts, begin: int, seconds: float, *, behind_a: bool
+    ) -> KernelFacts:
+        """K with what has come since the PCRs were read: they may tell how much of it they have.
+
+        ``begin``: bytes of its current part; ``behind_a``: without A as a barrier the last record
+        of K may be in the list and not extended yet.
+        """
+        k = kernel.records
+        assert isinstance(k, RecordList)
+        more = await self._in_kernel(partial(self._source.current, None, begin), seconds)
+        rest = await self._apart(len(more), partial(listed, more))
+        extended = len(k) if behind_a else max(0, len(k) - 1)
+        return replace(kernel, records=RecordList([*k.parts, *rest.parts]), extended=extended)
 
     def _barrier(self, number: int) -> int | None:
         """The number of an A that a kernel refuses which measures nothing more: what it has is

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from imafs.formats.algorithms import SHA1
 from imafs.keeper import reach
 from imafs.keeper.evidence import Evidence, Fork
 from imafs.keeper.facts import (
@@ -24,7 +25,9 @@ from imafs.keeper.facts import (
     Frame,
     How,
     Kind,
+    Mode,
     Modes,
+    PcrValues,
     diverged_alarm,
     reset_alarm,
 )
@@ -103,6 +106,55 @@ class Judge(Evidence):
         if self.reset_at(known) is not None:
             return self._was_reset(known)
         return self._diverged(known, "nobody else could delete records")
+
+    def arrived(self, least: int) -> tuple[int, PcrValues] | None:
+        """The end of K, behind ``least`` records or more, up to which it leads to the PCRs, and
+        their values there: where these tell it. See :func:`imafs.keeper.join.plan`."""
+        later = self.k.extends(SHA1.name, Mode.REAL, least, self.total)
+        if not self.chains or any(pcr not in self.deciding for pcr, _ in later):
+            return None
+        known = self.kernel.known
+        places = [known] if known is not None else [*self.likely(), *self.unlikely()]
+        starts = [self.start(chain) or chain.zero for chain in self.chains]
+        ways = [(starts, place) for place in dict.fromkeys(places) if place <= least]
+        if known is None and 0 in self.kernels:
+            ways.append(([chain.zero for chain in self.chains], 0))
+        for states, place in ways:
+            if not self.budget.take(self.total - place):
+                return None
+            if self.chains[0].arrives(states[0], place, least) is not None:
+                return self._at_their_end(states, place, least)
+        return None
+
+    def _at_their_end(
+        self, states: list[reach.State], place: int, least: int
+    ) -> tuple[int, PcrValues] | None:
+        """Banks are read one behind the other: all of them as they were at the first one's end."""
+        ways = list(zip(self.chains, states, strict=True))
+        ends = [chain.arrives(state, place, least) for chain, state in ways]
+        found = [end for end in ends if end is not None and self._is_last(end)]
+        if len(found) < len(ways):
+            return None
+        first = min(found)
+        values = {}
+        for (chain, state), end in zip(ways, found, strict=True):
+            on_the_way = chain.until(first).ends(state, place)
+            value = next(
+                s for s in on_the_way if chain.walk(s, chain.now, first, end) == chain.target
+            )
+            values[chain.bank] = dict(zip(chain.pcrs, value, strict=True))
+        return first, values
+
+    def _is_last(self, end: int) -> bool:
+        """Whether what the PCRs were extended with last stands in front of ``end`` alone.
+
+        Then no other way can lead to them from another end of K, as it would from violations, which
+        are all alike.
+        """
+        extends = [*self.k.extends(SHA1.name, Mode.REAL, 0, self.total)]
+        last = extends[end - 1] if end else None
+        usual = last is not None and last[0] in self.deciding and extends.count(last) == 1
+        return usual and not reach.is_violation(self.k, end - 1)
 
     def _by_pcrs(self) -> Answer:
         found = self.search()

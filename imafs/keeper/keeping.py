@@ -141,6 +141,7 @@ class Keeping:
         self._refuses_n: str | None = None  # boot_id of the kernel that answered N with EINVAL
         self._known: int | None = None  # leading records of the kernel's list that are stored
         self._in_part = False  # a join saw the head of the kernel's list alone
+        self._needs_whole = False  # and that did not tell what is stored of it
         self._counted = 0  # violations, as the kernel said last
         self._gone = 0  # records that a join has deleted so far
         #: Why nothing can be stored; None again with the next commit.

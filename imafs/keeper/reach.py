@@ -68,6 +68,32 @@ def extend(
     return tuple(values[pcr] for pcr in pcrs)
 
 
+class Head:
+    """The first ``count`` of other records."""
+
+    def __init__(self, records: Records, count: int) -> None:
+        self._records, self._count = records, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def record(self, at: int) -> bytes:
+        """See :class:`imafs.keeper.facts.Records`, as of the others."""
+        return self._records.record(at)
+
+    def sha256(self, first: int, last: int) -> bytes:
+        """See there."""
+        return self._records.sha256(first, last)
+
+    def extends(self, bank: str, mode: Mode, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+        """See there."""
+        return self._records.extends(bank, mode, first, last)
+
+    def is_boot_aggregate(self, at: int) -> bool:
+        """See there."""
+        return self._records.is_boot_aggregate(at)
+
+
 @dataclass(slots=True)
 class Chain:
     """One bank's way through K to the values that its PCRs have.
@@ -106,6 +132,20 @@ class Chain:
     def fits(self, state: State, place: int = 0) -> bool:
         """Whether K[place:] leads from ``state`` to the PCRs."""
         return self.target in self.ends(state, place)
+
+    def until(self, end: int) -> Chain:
+        """The same way through K[:end]; the kernel that runs begins in front of that."""
+        starts = tuple(start for start in self.starts if start < end)
+        return Chain(self.bank, self.pcrs, Head(self.records, end), self.now, starts, self.target)
+
+    def arrives(self, state: State, place: int, least: int) -> int | None:
+        """The end, behind ``least`` records or more, up to which K[place:] leads to the PCRs."""
+        states = self.until(least).ends(state, place)
+        for at in range(least, len(self.records)):
+            if self.target in states:
+                return at
+            states = {self.walk(one, self.now, at, at + 1) for one in states}
+        return len(self.records) if self.target in states else None
 
     def path(self, state: State, place: int) -> list[tuple[int, int, Mode]]:
         """The stretches of K[place:] with the modes that led to the PCRs; empty: none did."""

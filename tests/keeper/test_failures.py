@@ -96,6 +96,13 @@ class BadKernel(PaperKernel):
     def delete(self) -> int:
         return cast(int, self.instead.get("delete", super().delete)())
 
+    def current(self, most: int | None = None, begin: int = 0) -> bytes:
+        data = super().current(None, begin)
+        if most is None or not data:
+            return data
+        ends = list(itertools.accumulate(len(record) for record in self._current))
+        return data[: next((end for end in ends if end >= most), ends[-1])]
+
     def delete_first(self, number: int) -> int:
         """N."""
         if "delete_first" in self.instead:
@@ -257,6 +264,26 @@ async def test_killed_in_front_of_each_step(machine: Bad, step: str) -> None:
         machine.kernel.add(f"/e/{number}")
         assert await machine.kept() is None
     assert died or step == "truncate"  # see the next one
+
+
+@pytest.mark.parametrize("step", ["commit", "committed", "delete", "deleted", "confirmed"])
+@pytest.mark.parametrize("number", [1, 2])
+async def test_killed_while_a_long_first_list_is_taken_in_pieces(
+    machine: Bad, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    """What is left is long, too, and its head alone does not tell what is stored of it."""
+    for module in (joining, collectors):
+        monkeypatch.setattr(module, "WHOLE", 10)
+        monkeypatch.setattr(module, "PIECE", 500)
+    for name in range(60):
+        machine.kernel.add(f"/{name}")
+    assert await machine.dies(step, number)
+    assert machine.kernel.records > 20
+    async with machine.running() as collector:
+        await idle(collector)
+        await stored(collector)
+        await machine.truth(collector)
+    assert machine.lives == 1
 
 
 async def test_killed_with_bytes_that_no_frame_counts(machine: Bad) -> None:

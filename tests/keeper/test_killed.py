@@ -77,6 +77,20 @@ class Run:
                     os.write(writer, request)
         finally:
             os.close(writer)
+        self.lost = self.lost or await trio.to_thread.run_sync(self.has_lost_its_beginning)
+
+    def has_lost_its_beginning(self) -> bool:
+        """Whether this kernel's first record is gone, and no keeper has ever seen it: also where a
+        boot before made the same records, so that those that are stored lead on to its PCRs."""
+        life = newest(self.store)
+        boots = set() if life is None else {era.boot for era in life.ledger.eras}
+        found = listed(self.whole())
+        begins = any(found.is_boot_aggregate(at) for at in range(len(found)))
+        return not begins and self._source().boot_id() not in boots
+
+    def _source(self) -> Source:
+        of = machine.machine(str(self.daemon.dir))
+        return Source(machine.place(of, None), machine.pcrs(None, of))
 
     async def kexec(self) -> None:
         """The list goes across, or its head alone, or nothing."""
@@ -126,11 +140,9 @@ class Run:
 
     @contextlib.asynccontextmanager
     async def keeper(self) -> AsyncIterator[Collector]:
-        of = machine.machine(str(self.daemon.dir))
-        place = machine.place(of, None)
         store = open_store(str(self.store))
         collector = Collector(
-            Source(place, machine.pcrs(None, of)),
+            self._source(),
             store,
             Settings(records=10, age=3600.0),
         )

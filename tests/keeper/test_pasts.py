@@ -118,15 +118,16 @@ class Machine:
 class BusyKernel(PaperKernel):
     """Records arrive while its PCRs are read, so that no look at its list finds the end."""
 
-    def __init__(self, arriving: int) -> None:
+    def __init__(self, arriving: int, *, violations: bool = False) -> None:
         self.reads = {"staged": 0, "current": 0}
-        self.arriving = arriving
+        self.arriving, self._made = 0, made.violation if violations else made.record
         super().__init__()
+        self.arriving = arriving
 
     def pcrs(self, banks: object, numbers: object) -> PcrValues | None:
         if self.arriving:
             self.arriving -= 1
-            self.add(f"/arrives/{self.arriving}")
+            self.take(self._made(f"/arrives/{self.arriving}"))
         return super().pcrs(banks, numbers)
 
     def staged(self) -> bytes:
@@ -185,6 +186,34 @@ async def test_a_long_list_is_read_once_while_records_arrive(tmp_path: Path) -> 
     # At the join once, and once when they are stored.
     assert reads["staged"] <= 2 * 510
     assert reads["current"] <= 20
+
+
+async def test_start_while_records_arrive_without_a_pause(tmp_path: Path) -> None:
+    """No look finds the end of the list; the PCRs tell how much of it they have."""
+    machine = Machine(tmp_path)
+    machine.kernel = kernel = BusyKernel(arriving=1_000_000)
+    for _ in range(3):
+        async with machine.keeper() as collector:
+            assert (collector.refusal, collector.alarms) == (None, {})
+            assert collector.verified is not None
+            kernel.arriving = 0
+            await collector.flush()
+            assert shown(collector) == b"".join(kernel.truth)
+        kernel.arriving = 1_000_000
+    assert machine.lives == 1
+    assert machine.complaints() == []
+
+
+async def test_violations_alone_arrive_without_a_pause(
+    tmp_path: Path, expected_logs: ExpectedLogs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One is to a PCR as another: they do not tell how many of them it has."""
+    expected_logs.allow("keeper")
+    machine = Machine(tmp_path)
+    machine.kernel = BusyKernel(arriving=60, violations=True)
+    assert await machine.kept() is None
+    assert "undecided: the end of the list was not exact" in caplog.text
+    assert machine.complaints() == []
 
 
 def shown(collector: Collector) -> bytes:

@@ -155,6 +155,8 @@ class Setting:
     disk: bool = False
     trimmed_first: bool = False
     reboots: bool = True
+    #: Records come in half of all looks, and the keeper reads those, too.
+    arriving: bool = False
 
 
 class Kernel:
@@ -549,18 +551,30 @@ class Keeper:
             k = k[: self.rng.randrange(1, len(k) + 1)] if k else k
         # An A took the mutex. N walks the list without it (ima_queue_delete_partial): where nothing
         # can be staged the keeper looks at the PCRs until they stay as they are.
-        kernel.settle()
+        late = kernel.setting.arriving and not stage and not part and kernel.late is not None
+        if not late:
+            kernel.settle()
         before = len(kernel.current) + len(kernel.staged)
-        pcrs = {bank: dict(values) for bank, values in kernel.pcrs.items()}
+        pcrs = {}
+        for bank in kernel.pcrs:
+            pcrs[bank] = dict(kernel.pcrs[bank])
+            if kernel.setting.arriving:
+                self.beside()  # sysfs shows one value at a time
         self.beside()
         after = len(kernel.current) + len(kernel.staged)
+        pinned = not part and before == after == len(k) and not late
+        extended = None
+        if kernel.setting.arriving and not part and not pinned:
+            extended = len(k) if stage else max(0, len(k) - 1)
+            k = [*kernel.staged, *kernel.current]
         self.seen = k
         found = facts.KernelFacts(
             boot=kernel.boot,
             modes=dict(kernel.modes),
             records=Listed(k),
             staged=len(kernel.staged) if kernel.staging and not part else None,
-            pinned=not part and before == after == len(k),
+            pinned=pinned,
+            extended=extended,
             part=part,
             suspended=errno.EACCES if self.suspended is not None else None,
             known=self.known,
@@ -614,6 +628,8 @@ class Keeper:
         self.check_plan(store, kernel, self.plan)
         self.counts[f"found {self.plan.found}"] += 1
         self.at_end = kernel.pinned
+        if kernel.extended is not None and self.plan.skip is not None:
+            self.counts["decided while records arrive"] += 1
         k, self.known = self.seen, self.plan.skip
         try:
             if self.disk.torn:
@@ -831,7 +847,7 @@ class Walk:
             raise Crash
 
     def beside(self) -> None:
-        if self.rng.random() < 0.12:
+        if self.rng.random() < (0.5 if self.setting.arriving else 0.12):
             self.measure()
 
     def measure(self) -> None:

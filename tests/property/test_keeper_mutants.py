@@ -30,6 +30,8 @@ class Mutant:
     what: str
     plant: Callable[[Patch], None]
     caught_by: frozenset[str]
+    #: Whether it shows only where records come while the keeper looks.
+    arriving: bool = False
 
 
 def on(owner: object, name: str, made: Callable[[Any], Any]) -> Callable[[Patch], None]:
@@ -272,7 +274,7 @@ MUTANTS = (
     ),
     Mutant(
         "no place but the likely ones",
-        on(evidence.Evidence, "_others", lambda _: lambda self: ()),
+        on(evidence.Evidence, "unlikely", lambda _: lambda self: ()),
         frozenset({"I7"}),
     ),
     Mutant(
@@ -293,6 +295,12 @@ MUTANTS = (
     Mutant("other answers to the same facts", on(judge.Judge, "answer", whims), frozenset({"I8"})),
     Mutant("an end that was not exact", on(model.Keeper, "look", ends_at_random), LOSES | {"I7"}),
     Mutant("no sync before D", on(model.Disk, "lose_cache", loses_its_frame), LOSES | {"I7"}),
+    Mutant(
+        "an end of the list that the PCRs do not tell",
+        on(judge.Judge, "_is_last", lambda _: lambda self, end: True),
+        LOSES | {"I3"},
+        arriving=True,
+    ),
     Mutant("frames with a hole", on(model.Disk, "commit", leaves_holes), frozenset({"I6"})),
     Mutant("no batch is confirmed", on(model.Keeper, "act", stored_twice), frozenset({"I5", "I7"})),
     Mutant(
@@ -308,16 +316,16 @@ MUTANTS = (
 )
 
 
-def walk() -> None:
+def walk(*, arriving: bool) -> None:
     for seed in range(WALKS):
-        model.Walk(seed, model.setting(seed)).run()
+        model.Walk(seed, replace(model.setting(seed), arriving=arriving)).run()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
 def test_a_planted_bug_is_caught(mutant: Mutant, monkeypatch: Patch) -> None:
     mutant.plant(monkeypatch)
     with pytest.raises(model.Broken) as caught:
-        walk()
+        walk(arriving=mutant.arriving)
     assert caught.value.invariant in mutant.caught_by
 
 

@@ -96,7 +96,12 @@ def shutting_down(seed: int) -> Setting:
     return replace(hibernating(seed), shuts_down=True)
 
 
-OTHERS = [without_a_tpm, without_the_clock, hibernating, shutting_down]
+def arriving(seed: int) -> Setting:
+    """The setting of a walk; records come while the keeper looks at the list."""
+    return replace(setting(seed), arriving=True)
+
+
+OTHERS = [without_a_tpm, without_the_clock, hibernating, shutting_down, arriving]
 
 
 @pytest.mark.parametrize("setting_of", OTHERS)

@@ -11,7 +11,7 @@ import pytest
 from imafs.keeper import facts
 from imafs.keeper.facts import Found, How, Kind, Mode
 from imafs.keeper.join import plan
-from tests.property.keepermodel import DECIDING, Listed, Rec, extended
+from tests.property.keepermodel import DECIDING, OTHER, Listed, Rec, extended
 
 MODES = {"sha1": Mode.REAL}
 CLOCK = facts.Clock(0, 10, 1, 0)
@@ -195,6 +195,51 @@ def test_an_end_that_is_not_exact_decides_nothing() -> None:
     found = plan(store(TRUTH[:2], TRUTH[:2], done=True), loose, tpm(TRUTH))
     assert (found.found, found.skip) == (Found.UNDECIDED, None)
     assert done(found) == ["WaitForKernel", "Alarm"]
+
+
+def growing(k: Sequence[Rec], extended: int) -> facts.KernelFacts:
+    return replace(kernel(k, 1), pinned=False, extended=extended)
+
+
+def test_the_pcrs_tell_how_much_of_a_growing_list_they_have() -> None:
+    later = [*TRUTH, *split("d", "e")]
+    before = store(TRUTH[:2], TRUTH[1:2])
+    for then in (3, 4, 5, 6):
+        found = plan(before, growing(later[1:], 2), tpm(later[:then]))
+        assert (found.found, found.skip, found.verified, found.later) == (
+            *(Found.SAME_LIFE, 1, True, 6 - then),
+        )
+    # As they were before all of them were read: that cannot be.
+    assert plan(before, growing(later[1:], 3), tpm(later[:3])).found is Found.UNDECIDED
+
+
+def test_banks_that_were_read_one_behind_the_other_tell_the_first_end() -> None:
+    later = [*TRUTH, *split("d", "e")]
+    modes = {"sha1": Mode.REAL, "sha256": Mode.REAL}
+    first, behind = (extended({}, later[:end], modes) for end in (4, 5))
+    values = {"sha1": behind["sha1"], "sha256": first["sha256"]}
+    k = replace(growing(later, 2), modes=modes)
+    found = plan(facts.StoreFacts(), k, facts.TpmFacts(values, CLOCK))
+    assert (found.found, found.later, found.reached) == (Found.NEW_LIFE, 2, first)
+
+
+@pytest.mark.parametrize(
+    ("more", "flush"), [(("V", "V"), False), (("d", "V"), False), (("d", "d"), True)]
+)
+def test_what_is_alike_does_not_tell_how_much_of_it_they_have(
+    more: tuple[str, ...], flush: bool
+) -> None:
+    """From violations that followed each other the same PCRs come as from those before them."""
+    later = [*TRUTH, *split(*more)]
+    k = replace(growing(later[1:], 3), flush=flush)
+    found = plan(store(TRUTH[:2], TRUTH[1:2]), k, tpm(later))
+    assert found.found is Found.UNDECIDED
+
+
+def test_another_pcr_does_not_tell_it_either() -> None:
+    later = [*TRUTH, Rec("d", OTHER, 9)]
+    found = plan(store(TRUTH[:2], TRUTH[1:2]), growing(later[1:], 3), tpm(later))
+    assert found.found is Found.UNDECIDED
 
 
 def test_a_kernel_that_ends_is_asked_for_nothing() -> None:
