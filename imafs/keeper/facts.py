@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 #: bank name -> PCR -> value
@@ -468,7 +468,5 @@ class Plan:
     refuse: str | None = None
     #: Whether PCRs confirmed it.
     verified: bool = False
-    #: Of the PCRs that decide, after the life's last record; empty where nothing was verified.
-    reached: PcrValues = field(default_factory=dict)
     #: Records at the end of K that came after the PCRs were read: these confirm none of them.
     later: int = 0

@@ -95,8 +95,7 @@ class _Steps:
                 return Plan(Found.SUSPENDED, None, waits, refuse=why)
             return Plan(Found.SUSPENDED, answer.skip, waits, refuse, answer.verified)
         actions = [*self._life(answer), *answer.alarms, *self._stores(answer)]
-        reached = self.tpm.pcrs if answer.verified and self.tpm.pcrs is not None else {}
-        return Plan(answer.found, answer.skip, tuple(actions), refuse, answer.verified, reached)
+        return Plan(answer.found, answer.skip, tuple(actions), refuse, answer.verified)
 
     def _unless_served(self, why: str) -> str | None:
         return None if self.choice.serve_gaps else why

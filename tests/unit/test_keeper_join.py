@@ -219,8 +219,12 @@ def test_banks_that_were_read_one_behind_the_other_tell_the_first_end() -> None:
     first, behind = (extended({}, later[:end], modes) for end in (4, 5))
     values = {"sha1": behind["sha1"], "sha256": first["sha256"]}
     k = replace(growing(later, 2), modes=modes)
-    found = plan(facts.StoreFacts(), k, facts.TpmFacts(values, CLOCK))
-    assert (found.found, found.later, found.reached) == (Found.NEW_LIFE, 2, first)
+    life = facts.LifeFacts(0, "one", modes, "little", CLOCK, whole=False)
+    begun = facts.StoreFacts(life, Listed([]))
+    found = plan(begun, k, facts.TpmFacts(values, CLOCK))
+    (anchor,) = [a.anchor for a in found.actions if isinstance(a, facts.TakeAnchor)]
+    assert (found.found, found.later) == (Found.SAME_LIFE, 2)
+    assert (anchor.index, anchor.pcrs) == (4, first)
 
 
 @pytest.mark.parametrize(
