@@ -410,9 +410,9 @@ class Source:
 
     def _read(self, descriptor: int, most: int | None, begin: int = 0) -> bytes:
         """As :meth:`current`. What is cut is never taken for all: nor, where the first record is
-        longer than ``most``, for nothing."""
-        data = bytearray()
-        limit = MOST if most is None else most
+        longer than ``most``, for nothing. What was read before counts for what is too long."""
+        data, room = bytearray(), MOST - begin
+        limit = room if most is None else min(most, room)
         try:
             os.lseek(descriptor, begin, os.SEEK_SET)
             while True:
@@ -422,9 +422,9 @@ class Source:
                     return bytes(data)  # a list that ends within a record is no list: none is cut
                 if most is not None and (found := whole(bytes(data))):
                     return found
-                if limit >= MOST:
+                if limit >= room:
                     raise TooLongError
-                limit = min(2 * limit, MOST)
+                limit = min(2 * limit, room)
         except OSError as error:
             raise Refused(error.errno or errno.EIO, f"reading a list: {error.strerror}") from None
 

@@ -24,7 +24,7 @@ from imafs.keeper import source as sources
 from imafs.keeper.archive import Archive
 from imafs.keeper.collector import Collector, Settings, State
 from imafs.keeper.records import listed
-from imafs.keeper.source import NoPcrs, Place, Source
+from imafs.keeper.source import NoPcrs, Place, Source, TooLongError
 from imafs.keeper.store import open_store
 from tests.keeper.made import record
 from tests.support import ExpectedLogs, wait_for_async
@@ -164,6 +164,9 @@ def test_a_list_beyond_the_limit_is_refused(
     piece = kernel.current(1000)
     assert kernel.data.startswith(piece)
     assert len(listed(piece)) > 10
+    # One that grows between two looks is too long as well.
+    with pytest.raises(TooLongError):
+        kernel.current(None, len(kernel.data) - 1000)
     kernel.release()
 
 
