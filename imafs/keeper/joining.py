@@ -68,7 +68,7 @@ class Joining(Keeping):
                 raise SuspendedNow
             if plan.skip is not None:
                 break
-            self._needs_whole = True
+            self._needs_whole = self._needs_whole or self._in_part
             self._failed(f"{State.JOINING}: {plan.refuse}")
             self._unseen(asked)
             await trio.sleep(_AGAIN)

@@ -216,6 +216,21 @@ async def test_violations_alone_arrive_without_a_pause(
     assert machine.complaints() == []
 
 
+async def test_violations_alone_arrive_until_the_first_list_is_long(
+    tmp_path: Path, expected_logs: ExpectedLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short list told nothing as a whole; one that has become long is taken in pieces."""
+    expected_logs.allow("keeper")
+    monkeypatch.setattr(joining, "WHOLE", 10)
+    machine = Machine(tmp_path)
+    machine.kernel = kernel = BusyKernel(arriving=1_000_000, violations=True)
+    async with machine.keeper() as collector:
+        kernel.arriving = 0
+        assert collector.catalogue is not None
+        assert collector.catalogue.stored > 0
+    assert machine.lives == 1
+
+
 def shown(collector: Collector) -> bytes:
     """The view's SHA-1 binary list."""
     assert collector.catalogue is not None
