@@ -60,12 +60,14 @@ def _arrived(judge: Judge) -> Plan | None:
     if judge.kernel.extended is None or judge.tpm.pcrs is None:
         return None
     exact = replace(judge.kernel, pinned=True, extended=None)
-    arrived = Judge(judge.store, exact, judge.tpm, judge.choice).arrived(judge.kernel.extended)
+    least = max(judge.kernel.extended, judge.staged)  # A is a barrier, whoever wrote it
+    arrived = Judge(judge.store, exact, judge.tpm, judge.choice).arrived(least)
     if arrived is None:
         return None
     end, values = arrived
     kernel = replace(exact, records=Head(judge.k, end))
-    pcrs = {bank: {**own, **values.get(bank, {})} for bank, own in judge.tpm.pcrs.items()}
+    # Of a bank that cannot be compared nobody knows at which end its values were read.
+    pcrs = {bank: {**judge.tpm.pcrs[bank], **own} for bank, own in values.items()}
     then = Judge(judge.store, kernel, replace(judge.tpm, pcrs=pcrs), judge.choice)
     answer = then.answer()
     if not answer.verified or answer.found not in (Found.SAME_LIFE, Found.NEW_LIFE):

@@ -380,9 +380,11 @@ class Judge(Evidence):
     def _gap(self, why: str, new: bool, known: int = 0) -> Answer:
         """``known``: so many records of K are stored all the same."""
         index = 0 if new or not self.store.begun else self.store.end
-        if not new and self.store.last is not None and self.bytes_are_proof(0):
+        last = self.store.last
+        there = self.store.pending is not None or not self.store.damaged  # as it was stored
+        if not new and there and last is not None and self.bytes_are_proof(0):
             # Others are gone behind the last batch; that one was not deleted.
-            known = max(known, self.store.last.g_count)
+            known = max(known, last.g_count)
         return Answer(Found.GAP, known, why=why, opens=new, gap=index, anchor=BEHIND_A_GAP)
 
     def _undecided(self, why: str) -> Answer:

@@ -110,6 +110,7 @@ class Chain:
     target: State
     _walks: int = 0
     _digests: dict[Mode, list[tuple[int, bytes]]] = field(default_factory=dict)
+    _heads: dict[int, Chain] = field(default_factory=dict)
 
     @property
     def zero(self) -> State:
@@ -134,9 +135,15 @@ class Chain:
         return self.target in self.ends(state, place)
 
     def until(self, end: int) -> Chain:
-        """The same way through K[:end]; the kernel that runs begins in front of that."""
-        starts = tuple(start for start in self.starts if start < end)
-        return Chain(self.bank, self.pcrs, Head(self.records, end), self.now, starts, self.target)
+        """The same way through K[:end]; the kernel that runs begins in front of that.
+
+        One for each end: it keeps its digests, too.
+        """
+        if end not in self._heads:
+            starts = tuple(start for start in self.starts if start < end)
+            head = Head(self.records, end)
+            self._heads[end] = Chain(self.bank, self.pcrs, head, self.now, starts, self.target)
+        return self._heads[end]
 
     def arrives(self, state: State, place: int, least: int) -> int | None:
         """The end, behind ``least`` records or more, up to which K[place:] leads to the PCRs."""

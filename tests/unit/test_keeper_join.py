@@ -81,6 +81,17 @@ def test_stored_and_not_deleted_and_others_took_what_follows() -> None:
     assert plan(store(TRUTH[:3], TRUTH[1:3]), flushed, tpm(truth)).skip == 0
 
 
+def test_a_lost_batch_that_is_there_again_is_stored_behind_a_gap() -> None:
+    """The machine was restored to where it was not deleted: it may be the one that is lost."""
+    truth = [*TRUTH, *split("taken", "d")]
+    k = kernel([*TRUTH[1:3], truth[-1]], 2)
+    there = store(TRUTH[:3], TRUTH[1:3], done=True)
+    assert plan(there, k, tpm(truth)).skip == 2
+    found = plan(replace(there, damaged=True), k, tpm(truth))
+    assert (found.found, found.skip) == (Found.GAP, 0)
+    assert done(found).index("Store") < done(found).index("DeleteStaged")
+
+
 def test_of_damaged_records_the_pcrs_alone_tell_what_is_stored() -> None:
     """Others stand in their place, in the last batch, too."""
     there = store(TRUTH[:3], TRUTH[1:3])
@@ -238,6 +249,36 @@ def test_what_is_alike_does_not_tell_how_much_of_it_they_have(
     k = replace(growing(later[1:], 3), flush=flush)
     found = plan(store(TRUTH[:2], TRUTH[1:2]), k, tpm(later))
     assert found.found is Found.UNDECIDED
+
+
+def test_what_is_staged_was_extended_for_certain() -> None:
+    """Without a barrier the last record read may not be; but A was one, whoever wrote it. These
+    PCRs are of an extend that failed, not of an end within what D deletes."""
+    k = replace(growing(split("a", "b", "c"), 1), staged=2)
+    found = plan(store(TRUTH[:1], TRUTH[:1], done=True), k, tpm(TRUTH[:2]))
+    assert (found.found, done(found)) == (Found.UNDECIDED, ["WaitForKernel", "Alarm"])
+
+
+def test_an_anchor_has_no_value_that_may_be_of_another_end() -> None:
+    """That of a bank which this machine cannot hash was read when there were more records."""
+    before = store(TRUTH[:2], TRUTH[1:2], done=True)
+    assert before.life is not None
+    before = replace(before, life=replace(before.life, whole=False))
+    k = replace(growing(TRUTH[2:], 1), modes={"sha1": Mode.REAL, "a-hash": Mode.REAL})
+    values = {**extended({}, TRUTH[:3], MODES), "a-hash": {DECIDING: b"of the end"}}
+    found = plan(before, k, facts.TpmFacts(values, CLOCK))
+    (anchor,) = [a.anchor for a in found.actions if isinstance(a, facts.TakeAnchor)]
+    assert (anchor.index, anchor.pcrs) == (3, extended({}, TRUTH[:3], MODES))
+
+
+def test_a_growing_list_that_leads_nowhere_costs_few_walks() -> None:
+    """Each violation of the last batch may be the last that was deleted."""
+    stored = [Rec(B, DECIDING, 0), *split(*["V"] * 300)]
+    k = Listed([*stored[1:], *split(*(f"r{n}" for n in range(700)))])
+    grown = replace(growing(k.recs, 900), records=k)
+    found = plan(store(stored, stored[1:]), grown, tpm([*stored, *split("lost")]))
+    assert found.found is Found.UNDECIDED
+    assert k.extended < 20 * len(k)
 
 
 def test_another_pcr_does_not_tell_it_either() -> None:
