@@ -15,6 +15,7 @@ import signal
 import stat
 import sys
 from array import array
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -40,8 +41,9 @@ class Bare(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = False
+    direct_io = True
 
-    def __init__(self, data: bytes, lengths: array[int]) -> None:
+    def __init__(self, data: bytes, lengths: Sequence[int] = ()) -> None:
         super().__init__()
         self._data = data
         starts = accumulate(lengths, initial=0)
@@ -69,7 +71,7 @@ class Bare(pyfuse3.Operations):
         return self._attributes(inode)
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        return FileInfo(fh=FileHandleT(1), direct_io=True, keep_cache=False)
+        return FileInfo(fh=FileHandleT(1), direct_io=self.direct_io, keep_cache=False)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         return self._data[off : min(self._ends.get(off, off + size), off + size)]
@@ -99,19 +101,24 @@ async def _serve() -> None:
             nursery.cancel_scope.cancel()
 
 
+def serve(operations: Bare, directory: str, name: str) -> None:
+    """Until SIGTERM; ``name`` is that of the file system in the table of mounts."""
+    options = {*pyfuse3.default_options, f"fsname={name}"}
+    if os.geteuid() == 0:
+        options.add("allow_other")
+    pyfuse3.init(operations, directory, options)
+    try:
+        trio.run(_serve)
+    finally:
+        pyfuse3.close(unmount=True)
+
+
 def main(directory: str, data: str, lengths: str | None = None) -> None:
     """Serves until SIGTERM."""
     parts = array("I")
     if lengths is not None:
         parts.frombytes(Path(lengths).read_bytes())
-    options = {*pyfuse3.default_options, "fsname=imafs-bench"}
-    if os.geteuid() == 0:
-        options.add("allow_other")
-    pyfuse3.init(Bare(Path(data).read_bytes(), parts), directory, options)
-    try:
-        trio.run(_serve)
-    finally:
-        pyfuse3.close(unmount=True)
+    serve(Bare(Path(data).read_bytes(), parts), directory, "imafs-bench")
 
 
 if __name__ == "__main__":
