@@ -14,7 +14,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -26,22 +26,21 @@ from imafs.fuse.directory import WaitFirst
 from imafs.keeper import collector as collectors
 from imafs.keeper import joining, keeping, reading
 from imafs.keeper import store as stores
-from imafs.keeper.collector import Collector, Settings, State
+from imafs.keeper.collector import Collector, State
 from imafs.keeper.facts import Clock, PcrValues
 from imafs.keeper.files import Disk
 from imafs.keeper.records import listed, replayed
-from imafs.keeper.source import Look, Source
+from imafs.keeper.source import Look
 from imafs.keeper.store import BankFile, open_store
 from imafs.keeper.view import ListHandle
 from imafs.lists.banks import View
 from tests.keeper import made
 from tests.keeper.diskmodel import RecordingDisk, Step, durable
+from tests.keeper.machine import WAIT, Crash, Machine, joins, shown
 from tests.keeper.paper import MODES, SIZES, PaperKernel
-from tests.keeper.test_pasts import Crash, Machine, nothing, shown
 from tests.keeper.victim import DISK, STEPS
 from tests.support import ExpectedLogs, wait_for_async
 
-WAIT = 30.0
 #: Seconds of the pauses behind a failure, here.
 SOON = 0.02
 
@@ -131,30 +130,6 @@ class Bad(Machine):
         super().__init__(place)
         self.kernel = BadKernel()
 
-    @contextlib.asynccontextmanager
-    async def running(
-        self, hook: Callable[[str], None] = nothing, **settings: float
-    ) -> AsyncIterator[Collector]:
-        """A keeper that need not have joined."""
-        store = open_store(str(self.store))
-        words = {"records": 1000, "age": 3600.0, "keep_free": 0.0, **settings}
-        collector = Collector(
-            cast(Source, self.kernel),
-            store,
-            Settings(**words),  # type: ignore[arg-type]
-            hook,
-        )
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(collector.run)
-                yield collector
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                await collector.close()
-            store.close()
-            self.alarms = set(collector.alarms)
-
     async def dies(self, step: str, number: int = 1, *later: str) -> bool:
         """A keeper that ends in front of the nth of such a step; whether it came there. Records
         that come ``later`` are stored by a cycle, those before by the join."""
@@ -173,7 +148,7 @@ class Bad(Machine):
                 patch.setattr(Disk, name, _announced(getattr(Disk, name), name, hook))
             try:
                 async with self.running(hook) as collector:
-                    await idle(collector)
+                    await joins(collector)
                     await stored(collector)
                     for name in later:
                         self.kernel.add(name)
@@ -186,7 +161,7 @@ class Bad(Machine):
         """A keeper starts and ends; why its view is refused. What it serves is the truth, and is
         deleted in the kernel."""
         async with self.running() as collector:
-            await idle(collector)
+            await joins(collector)
             if collector.refusal is None:
                 await self.truth(collector)
             return collector.refusal
@@ -219,17 +194,10 @@ def _announced(
     return operation
 
 
-async def idle(collector: Collector) -> None:
-    async def ready() -> bool:
-        return collector.state is State.IDLE and collector.joined
-
-    await wait_for_async(ready, WAIT, "the keeper is idle")
-
-
 async def stored(collector: Collector) -> None:
     """And deleted: a flush does not wait for that."""
     await collector.flush()
-    await idle(collector)
+    await joins(collector)
 
 
 async def becomes(collector: Collector, state: State) -> None:
@@ -280,7 +248,7 @@ async def test_killed_while_a_long_first_list_is_taken_in_pieces(
     assert await machine.dies(step, number)
     assert machine.kernel.records > 20
     async with machine.running() as collector:
-        await idle(collector)
+        await joins(collector)
         await stored(collector)
         await machine.truth(collector)
     assert machine.lives == 1
@@ -347,7 +315,7 @@ async def test_disk_that_fails_while_it_is_kept(
     kernel = machine.kernel
     kernel.add("/a")
     async with machine.running() as collector:
-        await idle(collector)
+        await joins(collector)
         await machine.truth(collector)
         kernel.add("/b")
         # An error makes a new journal of the old one, or a new segment: this fails, too.
@@ -362,7 +330,7 @@ async def test_disk_that_fails_while_it_is_kept(
             assert shown(collector) == b"".join(kernel.truth)
         assert kernel.records == 3
         disks[0].fail = lambda step: 0
-        await idle(collector)
+        await joins(collector)
         await machine.truth(collector)
         assert kernel.records == 0
     assert await machine.kept() is None
@@ -406,7 +374,7 @@ async def test_disk_that_fails_where_a_life_begins(
             assert kernel.records == 2
             fails.clear()
             patch.undo()
-            await idle(collector)
+            await joins(collector)
             await machine.truth(collector)
     assert await machine.kept() is None
 
@@ -418,7 +386,7 @@ async def test_store_that_goes_away_while_an_agent_reads(machine: Bad) -> None:
         kernel.add(f"/{number}")
     gone = machine.store.with_name("gone")
     async with machine.running() as collector:
-        await idle(collector)
+        await joins(collector)
         await machine.truth(collector)
         assert collector.catalogue is not None
         before = b"".join(kernel.truth)
@@ -433,7 +401,7 @@ async def test_store_that_goes_away_while_an_agent_reads(machine: Bad) -> None:
         with contextlib.suppress(Refused):
             await collector.fresh()
         gone.rename(machine.store)
-        await idle(collector)
+        await joins(collector)
         await machine.truth(collector)
     assert await machine.kept() is None
 
@@ -450,7 +418,7 @@ async def test_bit_flip_in_a_full_segment(machine: Bad, monkeypatch: pytest.Monk
     whole = path.read_bytes()
     path.write_bytes(whole[:70] + bytes([whole[70] ^ 1]) + whole[71:])
     async with machine.running(scrub=0.05) as collector, trio.open_nursery() as nursery:
-        await idle(collector)
+        await joins(collector)
         assert collector.refusal is None
         assert shown(collector) != b"".join(kernel.truth)  # nobody has looked
         nursery.start_soon(collector.scrub)
@@ -626,7 +594,7 @@ async def test_deletion_that_is_refused_behind_it(machine: Bad, number: int) -> 
     kernel.instead["delete"] = delete
     for name in ("/b", "/c"):
         async with machine.running() as collector:
-            await idle(collector)
+            await joins(collector)
             kernel.add(name)
             await machine.truth(collector)
             assert collector.state is State.IDLE
@@ -642,7 +610,7 @@ async def test_kernel_that_takes_no_more_requests(machine: Bad, request_: str, n
     kernel = machine.kernel
     kernel.add("/a")
     async with machine.running() as collector:
-        await idle(collector)
+        await joins(collector)
         await machine.truth(collector)
         kernel.add("/b")
         kernel.instead[request_] = lambda: number
@@ -652,7 +620,7 @@ async def test_kernel_that_takes_no_more_requests(machine: Bad, request_: str, n
         assert kernel.records == 1
         del kernel.instead[request_]
         kernel.kexec()
-        await idle(collector)
+        await joins(collector)
         await machine.truth(collector)
         assert kernel.records == 0
     assert await machine.kept() is None
@@ -670,7 +638,7 @@ async def test_n_that_is_refused_by_a_kernel_of_which_nobody_tells_that_it_flush
     kernel.instead |= {"flushes": lambda: None, "delete_first": lambda: errno.EINVAL}
     async with machine.running(records=10) as collector:
         if not first:
-            await idle(collector)
+            await joins(collector)
         for number in range(30):
             kernel.add(f"/{number}")
         with contextlib.suppress(Refused):
@@ -693,7 +661,7 @@ async def test_answer_that_no_kernel_gives(machine: Bad, number: int) -> None:
     kernel = machine.kernel
     for request in ("stage", "delete"):
         async with machine.running() as collector:
-            await idle(collector)
+            await joins(collector)
             kernel.add(f"/{request}")
             answers = [number]
             original = getattr(PaperKernel, request)
@@ -706,7 +674,7 @@ async def test_answer_that_no_kernel_gives(machine: Bad, number: int) -> None:
             kernel.instead[request] = answer
             with contextlib.suppress(Refused):
                 await collector.fresh()
-            await idle(collector)
+            await joins(collector)
             await machine.truth(collector)
             assert not answers
     assert await machine.kept() is None
@@ -729,7 +697,7 @@ async def test_reader_that_holds_a_list_for_a_day(machine: Bad) -> None:
             await collector.fresh()
         assert kernel.records == 2
         del kernel.instead["acquire"]
-        await idle(collector)
+        await joins(collector)
         await machine.truth(collector)
 
 
@@ -759,7 +727,7 @@ async def test_tpm_that_is_gone_for_a_while(machine: Bad) -> None:
             had = kernel.records
             assert had
             kernel.instead.clear()
-            await idle(collector)
+            await joins(collector)
             kernel.instead |= {"pcrs": gone, "clock": gone}
             kernel.add("/while it is gone")
             await machine.truth(collector)
@@ -790,7 +758,7 @@ async def test_tpm_that_hangs(machine: Bad, monkeypatch: pytest.MonkeyPatch) -> 
         assert kernel.records == 2
         kernel.instead.clear()
         goes_on.set()
-        await idle(collector)
+        await joins(collector)
         goes_on.clear()
         kernel.instead["clock"] = lambda: goes_on.wait(WAIT) and None
         kernel.add("/b")
@@ -838,7 +806,7 @@ async def test_without_a_tpm_a_deletion_is_durable_before_the_next_stage(
             looked.append(all(sure[at] for at, one in enumerate(steps) if one.kind == "write"))
 
     async with machine.running(hook) as collector:
-        await idle(collector)
+        await joins(collector)
         for name in ("/a", "/b", "/c"):
             kernel.add(name)
             await collector.flush()

@@ -13,106 +13,19 @@ import itertools
 import random
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import cast
 
 import pytest
-import trio
 
 from imafs.errors import DegradedError, FileError, Refused
 from imafs.keeper import joining, reading, status
-from imafs.keeper.collector import Collector, Settings, State
+from imafs.keeper.collector import State
 from imafs.keeper.facts import PcrValues
-from imafs.keeper.ledger import Ledger
 from imafs.keeper.records import listed
-from imafs.keeper.source import Source
-from imafs.keeper.store import open_store
-from imafs.lists.banks import View
 from tests.keeper import made
+from tests.keeper.machine import WAIT, Crash, Machine, joins, shown
 from tests.keeper.paper import PaperKernel
 from tests.support import ExpectedLogs, wait_for_async
-
-WAIT = 30.0
-
-
-class Crash(Exception):
-    """The keeper ends here."""
-
-
-def nothing(step: str) -> None:
-    """No step is of interest."""
-
-
-class Machine:
-    """A kernel on paper, and a store on a disk."""
-
-    def __init__(self, place: Path, *, clock: bool = True, tpm: bool = True) -> None:
-        self.kernel = PaperKernel(clock=clock, tpm=tpm)
-        self.store = place / "store"
-        self.alarms: set[str] = set()
-
-    @contextlib.asynccontextmanager
-    async def keeper(
-        self, hook: Callable[[str], None] = nothing, until: State = State.IDLE
-    ) -> AsyncIterator[Collector]:
-        store = open_store(str(self.store))
-        settings = Settings(records=1000, age=3600.0, keep_free=0.0)
-        collector = Collector(cast(Source, self.kernel), store, settings, hook)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(collector.run)
-
-                async def joined() -> bool:
-                    return collector.state is until and collector.joined
-
-                await wait_for_async(joined, WAIT, "the keeper has joined")
-                yield collector
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                await collector.close()
-            store.close()
-            self.alarms = set(collector.alarms)
-
-    async def kept(self) -> str | None:
-        """A keeper starts and ends; why its view is refused. What it serves is the truth."""
-        async with self.keeper() as collector:
-            if collector.refusal is None:
-                await collector.fresh()
-                await collector.flush()
-            if collector.refusal is None:
-                assert shown(collector) == b"".join(self.kernel.truth)
-            return collector.refusal
-
-    async def killed(self, step: str, number: int) -> None:
-        """A keeper that ends at the nth of such a step, if it comes there."""
-        left = itertools.count(1)
-
-        def hook(name: str) -> None:
-            if name == step and next(left) == number:
-                raise Crash
-
-        with contextlib.suppress(BaseExceptionGroup):
-            async with self.keeper(hook) as collector:
-                if collector.refusal is None:
-                    await collector.flush()
-
-    def complaints(self) -> list[str]:
-        """What ``keep verify`` says of the newest life."""
-        return list(self._newest().verify().complaints)
-
-    @property
-    def ledger(self) -> Ledger:
-        """Of the newest life."""
-        return self._newest().ledger
-
-    def _newest(self) -> reading.Reading:
-        return reading.Reading(str(self.store), reading.lives(str(self.store))[-1])
-
-    @property
-    def lives(self) -> int:
-        return len(reading.lives(str(self.store)))
 
 
 class BusyKernel(PaperKernel):
@@ -231,12 +144,6 @@ async def test_violations_alone_arrive_until_the_first_list_is_long(
     assert machine.lives == 1
 
 
-def shown(collector: Collector) -> bytes:
-    """The view's SHA-1 binary list."""
-    assert collector.catalogue is not None
-    return b"".join(made.pieces(collector.catalogue, View(False, 0)))
-
-
 @pytest.fixture
 def machine(tmp_path: Path, expected_logs: ExpectedLogs) -> Machine:
     expected_logs.allow("keeper")
@@ -317,26 +224,9 @@ async def test_crash_in_a_fork_leaves_the_old_life(
     assert machine.complaints() == []
 
 
-async def test_fork_behind_an_anchor_has_it_too(machine: Machine) -> None:
-    kernel = machine.kernel
-    await machine.kept()
-    async with machine.keeper() as collector:
-        kernel.extend()
-        await collector._joined()
-        kernel.add("/a")
-        await collector.flush()
-        snapshot = kernel.snapshot()
-        kernel.add("/b")
-        await collector.flush()
-    kernel.restore(snapshot)
-    kernel.add("/c")
-    for _ in range(2):
-        assert await machine.kept() is None
-    assert machine.lives == 2
-    assert machine.complaints() == []
-
-
-async def test_fork_in_front_of_an_anchor_has_it_not(machine: Machine) -> None:
+@pytest.mark.parametrize("behind", [True, False])
+async def test_fork_behind_an_anchor_has_it_too(machine: Machine, behind: bool) -> None:
+    """One in front of it has it not."""
     kernel = machine.kernel
     kernel.add("/a")
     await machine.kept()
@@ -346,11 +236,16 @@ async def test_fork_in_front_of_an_anchor_has_it_not(machine: Machine) -> None:
         await collector._joined()
         kernel.add("/b")
         await collector.flush()
+        if behind:
+            snapshot = kernel.snapshot()
+            kernel.add("/c")
+            await collector.flush()
     kernel.restore(snapshot)
-    kernel.add("/c")
+    kernel.add("/d")
     for _ in range(2):
         assert await machine.kept() is None
     assert machine.lives == 2
+    assert len(machine.ledger.diverged) == behind
     assert machine.complaints() == []
 
 
@@ -404,8 +299,14 @@ async def test_fork_over_damaged_records_is_a_gap(
     assert machine.ledger.end == stored + 1
 
 
-async def test_machine_that_goes_back_behind_a_hibernation(machine: Machine) -> None:
-    """From zero on any list leads to its PCR: what is stored is not in front of this one."""
+@pytest.mark.parametrize("clock", [True, False])
+async def test_machine_that_goes_back_behind_a_hibernation(
+    tmp_path: Path, expected_logs: ExpectedLogs, clock: bool
+) -> None:
+    """From zero on any list leads to its PCR: what is stored is not in front of this one. Without
+    the TPM's clock (sysfs tells none) that is a gap."""
+    expected_logs.allow("keeper")
+    machine = Machine(tmp_path, clock=clock)
     kernel = machine.kernel
     kernel.add("/a")
     snapshot = kernel.snapshot()
@@ -416,27 +317,9 @@ async def test_machine_that_goes_back_behind_a_hibernation(machine: Machine) -> 
         await collector._joined()
     kernel.restore(snapshot)
     for _ in range(2):
-        assert await machine.kept() is None
+        assert (await machine.kept() is None) is clock
         kernel.add("/c")
     assert machine.complaints() == []
-
-
-async def test_without_the_tpms_clock_that_is_a_gap(
-    tmp_path: Path, expected_logs: ExpectedLogs
-) -> None:
-    """Sysfs tells none."""
-    expected_logs.allow("keeper")
-    machine = Machine(tmp_path, clock=False)
-    kernel = machine.kernel
-    kernel.add("/a")
-    snapshot = kernel.snapshot()
-    kernel.add("/b")
-    async with machine.keeper() as collector:
-        await collector.flush()
-        kernel.hibernate()
-        await collector._joined()
-    kernel.restore(snapshot)
-    assert await machine.kept() is not None
 
 
 async def test_violation_that_comes_again_behind_a_hibernation(machine: Machine) -> None:
@@ -731,10 +614,7 @@ async def test_view_goes_on_where_measuring_has_ended(machine: Machine, step: st
         assert shown(collector) == b"".join(kernel.truth)
         kernel.kexec()
 
-        async def joined() -> bool:
-            return collector.state is State.IDLE and collector.joined
-
-        await wait_for_async(joined, WAIT, "the next kernel is kept")
+        await joins(collector)
         kernel.add("/c")
         await collector.flush()
         assert collector.refusal is None
@@ -757,19 +637,10 @@ async def test_where_measuring_has_ended_no_life_begins(machine: Machine, begins
         kernel.trim()
     kernel.add("/c")
     kernel.suspend()
-    store = open_store(str(machine.store))
-    collector = Collector(cast(Source, kernel), store, Settings(keep_free=0.0))
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(collector.run)
-            with pytest.raises(Refused):
-                await collector.fresh()
-            assert collector.state is State.SUSPENDED
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(shield=True):
-            await collector.close()
-        store.close()
+    async with machine.running() as collector:
+        with pytest.raises(Refused):
+            await collector.fresh()
+        assert collector.state is State.SUSPENDED
     assert machine.lives == (0 if begins == "first" else 1)
 
 
