@@ -289,16 +289,17 @@ def _replayed(disk: Path, truth: bytes, place: Path, most: int | None = None) ->
     return seen
 
 
-def test_power_cut_at_every_flush(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    expected_logs: ExpectedLogs,
-) -> None:
-    """Nothing that was deleted is missing, and nothing else is stored."""
-    disk = _logged(request, tmp_path, files=500, planted=False)
+@pytest.fixture
+def _small_segments(monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs) -> None:
+    """What is told of a store that a power cut has left, is expected."""
     expected_logs.allow(r"imafs\.keeper\.(archive|book)")
     monkeypatch.setattr(archives, "SEGMENT_RECORDS", _SEGMENT)
+
+
+@pytest.mark.usefixtures("_small_segments")
+def test_power_cut_at_every_flush(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Nothing that was deleted is missing, and nothing else is stored."""
+    disk = _logged(request, tmp_path, files=500, planted=False)
     truth = (tmp_path / "host" / "truth").read_bytes()
     seen = _replayed(disk, truth, tmp_path)
     print(len(machines.names(truth)), "records,", len(truth), "bytes:", seen)  # figures
@@ -310,16 +311,12 @@ def test_power_cut_at_every_flush(
     assert max(seen.marks) > len(truth) // 2
 
 
+@pytest.mark.usefixtures("_small_segments")
 def test_a_store_that_is_not_synced_is_caught(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    expected_logs: ExpectedLogs,
+    request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """The same with a keeper that leaves out every sync: the log tells on it."""
     disk = _logged(request, tmp_path, files=200, planted=True)
-    expected_logs.allow(r"imafs\.keeper\.(archive|book)")
-    monkeypatch.setattr(archives, "SEGMENT_RECORDS", _SEGMENT)
     truth = (tmp_path / "host" / "truth").read_bytes()
     seen = _replayed(disk, truth, tmp_path, most=1)
     print(seen)
@@ -365,20 +362,13 @@ def _cuts(machine: Path, host: Path, disk: Path, rng: random.Random) -> Iterator
             yield cut
 
 
+@pytest.mark.usefixtures("_small_segments")
 @pytest.mark.parametrize("number", range(5))
-def test_killed_machine(
-    number: int,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    expected_logs: ExpectedLogs,
-) -> None:
+def test_killed_machine(number: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """What was deleted leads what is stored."""
     machine = machines.found(request)
     may_take(_ALL)
     require("/dev/loop-control")
-    expected_logs.allow(r"imafs\.keeper\.(archive|book)")
-    monkeypatch.setattr(archives, "SEGMENT_RECORDS", _SEGMENT)
     host = _host(tmp_path, _KILLED, deleted="/host/deleted", planted=False)
     disk = tmp_path / "disk"
     run(["mke2fs", "-q", "-t", "ext4", disk, f"{_SIZE // _MIB}M"])

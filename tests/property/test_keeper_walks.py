@@ -59,17 +59,14 @@ def test_what_was_not_explained_once(seed: int) -> None:
     walked([seed])
 
 
+def _alone(seed: int) -> Setting:
+    """The setting of a walk; nothing goes another way than the list."""
+    return replace(setting(seed), diverging=False, rollback=False, trimmed_first=False)
+
+
 def without_a_tpm(seed: int) -> Setting:
-    """The setting of a walk, under a kernel without one."""
-    return replace(
-        setting(seed),
-        tpm=False,
-        foreign=False,
-        diverging=False,
-        hibernation=False,
-        rollback=False,
-        trimmed_first=False,
-    )
+    """Under a kernel without one."""
+    return replace(_alone(seed), tpm=False, foreign=False, hibernation=False)
 
 
 def without_the_clock(seed: int) -> Setting:
@@ -78,17 +75,8 @@ def without_the_clock(seed: int) -> Setting:
 
 
 def hibernating(seed: int) -> Setting:
-    """The setting of a walk, on a machine that hibernates, and whose list others trim."""
-    return replace(
-        setting(seed),
-        tpm=True,
-        banks=("sha1", "sha256"),
-        hibernation=True,
-        foreign=True,
-        diverging=False,
-        rollback=False,
-        trimmed_first=False,
-    )
+    """On a machine that hibernates, and whose list others trim."""
+    return replace(_alone(seed), tpm=True, banks=("sha1", "sha256"), hibernation=True, foreign=True)
 
 
 def shutting_down(seed: int) -> Setting:
@@ -110,16 +98,15 @@ def test_walks_of_other_machines(part: int, setting_of: Callable[[int], Setting]
     walked(range(part * 250, (part + 1) * 250), setting_of)
 
 
-#: Such walks that were not explained once: a boot whose records are those of the boot before.
-@pytest.mark.parametrize("seed", [1220])
-def test_what_was_not_explained_once_without_a_tpm(seed: int) -> None:
-    walked([seed], without_a_tpm)
-
-
-#: A boot whose records are those of the boot before a hibernation, which a carry left behind.
-@pytest.mark.parametrize("seed", [1515, 2992])
-def test_what_was_not_explained_once_behind_a_hibernation(seed: int) -> None:
-    walked([seed], hibernating)
+#: Such walks that were not explained once: boots whose records are those of the boot before, and of
+#: the boot before a hibernation, which a carry left behind.
+@pytest.mark.parametrize(
+    ("setting_of", "seed"), [(without_a_tpm, 1220), (hibernating, 1515), (hibernating, 2992)]
+)
+def test_what_was_not_explained_once_of_other_machines(
+    setting_of: Callable[[int], Setting], seed: int
+) -> None:
+    walked([seed], setting_of)
 
 
 @pytest.mark.nightly
