@@ -9,14 +9,23 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from imafs.errors import FileError, GapError, NotThereError, StoreBrokenError, UsageError
+from imafs.errors import (
+    DegradedError,
+    FileError,
+    GapError,
+    NotThereError,
+    StoreBrokenError,
+    UsageError,
+)
 from imafs.text import counted, shown
 
 if TYPE_CHECKING:
     from imafs.keeper.config import Config
     from imafs.keeper.facts import Gap
+    from imafs.keeper.reading import Verdict
 
 SOURCE = "/sys/kernel/security/integrity/ima"
 STORE = "/var/lib/imafs/keeper"
@@ -212,7 +221,7 @@ def verify(args: argparse.Namespace) -> int:
                 raise
             verdicts.append(reading.Verdict(name, 0, 0, 0, (str(error),)))
             continue
-        verdicts.append(life.verify())
+        verdicts.append(_with_facts(store, life.verify()))
         gaps += life.ledger.gaps
     for verdict in verdicts:
         if args.json:
@@ -239,6 +248,18 @@ def verify(args: argparse.Namespace) -> int:
         )
     _check_whole(gaps)
     return 0
+
+
+def _with_facts(store: str, verdict: Verdict) -> Verdict:
+    """The same; what a keeper has to read of the life besides is checked too."""
+    from imafs.keeper.files import Disk
+    from imafs.keeper.store import told_of
+
+    try:
+        told_of(Disk(store), store, verdict.life)
+    except (StoreBrokenError, DegradedError) as error:
+        return replace(verdict, complaints=(str(error), *verdict.complaints))
+    return verdict
 
 
 def _check_whole(gaps: Sequence[Gap]) -> None:

@@ -212,9 +212,8 @@ class Store:
 
     def open(self, name: str) -> Life:
         """One life, recovered. Raises :class:`StoreBrokenError` and :class:`DegradedError`."""
-        directory = f"{_LIVES}/{name}"
-        facts, banks = _life(self._json(f"{directory}/{_LIFE}"), _number(name), self._said(name))
-        archive = archives.recover(self._files, directory)
+        facts, banks = told_of(self._files, self.path, name)
+        archive = archives.recover(self._files, f"{_LIVES}/{name}")
         for path, why in archive.lost.items():
             self._damaged[path] = f"{self.path}/{why}"
         self._lost.update(archive.lost)
@@ -234,14 +233,15 @@ class Store:
             self._files.sync_directory(_LIVES)
         except OSError as error:
             raise failed(f"{self.path}/{directory}", error) from None
-        checked, files = _life(body, number, self._said(directory))
+        checked, files = _life(body, number, f"{self.path}/{directory}/{_LIFE}")
         return Life(checked, files, archive)
 
-    def _said(self, name: str) -> str:
-        return f"{self.path}/{_LIVES}/{name}/{_LIFE}"
 
-    def _json(self, name: str) -> dict[str, Any]:
-        return json_object(self._files, self.path, name)
+def told_of(files: Files, store: str, life: str) -> tuple[LifeFacts, tuple[BankFile, ...]]:
+    """What ``life.json`` of a life says. Raises :class:`StoreBrokenError` and
+    :class:`DegradedError`."""
+    path = f"{_LIVES}/{life}/{_LIFE}"
+    return _life(json_object(files, store, path), _number(life), f"{store}/{path}")
 
 
 def open_store(path: str) -> Store:

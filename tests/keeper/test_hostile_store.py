@@ -88,6 +88,26 @@ def test_a_life_with_banks_that_are_none(tmp_path: Path, banks: object) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("damage", ["bytes", "gone", "directory"])
+def test_verify_reads_life_json_too(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It passed a life that no keeper takes."""
+    made(tmp_path / "store")
+    words = ["keep", "verify", "--store", str(tmp_path / "store")]
+    assert main(words) == 0
+    (file,) = tmp_path.glob("store/lives/*/life.json")
+    if damage == "bytes":
+        file.write_bytes(file.read_bytes().replace(b"real", b"rea1"))
+    else:
+        file.unlink()
+        if damage == "directory":
+            file.mkdir()
+    capsys.readouterr()
+    assert main(words) == StoreBrokenError.exit_code
+    assert "life.json: " in capsys.readouterr().err
+
+
 FRAME: dict[str, Any] = {
     **{"kind": "frame", "n": 0, "first": 0, "count": 0, "seg": "000000000000.bin", "off": 0},
     **{"len": 0, "sha256": "0" * 64, "boot": "boot", "g_count": 0, "g_sha256": "0" * 64},
