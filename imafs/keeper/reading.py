@@ -92,7 +92,13 @@ def lives(store: str) -> list[str]:
     if (Path(store) / STORE).exists():  # else a keeper was killed before it began a life
         check_format(Disk(store), store)
     names.sort(key=lambda name: int(name.partition("-")[0]))
-    return [name for name in names if (place / name / JOURNAL).exists()]
+    return [name for name in names if _has_begun(place / name)]
+
+
+def _has_begun(life: Path) -> bool:
+    """False for a directory of a crash while a life was begun. One with records has lost its
+    journal: no older one is the newest for that."""
+    return (life / JOURNAL).exists() or any(life.glob("*.bin"))
 
 
 class Reading:
@@ -104,6 +110,8 @@ class Reading:
         try:
             with self._beside_writer(JOURNAL):
                 self.ledger, _ = told(self._disk, JOURNAL)
+        except FileNotFoundError:
+            raise StoreBrokenError(f"{store}/lives/{life}: records without a journal") from None
         except OSError as error:
             raise failed(f"{store}/lives/{life}/{JOURNAL}", error) from None
         except StoreBrokenError as error:

@@ -108,6 +108,20 @@ def test_verify_reads_life_json_too(
     assert "life.json: " in capsys.readouterr().err
 
 
+def test_a_life_that_has_lost_its_journal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one before it was verified and exported as if it were the newest."""
+    store = tmp_path / "store"
+    made(store)
+    made(store)
+    *_, newest = sorted(store.glob("lives/*"))
+    (newest / "journal").rename(newest / "000000000000.bin")
+    for words in (["verify"], ["verify", "--all"], ["export", "-o", str(tmp_path / "out")]):
+        assert main(["keep", *words, "--store", str(store)]) == StoreBrokenError.exit_code
+        assert f"{newest.name}: records without a journal" in capsys.readouterr().err
+
+
 FRAME: dict[str, Any] = {
     **{"kind": "frame", "n": 0, "first": 0, "count": 0, "seg": "000000000000.bin", "off": 0},
     **{"len": 0, "sha256": "0" * 64, "boot": "boot", "g_count": 0, "g_sha256": "0" * 64},
