@@ -92,6 +92,9 @@ class Judge(Evidence):
         same = Answer(Found.SAME_LIFE, known)
         if not self.without_pcrs and not self.chains and max(self.kernels, default=0) > known:
             return self._undecided("another kernel extended a part: in which modes, the PCRs say")
+        if not (self.without_pcrs or self.chains or self.kernel.part or self.store.begun):
+            # No look follows one that has decided, and its view would be refused for good.
+            return self._undecided("the end of the list was not exact")
         if not self.chains:
             absent = self.kernel.pinned and not self.kernel.part
             return replace(same, alarms=(self._unverified(),)) if absent else same

@@ -208,6 +208,21 @@ def test_an_end_that_is_not_exact_decides_nothing() -> None:
     assert done(found) == ["WaitForKernel", "Alarm"]
 
 
+def test_a_list_that_was_taken_in_pieces_is_looked_at_until_it_is_confirmed() -> None:
+    """Nothing of it is served before, and nobody looks once it is known what is stored."""
+    before = store(TRUTH[:2], TRUTH[1:2])
+    assert before.life is not None
+    before = replace(before, life=replace(before.life, whole=False))
+    held = replace(kernel(TRUTH[1:]), known=1, pinned=False)
+    assert plan(before, held, tpm(TRUTH)).found is Found.UNDECIDED
+    found = plan(before, replace(held, known=None, pinned=True), tpm(TRUTH))
+    assert (found.found, found.skip, found.verified, found.refuse) == (
+        *(Found.SAME_LIFE, 1, True, None),
+    )
+    piece = plan(before, replace(held, part=True), tpm(TRUTH))
+    assert (piece.found, piece.skip) == (Found.SAME_LIFE, 1)
+
+
 def growing(k: Sequence[Rec], extended: int) -> facts.KernelFacts:
     return replace(kernel(k, 1), pinned=False, extended=extended)
 
