@@ -76,23 +76,49 @@ def of_place(path: str) -> Keeper | None:
 
     Raises :class:`ControlError` where it lies on one whose keeper this user cannot see.
     """
+    view = _view_of(path)
+    if view is None:
+        return None
+    keeper = _of_view(view)
+    if keeper is None:
+        raise ControlError(f"{path}: its keeper is dead, or another user's")
+    return keeper
+
+
+def _view_of(path: str) -> Mount | None:
+    """The view of a keeper on which ``path`` lies: nothing else is mounted over it there."""
     from imafs.host import mounts
 
     real = mounts.resolve(path)
-    for view in _views():
-        if real == view.path or real.startswith(view.path + os.sep):
-            keeper = _of_view(view)
-            if keeper is None:
-                raise ControlError(f"{path}: its keeper is dead, or another user's")
-            return keeper
-    return None
+    above = [
+        mount
+        for mount in reversed(mounts.mounts())
+        if real == mount.path or real.startswith(mount.path.rstrip(os.sep) + os.sep)
+    ]
+    innermost = max(above, key=lambda mount: len(mount.path), default=None)
+    return innermost if innermost is not None and innermost.kept else None
 
 
 def tell_if_kept(path: str, error: OSError | FileError) -> None:
-    """Raises :class:`Refused` where ``error`` is EBUSY because a keeper has the lists of ``path``,
-    a directory or a file of one: their whole is in its view."""
-    if error.errno != errno.EBUSY:
-        return
+    """Raises what a keeper has to do with ``error`` of ``path``, a directory of lists or a file of
+    one; the bare errno says nothing to people.
+
+    EBUSY, where it has the lists open: :class:`Refused`, which names the view. On its view: EIO,
+    where it refuses that, as :meth:`Keeper.tell_if_refused`, and ENOTCONN, where it is dead,
+    :class:`ControlError`.
+    """
+    if error.errno == errno.EBUSY:
+        _tell_of_view(path)
+    elif error.errno == errno.ENOTCONN and _view_of(path) is not None:
+        raise ControlError(f"{path}: the keeper that shows it has ended; start it again")
+    elif error.errno == errno.EIO:
+        view = _view_of(path)
+        keeper = None if view is None else _of_view(view)
+        if keeper is not None:
+            keeper.tell_if_refused()
+
+
+def _tell_of_view(path: str) -> None:
     from imafs.host import mounts
 
     real = mounts.resolve(path)

@@ -39,8 +39,8 @@ def read_bytes(path: str) -> bytes:
     except OSError as error:
         from imafs.cli import find_daemon, find_keeper
 
-        find_daemon.tell_if_dead(path, error)
         find_keeper.tell_if_kept(path, error)
+        find_daemon.tell_if_dead(path, error)
         raise FileError(path, error) from None
 
 
@@ -96,8 +96,8 @@ def read_list(path: str, moment: str | None = None) -> bytes:
         staged, current = lists_of(path, moment)
         return staged + current  # which copies nothing where one is empty
     except OSError as error:
-        find_daemon.tell_if_dead(path, error)
         find_keeper.tell_if_kept(path, error)
+        find_daemon.tell_if_dead(path, error)
         raise FileError(error.filename or path, error) from None
 
 

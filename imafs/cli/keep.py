@@ -95,7 +95,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
                 "--since", metavar="N", type=_number, default=0, help="from record N on (0)"
             )
             action.add_argument(
-                "-o", "--output", metavar="FILE", required=True, help="a new file, or - for stdout"
+                "-o",
+                "--output",
+                metavar="FILE",
+                required=True,
+                help="the file, replaced if it is there; - for stdout",
             )
 
 

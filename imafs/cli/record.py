@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     except FileError as error:
         from imafs.cli import find_daemon, find_keeper
 
-        find_daemon.tell_if_dead(args.dir, error)
         find_keeper.tell_if_kept(args.dir, error)
+        find_daemon.tell_if_dead(args.dir, error)
         raise
     except MismatchError as error:
         if source.adopted:

@@ -14,11 +14,11 @@ from imafs.attest import pcrfile
 from imafs.attest.explain import explain, remark
 from imafs.attest.pcrvalues import DEFAULT_PCR
 from imafs.attest.verify import Choice, Verdict, verify_parts
-from imafs.cli import options, pcrsource, verdicts
+from imafs.cli import find_keeper, options, pcrsource, verdicts
 from imafs.cli.given import Given, given
 from imafs.cli.input_file import read_bytes, read_list
 from imafs.cli.progress import bar
-from imafs.errors import FormatError, MismatchError, UsageError
+from imafs.errors import FileError, FormatError, MismatchError, UsageError
 from imafs.lists.replay import PcrValues
 from imafs.sources import moments, recording
 from imafs.text import shown
@@ -113,10 +113,18 @@ def _moments(args: argparse.Namespace) -> Sequence[Kept]:
     path = args.lists[0]
     found = [
         Kept(m.name, pcrfile.kept(m.pcrs, f"{path}: {m.name}/{moments.PCRS}"))
-        for m in moments.of(path)
+        for m in _moments_of(path)
         if args.moment is None or recording.is_called(m.name, args.moment)
     ]
     return found if len(found) > 1 else [Kept(None, kept.values) for kept in found]
+
+
+def _moments_of(path: str) -> Sequence[moments.Moment]:
+    try:
+        return moments.of(path)
+    except FileError as error:
+        find_keeper.tell_if_kept(path, error)
+        raise
 
 
 @dataclass(frozen=True, slots=True)

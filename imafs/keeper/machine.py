@@ -19,14 +19,14 @@ _EMULATED_BOOT_ID = ".boot_id"
 
 
 def _mount_of(path: str) -> mounts.Mount:
-    """The mount that a path is on."""
+    """The mount that a path is on: of several at one place the last is on top."""
     real = mounts.resolve(path)
     found = [
         m
         for m in mounts.mounts()
         if real == m.path or real.startswith(f"{m.path}/".replace("//", "/"))
     ]
-    return max(found, key=lambda mount: len(mount.path))
+    return max(reversed(found), key=lambda mount: len(mount.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,19 @@ class Machine:
 
 
 def machine(directory: str, ground: Ground | None = None) -> Machine:
-    """The machine of an IMA directory; ``ground``: it is to be covered."""
+    """The machine of an IMA directory; ``ground``: it is to be covered.
+
+    Raises :class:`UsageError` for a keeper's view, also that of a dead one: below it is a list
+    that may be short.
+    """
     if ground is not None:
         return Machine(directory, ground.root, ground.reach, ground.emulated)
     mount = _mount_of(directory)
+    if mount.kept:
+        raise UsageError(
+            f"--source {directory}: is the view of a keeper, dead or alive, and no kernel's list; "
+            "start with --cover, or end that keeper and take its view away (imafs umount)"
+        )
     return Machine(directory, mount.path, directory, mount.emulated)
 
 

@@ -20,6 +20,7 @@ from imafs.keeper.book import JOURNAL, told
 from imafs.keeper.facts import Anchor, Frame, PcrValues
 from imafs.keeper.files import Disk, Files, failed
 from imafs.keeper.records import RecordList, listed, replayed
+from imafs.text import counted
 
 #: The file that says which format a store is in, and the one that this imafs reads.
 STORE = "store.json"
@@ -215,7 +216,9 @@ class Reading:
     def export(self, since: int) -> Iterator[bytes]:
         """The records from index ``since`` on, in the kernel's SHA-1 binary form."""
         if since > self.ledger.end:
-            raise NotThereError(f"--since {since}: the life has {self.ledger.end} records")
+            raise NotThereError(
+                f"--since {since}: the life has {counted(self.ledger.end, 'record')}"
+            )
         for piece in self.pieces():
             if piece.first + piece.count <= since:
                 continue
