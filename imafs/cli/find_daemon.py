@@ -30,7 +30,7 @@ def chosen(control: str | None) -> Path:
         only = paths.the_socket(mount.path for mount in _own_mounts())
     except ControlError as error:
         for mount in _own_mounts():
-            if (reason := _death(mount.path)) is not None:
+            if (reason := _death(mount)) is not None:
                 raise ControlError(f"{error}; {reason}") from None
         raise
     if paths.VARIABLE not in os.environ:
@@ -80,7 +80,7 @@ def of_mount(mount: Mount) -> Path:
         closed = str(error)  # planted there by another user, perhaps
     if who is not None and peers.is_ours(who.uid):
         return path
-    reason = _death(mount.path)
+    reason = _death(mount)
     if reason is None:
         served = _of_process(mount)
         if served is not None:
@@ -148,11 +148,13 @@ def _own_mounts() -> Iterator[Mount]:
             yield mount
 
 
-def _death(path: str) -> str | None:
-    """The complaint about a mount whose daemon is dead; None where it lives, or may."""
+def _death(mount: Mount) -> str | None:
+    """The complaint about a mount whose daemon is dead; None where it lives, or may: below
+    another mount, a keeper's cover for one, nobody sees it."""
     from imafs.host import mounts as mountinfo
 
-    if mountinfo.probe(path) != errno.ENOTCONN:
+    covered = mountinfo.top(mount.path) not in (None, mount)
+    if covered or mountinfo.probe(mount.path) != errno.ENOTCONN:
         return None
-    named = quoted(path)
+    named = quoted(mount.path)
     return f"the daemon of {named} is dead; clear its mount with: imafs umount {named}"

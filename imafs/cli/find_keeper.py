@@ -89,14 +89,8 @@ def _view_of(path: str) -> Mount | None:
     """The view of a keeper on which ``path`` lies: nothing else is mounted over it there."""
     from imafs.host import mounts
 
-    real = mounts.resolve(path)
-    above = [
-        mount
-        for mount in reversed(mounts.mounts())
-        if real == mount.path or real.startswith(mount.path.rstrip(os.sep) + os.sep)
-    ]
-    innermost = max(above, key=lambda mount: len(mount.path), default=None)
-    return innermost if innermost is not None and innermost.kept else None
+    mount = mounts.above(path)
+    return mount if mount is not None and mount.kept else None
 
 
 def tell_if_kept(path: str, error: OSError | FileError) -> None:

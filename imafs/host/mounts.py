@@ -94,6 +94,14 @@ def of_table(table: bytes) -> list[Mount]:
     return found
 
 
+def above(path: str | os.PathLike[str]) -> Mount | None:
+    """The mount on which ``path`` lies by its name: of several at one place the top one. Asks no
+    file system, as :func:`resolve`; None where the table is empty."""
+    real = f"{resolve(path)}/"
+    found = [mount for mount in mounts() if real.startswith(f"{mount.path.rstrip('/')}/")]
+    return max(reversed(found), key=lambda mount: len(mount.path), default=None)
+
+
 def beneath(path: str) -> Mount | None:
     """The mount that what ``path`` leads to is on; None where the table does not have it.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from imafs.errors import UsageError
+from imafs.errors import NotThereError, UsageError
 from imafs.host import mounts
 from imafs.host.covers import Ground
 from imafs.keeper.source import NoPcrs, Pcrs, Place, SysfsPcrs
@@ -16,17 +16,6 @@ SYSFS = "/sys/class/tpm/tpm0"
 #: Names that an emulator's mount finds, but does not list.
 _EMULATED_TPM = ".class-tpm/tpm0"
 _EMULATED_BOOT_ID = ".boot_id"
-
-
-def _mount_of(path: str) -> mounts.Mount:
-    """The mount that a path is on: of several at one place the last is on top."""
-    real = mounts.resolve(path)
-    found = [
-        m
-        for m in mounts.mounts()
-        if real == m.path or real.startswith(f"{m.path}/".replace("//", "/"))
-    ]
-    return max(reversed(found), key=lambda mount: len(mount.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +37,9 @@ def machine(directory: str, ground: Ground | None = None) -> Machine:
     """
     if ground is not None:
         return Machine(directory, ground.root, ground.reach, ground.emulated)
-    mount = _mount_of(directory)
+    mount = mounts.above(directory)
+    if mount is None:
+        raise NotThereError(f"--source {directory}: is on no mount of this process")
     if mount.kept:
         raise UsageError(
             f"--source {directory}: is the view of a keeper, dead or alive, and no kernel's list; "

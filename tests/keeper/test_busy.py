@@ -102,6 +102,10 @@ def test_a_reader_of_a_dead_view_is_told_so(
     for code, said in _told(keeper.view, tmp_path / "recording.tar", kernel.control):
         assert code == 6, said
         assert said.endswith("the keeper that shows it has ended; start it again\n"), said
+    # The emulator below a dead cover lives: nothing tells anybody to take the cover away.
+    done = imafs("record", keeper.view, "-o", tmp_path / "other.tar", check=False)
+    assert done.returncode == 6
+    assert ("umount" not in done.stderr) or not cover, done.stderr
 
 
 @pytest.mark.root
