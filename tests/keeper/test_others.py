@@ -97,14 +97,16 @@ class Race:
         self.keeper.until("the next life", lambda so: so["life"] != life, state="idle")
 
     def is_served(self) -> bool:
-        """The view is the truth; or it is refused, and records are in no store."""
+        """The view is the truth; or it is refused, and records are in no store. Behind a gap a
+        batch that is there still is stored again: an emulator does not tell that its kernel keeps
+        the hash table, without which the same records may have come twice."""
         truth = self.untrimmed.read(BINARY)
         shown = read(self.keeper)
         if shown is not None:
             assert shown == truth
             return True
         self.keeper.emptied(self.kernel)
-        every, kept = records(truth), stored(self.keeper)
+        every, kept = records(truth), list(dict.fromkeys(stored(self.keeper)))
         assert [record for record in every if record in set(kept)] == kept
         assert len(kept) < len(every), "refused, but nothing is lost"
         assert read(self.keeper) is None

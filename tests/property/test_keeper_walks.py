@@ -89,7 +89,12 @@ def arriving(seed: int) -> Setting:
     return replace(setting(seed), arriving=True)
 
 
-OTHERS = [without_a_tpm, without_the_clock, hibernating, shutting_down, arriving]
+def untold(seed: int) -> Setting:
+    """The setting of a walk; nobody tells if the kernel flushes its hash table."""
+    return replace(setting(seed), untold=True)
+
+
+OTHERS = [without_a_tpm, without_the_clock, hibernating, shutting_down, arriving, untold]
 
 
 @pytest.mark.parametrize("setting_of", OTHERS)
