@@ -32,6 +32,24 @@ def nothing(step: str) -> None:
     """No step is of interest."""
 
 
+@contextlib.asynccontextmanager
+async def collecting(
+    source: Source, place: Path, settings: Settings, hook: Callable[[str], None] = nothing
+) -> AsyncIterator[Collector]:
+    """A keeper with the store at ``place``; it need not have joined. It ends with the block."""
+    store = open_store(str(place))
+    collector = Collector(source, store, settings, hook)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collector.run)
+            yield collector
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await collector.close()
+        store.close()
+
+
 class Machine:
     """A kernel on paper, and a store on a disk."""
 
@@ -45,24 +63,13 @@ class Machine:
         self, hook: Callable[[str], None] = nothing, **settings: float
     ) -> AsyncIterator[Collector]:
         """A keeper that need not have joined."""
-        store = open_store(str(self.store))
         words = {"records": 1000, "age": 3600.0, "keep_free": 0.0, **settings}
-        collector = Collector(
-            cast(Source, self.kernel),
-            store,
-            Settings(**words),  # type: ignore[arg-type]
-            hook,
-        )
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(collector.run)
+        of = cast(Source, self.kernel), self.store, Settings(**words)  # type: ignore[arg-type]
+        async with collecting(*of, hook) as collector:
+            try:
                 yield collector
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                await collector.close()
-            store.close()
-            self.alarms = set(collector.alarms)
+            finally:
+                self.alarms = set(collector.alarms)
 
     @contextlib.asynccontextmanager
     async def keeper(

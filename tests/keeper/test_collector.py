@@ -15,10 +15,10 @@ import trio
 from imafs.errors import DegradedError, Refused
 from imafs.keeper.collector import Collector, Settings, State
 from imafs.keeper.source import Place, Source
-from imafs.keeper.store import open_store
 from imafs.keeper.tcti_pcrs import TctiPcrs
 from imafs.lists.banks import View
 from tests.keeper import made
+from tests.keeper.machine import collecting
 from tests.mount.daemon import BINARY, Daemon
 from tests.mount.fixtures import Starter
 from tests.support import ExpectedLogs, wait_for_async
@@ -41,19 +41,10 @@ class Kept:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Collector]:
         place = Place(str(self.daemon.dir), str(self.boot), None)
-        store = open_store(str(self.base / "store"))
-        collector = self.collector = Collector(
-            Source(place, TctiPcrs(self.daemon.tcti)), store, self.settings
-        )
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(collector.run)
-                yield collector
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                await collector.close()
-            store.close()
+        source = Source(place, TctiPcrs(self.daemon.tcti))
+        async with collecting(source, self.base / "store", self.settings) as collector:
+            self.collector = collector
+            yield collector
 
     async def generate(self, count: int, **options: object) -> None:
         await trio.to_thread.run_sync(partial(self.daemon.generate, count, **options))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-import trio
 
 from imafs.errors import NotThereError, Refused
 from imafs.formats.algorithms import SHA1
@@ -25,7 +24,7 @@ from imafs.keeper.archive import Archive
 from imafs.keeper.collector import Collector, Settings, State
 from imafs.keeper.records import listed
 from imafs.keeper.source import NoPcrs, Place, Source, TooLongError
-from imafs.keeper.store import open_store
+from tests.keeper.machine import collecting
 from tests.keeper.made import record
 from tests.support import ExpectedLogs, wait_for_async
 
@@ -82,19 +81,10 @@ class Kernel(Source):
 
 @asynccontextmanager
 async def keeping(kernel: Source, store: Path) -> AsyncIterator[Collector]:
-    opened = open_store(str(store))
     settings = Settings(records=20_000, age=3600.0, keep_free=0.0)
-    collector = Collector(kernel, opened, settings)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(collector.run)
-            await collector.looked()
-            yield collector
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(shield=True):
-            await collector.close()
-        opened.close()
+    async with collecting(kernel, store, settings) as collector:
+        await collector.looked()
+        yield collector
 
 
 async def test_a_record_longer_than_a_piece_hides_nothing(tmp_path: Path) -> None:

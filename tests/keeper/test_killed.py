@@ -29,9 +29,9 @@ from imafs.keeper.collector import Collector, Settings, State
 from imafs.keeper.facts import Mode
 from imafs.keeper.records import RecordList, listed, replayed
 from imafs.keeper.source import Source
-from imafs.keeper.store import open_store
 from imafs.lists.banks import View
 from tests.keeper import made
+from tests.keeper.machine import collecting
 from tests.keeper.victim import DISK, HALF, OFTEN, SELDOM, STEPS, Victims
 from tests.mount.daemon import Daemon
 from tests.mount.fixtures import Starter
@@ -140,26 +140,14 @@ class Run:
 
     @contextlib.asynccontextmanager
     async def keeper(self) -> AsyncIterator[Collector]:
-        store = open_store(str(self.store))
-        collector = Collector(
-            self._source(),
-            store,
-            Settings(records=10, age=3600.0),
-        )
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(collector.run)
+        settings = Settings(records=10, age=3600.0)
+        async with collecting(self._source(), self.store, settings) as collector:
 
-                async def ready() -> bool:
-                    return collector.state is State.IDLE
+            async def ready() -> bool:
+                return collector.state is State.IDLE
 
-                await wait_for_async(ready, WAIT, "the keeper has joined")
-                yield collector
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                await collector.close()
-            store.close()
+            await wait_for_async(ready, WAIT, "the keeper has joined")
+            yield collector
 
     async def look(self) -> None:
         """Records are lost where none of them can be left out of the kernel's list so that it

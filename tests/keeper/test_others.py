@@ -47,6 +47,17 @@ def records(data: bytes) -> list[bytes]:
     return [found.joined(number, number + 1) for number in range(len(found))]
 
 
+def without_repeats(kept: list[bytes], gaps: list[int]) -> list[bytes]:
+    """Behind a gap the records in front of it may stand once more: those of a batch that was staged
+    still. Nowhere else, and no others."""
+    found = list(kept)
+    for gap in sorted(gaps, reverse=True):
+        sizes = range(min(gap, len(found) - gap), 0, -1)
+        again = (size for size in sizes if found[gap - size : gap] == found[gap : gap + size])
+        del found[gap : gap + next(again, 0)]
+    return found
+
+
 def read(keeper: Keeper) -> bytes | None:
     """The view; None: it is refused."""
     try:
@@ -105,8 +116,8 @@ class Race:
         if shown is not None:
             assert shown == truth
             return True
-        self.keeper.emptied(self.kernel)
-        every, kept = records(truth), list(dict.fromkeys(stored(self.keeper)))
+        gaps = [gap["after"] for gap in self.keeper.emptied(self.kernel)["gaps"]]
+        every, kept = records(truth), without_repeats(stored(self.keeper), gaps)
         assert [record for record in every if record in set(kept)] == kept
         assert len(kept) < len(every), "refused, but nothing is lost"
         assert read(self.keeper) is None
